@@ -1,0 +1,264 @@
+//! `cargo xtask`: sets up everything, then runs the demo, the tests, the benchmarks, or a cluster to work with by hand.
+
+use std::{
+    net::SocketAddr,
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context as _, bail};
+use clap::{Parser, Subcommand};
+use spillway_tests::{
+    bench, cluster::{self, Cluster, forward, node, registry, serverless, signals}, components, demo,
+};
+
+/// Spillway's development tasks. All but `cluster status` need root.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Run the main job on a hybrid pool of real Kubernetes: set up, run, report, leave nothing behind.
+    Demo(demo::DemoOptions),
+    /// Run every check: format, lints, unit, integration and end-to-end tests.
+    Test {
+        /// Only end-to-end tests whose name contains this; skips the other checks.
+        filter: Option<String>,
+    },
+    /// Start, end or poke a cluster by hand.
+    Cluster {
+        #[command(subcommand)]
+        action: ClusterAction,
+    },
+    /// Measure.
+    Bench {
+        #[command(subcommand)]
+        bench: bench::Bench,
+    },
+    #[command(name = forward::SUBCOMMAND, hide = true)]
+    Forward { first: i32, target: SocketAddr },
+}
+
+#[derive(Subcommand)]
+enum ClusterAction {
+    /// Start a cluster that stays until `down`.
+    Up {
+        /// How many dedicated nodes.
+        #[arg(long, default_value_t = 1)]
+        dedicated: u32,
+        /// How many serverless runtimes, each with a virtual node.
+        #[arg(long = "virtual", default_value_t = 1)]
+        virtual_nodes: u32,
+        /// How many GPUs the NVML stand-in of each dedicated node shows.
+        #[arg(long, default_value_t = 2)]
+        gpus: u32,
+        /// How many FPGAs the sysfs stand-in of each dedicated node shows.
+        #[arg(long, default_value_t = 1)]
+        fpgas: u32,
+        /// Start no spillway-vk: its serverless runtime waits for one started by hand.
+        #[arg(long)]
+        no_vk: bool,
+    },
+    /// End one cluster, or all that `up` and `demo --keep` left.
+    Down {
+        /// The cluster's ID, as `status` shows it.
+        id: Option<String>,
+    },
+    /// List clusters, their machines and components.
+    Status,
+    /// Run a command on a machine.
+    Exec {
+        /// The machine, as `status` shows it.
+        machine: String,
+        /// The command; a shell when empty.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+        /// The cluster's ID, when there are several.
+        #[arg(long)]
+        id: Option<String>,
+    },
+    /// Start, end, kill, freeze or thaw a component.
+    Component {
+        /// What to do with it.
+        #[arg(value_enum)]
+        action: ComponentAction,
+        /// The machine, as `status` shows it.
+        machine: String,
+        /// The component, as `status` shows it.
+        component: String,
+        /// The cluster's ID, when there are several.
+        #[arg(long)]
+        id: Option<String>,
+    },
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum ComponentAction {
+    Start,
+    Stop,
+    Kill,
+    Restart,
+    Pause,
+    Resume,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> anyhow::Result<()> {
+    if let Task::Forward { first, target } = task {
+        return forward::run(first, target);
+    }
+    signals::end_clusters_on_signal()?;
+    match task {
+        Task::Demo(options) => {
+            set_up()?;
+            demo::run(&options)
+        }
+        Task::Test { filter } => test(filter.as_deref()),
+        Task::Cluster { action } => by_hand(action),
+        Task::Bench { bench } => {
+            set_up()?;
+            bench::run(&bench)
+        }
+        Task::Forward { .. } => Ok(()),
+    }
+}
+
+/// Components and packages, then this repository's programs.
+fn set_up() -> anyhow::Result<()> {
+    components::ensure()?;
+    eprintln!("building the programs of this repository");
+    cargo(&[
+        "build", "--package", "spillway-agent", "--package", "spillway-vk", "--package", "spillway-tiles", "--package",
+        "spillway-standin-nvml",
+    ])
+}
+
+fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(program)
+        .args(arguments)
+        .current_dir(spillway_tests::repository())
+        .status()
+        .context("can't run cargo")?;
+    if !status.success() {
+        bail!("`cargo {}` failed", arguments.join(" "));
+    }
+    Ok(())
+}
+
+fn test(filter: Option<&str>) -> anyhow::Result<()> {
+    set_up()?;
+    if filter.is_none() {
+        eprintln!("checking format and lints");
+        cargo(&["fmt", "--all", "--check"])?;
+        cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])?;
+        eprintln!("running unit and integration tests");
+        cargo(&["test", "--workspace", "--exclude", "spillway-tests"])?;
+        cargo(&["test", "--package", "spillway-tests", "--lib", "--bins"])?;
+    }
+    eprintln!("running end-to-end tests on a real cluster");
+    let mut arguments = vec!["test", "--package", "spillway-tests", "--test", "e2e", "--", "--cluster"];
+    arguments.extend(filter);
+    cargo(&arguments)
+}
+
+fn by_hand(action: ClusterAction) -> anyhow::Result<()> {
+    match action {
+        ClusterAction::Up { dedicated, virtual_nodes, gpus, fpgas, no_vk } => {
+            set_up()?;
+            let cluster = Cluster::up(&cluster::Options {
+                nodes: (1..=dedicated)
+                    .map(|n| node::Options { gpus, fpgas, ..node::Options::named(&format!("dedicated-{n}")) })
+                    .collect(),
+                serverless: (1..=virtual_nodes)
+                    .map(|n| serverless::Options { start_vk: !no_vk, ..serverless::Options::named(&format!("virtual-{n}")) })
+                    .collect(),
+                keep: true,
+                verbose: true,
+            })?;
+            println!("{}", cluster.usage());
+        }
+        ClusterAction::Down { id } => {
+            let mut ended = 0;
+            for record in registry::all()? {
+                if id.as_ref().map_or(record.keep || !record.owner.alive(), |id| *id == record.id) {
+                    registry::end(&record)?;
+                    println!("ended {}", record.id);
+                    ended += 1;
+                }
+            }
+            match id {
+                Some(id) if ended == 0 => bail!("there is no cluster {id}; `cargo xtask cluster status` lists them"),
+                _ if ended == 0 => println!("no cluster is kept"),
+                _ => {}
+            }
+        }
+        ClusterAction::Status => status()?,
+        ClusterAction::Exec { machine, command, id } => {
+            let machine = Cluster::attach(id.as_deref())?.machine(&machine)?;
+            let shell = ["/bin/bash".to_owned()];
+            let command = if command.is_empty() { &shell[..] } else { &command[..] };
+            // nsenter keeps the terminal, which a session of the command's own would lose.
+            let status = Command::new("nsenter")
+                .args(["--target", &machine.first.pid.to_string(), "--mount", "--uts", "--ipc", "--net", "--pid", "--"])
+                .args(["env", "PATH=/opt/spillway/bin:/usr/sbin:/usr/bin:/sbin:/bin"])
+                .args(command)
+                .status()
+                .context("can't run nsenter")?;
+            if !status.success() {
+                bail!("`{}` on {} ended with {status}", command.join(" "), machine.name);
+            }
+        }
+        ClusterAction::Component { action, machine, component, id } => {
+            let cluster = Cluster::attach(id.as_deref())?;
+            match action {
+                ComponentAction::Start => cluster.start(&machine, &component),
+                ComponentAction::Stop => cluster.stop(&machine, &component),
+                ComponentAction::Kill => cluster.kill(&machine, &component),
+                ComponentAction::Restart => cluster.restart(&machine, &component),
+                ComponentAction::Pause => cluster.pause(&machine, &component),
+                ComponentAction::Resume => cluster.resume(&machine, &component),
+            }?;
+        }
+    }
+    Ok(())
+}
+
+fn status() -> anyhow::Result<()> {
+    let records = registry::all()?;
+    if records.is_empty() {
+        println!("no cluster is running");
+    }
+    for record in records {
+        let state = match (record.running(), record.keep) {
+            (false, _) => "has ended; the next run sweeps it",
+            (true, true) => "kept until `cluster down`",
+            (true, false) => "ends with its owner",
+        };
+        println!("{} {state}; export KUBECONFIG={}", record.id, record.kubeconfig().display());
+        for machine in &record.machines {
+            println!("  {} (first process {})", machine.name, machine.first.pid);
+            for process in record.processes.iter().filter(|process| process.machine == machine.name) {
+                let state = match process.id {
+                    Some(id) if id.alive() => format!("runs as {}", id.pid),
+                    Some(_) => "has ended".to_owned(),
+                    None => "was not started".to_owned(),
+                };
+                println!("    {:24} {state}", process.name);
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,479 @@
+//! A real Kubernetes cluster on this machine: control plane, any number of real nodes, any number of serverless runtimes with a virtual
+//! kubelet beside them. Every machine is a set of namespaces ([`machine`]); nothing is put on the host's network.
+//!
+//! The API server is reached from the host through one loopback port. Whatever a cluster starts is on record first ([`registry`]), so that
+//! it ends with its owner, with [`Cluster::down`], or with the next run's sweep.
+
+pub mod control_plane;
+pub mod forward;
+pub mod machine;
+pub mod network;
+pub mod node;
+pub mod pki;
+pub mod process;
+pub mod registry;
+pub mod serverless;
+pub mod signals;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use nix::sys::signal::Signal;
+
+use self::{
+    machine::{Machine, ProcessId},
+    pki::Pki,
+    process::Process,
+    registry::Record,
+};
+use crate::{components, image};
+
+/// How long a step of the bring-up may take. Generous: it only matters when something is broken.
+const STEP: Duration = Duration::from_secs(180);
+
+/// What a cluster shall consist of.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Real nodes, named `dedicated-1`, … unless they say otherwise.
+    pub nodes: Vec<node::Options>,
+    /// Serverless runtimes, each with a `spillway-vk` beside it that makes the virtual node of the same name.
+    pub serverless: Vec<serverless::Options>,
+    /// Whether the cluster outlives the process that starts it.
+    pub keep: bool,
+    /// Whether to tell on standard error what happens.
+    pub verbose: bool,
+}
+
+impl Default for Options {
+    /// One dedicated node and one virtual node: the smallest hybrid pool.
+    fn default() -> Self {
+        Self {
+            nodes: vec![node::Options::named("dedicated-1")],
+            serverless: vec![serverless::Options::named("virtual-1")],
+            keep: false,
+            verbose: true,
+        }
+    }
+}
+
+/// A running cluster. Dropping it ends it, unless it is to be kept.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    record: Mutex<Record>,
+    verbose: bool,
+    /// Whether this value ends the cluster when it goes.
+    owned: bool,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let record = self.record.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if self.owned && !record.keep {
+            if let Err(error) = registry::end(record) {
+                eprintln!("cluster {} did not end cleanly: {error:#}", record.id);
+            }
+        }
+    }
+}
+
+impl Cluster {
+    /// Starts a cluster and waits until every node is Ready and cluster DNS answers.
+    ///
+    /// # Errors
+    /// When a component can't be started or doesn't become ready: names it and shows the end of its log. What was started is ended.
+    pub fn up(options: &Options) -> anyhow::Result<Self> {
+        components::require_root()?;
+        registry::sweep()?;
+        let components = components::folder();
+        let binaries = current_binaries()?;
+        let images = image::build_all(&binaries, &components, &crate::target().join("images"))?;
+
+        let id = format!("spw-{:04x}", std::process::id() & 0xffff);
+        let folder = crate::target().join("cluster").join(&id);
+        fs::create_dir_all(folder.join("log")).with_context(|| format!("can't create {}", folder.display()))?;
+        fs::create_dir_all(folder.join("shared"))?;
+        let owner = i32::try_from(std::process::id()).ok().and_then(ProcessId::of).context("can't read /proc/self/stat")?;
+        let record = Record {
+            id,
+            folder,
+            owner,
+            keep: options.keep,
+            machines: Vec::new(),
+            forwarder: None,
+            processes: Vec::new(),
+        };
+        if registry::all()?.iter().any(|other| other.id == record.id) {
+            bail!("cluster {} exists already; `cargo xtask cluster down {}` ends it", record.id, record.id);
+        }
+        record.save()?;
+        let cluster =
+            Self { inner: Arc::new(Inner { record: Mutex::new(record), verbose: options.verbose, owned: true }) };
+        cluster.bring_up(options, &images).inspect_err(|_| {
+            // A cluster that never came up is of no use to anybody; its logs stay.
+            let _ = cluster.update(|record| record.keep = false);
+        })?;
+        Ok(cluster)
+    }
+
+    /// A cluster that runs already, by its ID; the only one there is when `id` is `None`.
+    ///
+    /// # Errors
+    /// When there is none, or several and no ID.
+    pub fn attach(id: Option<&str>) -> anyhow::Result<Self> {
+        let mut records: Vec<_> = registry::all()?
+            .into_iter()
+            .filter(|record| record.running() && id.is_none_or(|id| id == record.id))
+            .collect();
+        match (records.len(), id) {
+            (1, _) => Ok(Self {
+                inner: Arc::new(Inner { record: Mutex::new(records.remove(0)), verbose: true, owned: false }),
+            }),
+            (0, Some(id)) => bail!("there is no running cluster {id}; `cargo xtask cluster status` lists them"),
+            (0, None) => bail!("no cluster is running; `cargo xtask cluster up` starts one"),
+            (n, _) => bail!("{n} clusters are running; name one of those that `cargo xtask cluster status` lists"),
+        }
+    }
+
+    fn bring_up(&self, options: &Options, images: &[image::Image]) -> anyhow::Result<()> {
+        self.say("starting the control plane");
+        let pki = Pki::create(&self.folder().join("pki"))?;
+        control_plane::start(self, &pki)?;
+        self.say("starting the machines");
+        std::thread::scope(|scope| {
+            let mut starting = Vec::new();
+            for (index, node) in options.nodes.iter().enumerate() {
+                let pki = &pki;
+                starting.push(scope.spawn(move || node::start(self, pki, node, index, images)));
+            }
+            for (index, serverless) in options.serverless.iter().enumerate() {
+                let (pki, index) = (&pki, options.nodes.len() + index);
+                starting.push(scope.spawn(move || serverless::start(self, pki, serverless, index, images)));
+            }
+            starting.into_iter().try_for_each(|thread| {
+                thread.join().map_err(|_| anyhow::anyhow!("a thread that started a machine panicked"))?
+            })
+        })?;
+        if !options.nodes.is_empty() {
+            self.say("waiting for cluster DNS");
+            self.kubectl(&["-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=180s"])?;
+        }
+        Ok(())
+    }
+
+    /// Tells what happens, when that was asked for.
+    pub fn say(&self, what: &str) {
+        if self.inner.verbose {
+            eprintln!("[{}] {what}", self.id());
+        }
+    }
+
+    fn record(&self) -> MutexGuard<'_, Record> {
+        self.inner.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn update<T>(&self, change: impl FnOnce(&mut Record) -> T) -> anyhow::Result<T> {
+        let mut record = self.record();
+        let result = change(&mut record);
+        record.save()?;
+        Ok(result)
+    }
+
+    /// `spw-` and four hex digits.
+    pub fn id(&self) -> String {
+        self.record().id.clone()
+    }
+
+    /// Everything the cluster keeps on disk.
+    pub fn folder(&self) -> PathBuf {
+        self.record().folder.clone()
+    }
+
+    /// The host's side of `/srv/shared`, which all machines see.
+    pub fn shared(&self) -> PathBuf {
+        self.folder().join("shared")
+    }
+
+    /// The administrator's kubeconfig; its server is a loopback port of the host.
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.record().kubeconfig()
+    }
+
+    /// The cgroup below which everything of a machine's runtime must stay, as a path in each hierarchy: `/spw-1234/dedicated-1`.
+    pub fn cgroup_root(&self, machine: &str) -> String {
+        format!("/{}/{machine}", self.id())
+    }
+
+    /// A machine by its name; `control-plane` is one.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn machine(&self, name: &str) -> anyhow::Result<Machine> {
+        let record = self.record();
+        record.machines.iter().find(|machine| machine.name == name).cloned().with_context(|| {
+            let names: Vec<_> = record.machines.iter().map(|machine| machine.name.as_str()).collect();
+            format!("there is no machine {name:?}, but {}", names.join(", "))
+        })
+    }
+
+    /// Every component, as it is now.
+    pub fn processes(&self) -> Vec<Process> {
+        self.record().processes.clone()
+    }
+
+    /// A component of a machine.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn process(&self, machine: &str, name: &str) -> anyhow::Result<Process> {
+        let record = self.record();
+        record
+            .processes
+            .iter()
+            .find(|process| process.machine == machine && process.name == name)
+            .cloned()
+            .with_context(|| format!("there is no component {name:?} on machine {machine:?}"))
+    }
+
+    /// Starts a machine and puts it on record.
+    pub(crate) fn start_machine(&self, name: &str) -> anyhow::Result<Machine> {
+        let (folder, log) = (self.folder().join(name), self.folder().join("log").join(format!("{name}-machine.log")));
+        let machine =
+            Machine::start(name, &folder, &components::folder(), &current_binaries()?, &self.shared(), &log)?;
+        self.update(|record| record.machines.push(machine.clone()))?;
+        Ok(machine)
+    }
+
+    /// Starts a component and puts it on record.
+    pub(crate) fn start_process(&self, machine: &Machine, name: &str, arguments: &[String]) -> anyhow::Result<Process> {
+        let process = Process {
+            machine: machine.name.clone(),
+            name: name.to_owned(),
+            arguments: arguments.to_vec(),
+            environment: std::collections::BTreeMap::new(),
+            log: self.folder().join("log").join(format!("{}-{name}.log", machine.name)),
+            id: None,
+        };
+        self.add_process(process)
+    }
+
+    /// The same for one whose environment or log differ.
+    pub(crate) fn add_process(&self, mut process: Process) -> anyhow::Result<Process> {
+        process.start(&self.machine(&process.machine)?)?;
+        self.update(|record| record.processes.push(process.clone()))?;
+        Ok(process)
+    }
+
+    /// Starts a component again that has ended.
+    ///
+    /// # Errors
+    /// When it runs, or can't be started.
+    pub fn start(&self, machine: &str, name: &str) -> anyhow::Result<()> {
+        let mut process = self.process(machine, name)?;
+        process.start(&self.machine(machine)?)?;
+        self.update(|record| {
+            for entry in &mut record.processes {
+                if entry.machine == machine && entry.name == name {
+                    entry.id = process.id;
+                }
+            }
+        })
+    }
+
+    /// Ends a component as a supervisor would: SIGTERM, and a minute's time.
+    ///
+    /// # Errors
+    /// When it doesn't run or doesn't end.
+    pub fn stop(&self, machine: &str, name: &str) -> anyhow::Result<()> {
+        self.process(machine, name)?.end(Signal::SIGTERM, Duration::from_secs(60))
+    }
+
+    /// Kills a component with SIGKILL.
+    ///
+    /// # Errors
+    /// When it doesn't run.
+    pub fn kill(&self, machine: &str, name: &str) -> anyhow::Result<()> {
+        self.process(machine, name)?.end(Signal::SIGKILL, Duration::from_secs(60))
+    }
+
+    /// Stops a component and starts it again.
+    ///
+    /// # Errors
+    /// As [`Cluster::stop`] and [`Cluster::start`].
+    pub fn restart(&self, machine: &str, name: &str) -> anyhow::Result<()> {
+        self.stop(machine, name)?;
+        self.start(machine, name)
+    }
+
+    /// Freezes a component with SIGSTOP.
+    ///
+    /// # Errors
+    /// When it doesn't run.
+    pub fn pause(&self, machine: &str, name: &str) -> anyhow::Result<()> {
+        self.process(machine, name)?.signal(Signal::SIGSTOP)
+    }
+
+    /// Lets a frozen component go on.
+    ///
+    /// # Errors
+    /// When it doesn't run.
+    pub fn resume(&self, machine: &str, name: &str) -> anyhow::Result<()> {
+        self.process(machine, name)?.signal(Signal::SIGCONT)
+    }
+
+    /// The last lines of each component's log that has ended, or of `only`.
+    pub fn log_tails(&self, lines: usize, only: Option<&str>) -> String {
+        self.processes()
+            .iter()
+            .filter(|process| only.map_or_else(|| !process.running(), |only| process.name == only))
+            .map(|process| {
+                let state = if process.running() { "runs" } else { "has ended" };
+                format!("--- {} on {} {state}; {}:\n{}\n", process.name, process.machine, process.log.display(), process.log_tail(lines))
+            })
+            .collect()
+    }
+
+    /// kubectl as the administrator; give it to the caller unrun.
+    pub fn kubectl_command(&self, arguments: &[&str]) -> Command {
+        self.tool("kubectl", arguments)
+    }
+
+    fn tool(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(components::folder().join(program));
+        // A proxy or another kubeconfig of the user's must not lead elsewhere.
+        command
+            .args(arguments)
+            .env("KUBECONFIG", self.kubeconfig())
+            .env("NO_PROXY", "127.0.0.1")
+            .env("HOME", self.folder().join("home"))
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs kubectl as the administrator; what it prints on standard output.
+    ///
+    /// # Errors
+    /// When it fails, with what it printed on standard error.
+    pub fn kubectl(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        checked(self.kubectl_command(arguments), "kubectl", arguments)
+    }
+
+    /// Runs kubectl where a failure is an answer too.
+    ///
+    /// # Errors
+    /// When it can't be run at all.
+    pub fn kubectl_output(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        self.kubectl_command(arguments).output().context("can't run kubectl")
+    }
+
+    /// `kubectl apply` of a manifest's text.
+    ///
+    /// # Errors
+    /// When the API server refuses it.
+    pub fn apply(&self, manifest: &str) -> anyhow::Result<()> {
+        use std::io::Write as _;
+        let mut child = self
+            .kubectl_command(&["apply", "-f", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("can't run kubectl")?;
+        let mut stdin = child.stdin.take().context("kubectl has no standard input")?;
+        stdin.write_all(manifest.as_bytes()).context("can't write to kubectl")?;
+        drop(stdin);
+        let output = child.wait_with_output()?;
+        if !output.status.success() {
+            bail!("kubectl apply failed: {}\n{manifest}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(())
+    }
+
+    /// Runs Helm as the administrator.
+    ///
+    /// # Errors
+    /// When it fails, with what it printed on standard error.
+    pub fn helm(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        checked(self.tool("helm", arguments), "helm", arguments)
+    }
+
+    /// A client of the API server, as the administrator.
+    ///
+    /// # Errors
+    /// When the kubeconfig can't be read.
+    pub async fn client(&self) -> anyhow::Result<kube::Client> {
+        let kubeconfig = kube::config::Kubeconfig::read_from(self.kubeconfig())?;
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default()).await?;
+        Ok(kube::Client::try_from(config)?)
+    }
+
+    /// How a person uses and ends the cluster.
+    pub fn usage(&self) -> String {
+        let id = self.id();
+        format!(
+            "cluster {id} is up. Use it:\n  export KUBECONFIG={}\n  export PATH=$PATH:{}\n  kubectl get nodes -o wide\nlogs of all \
+             components: {}\nend it:\n  cargo xtask cluster down {id}",
+            self.kubeconfig().display(),
+            components::folder().display(),
+            self.folder().join("log").display(),
+        )
+    }
+
+    /// Ends the cluster.
+    ///
+    /// # Errors
+    /// When something survives.
+    pub fn down(&self) -> anyhow::Result<()> {
+        // Kept or not, from here on nobody needs it.
+        let record = self.update(|record| {
+            record.keep = false;
+            record.clone()
+        })?;
+        registry::end(&record)
+    }
+
+    /// Lets the cluster outlive this process.
+    ///
+    /// # Errors
+    /// When the record can't be written.
+    pub fn keep(&self) -> anyhow::Result<()> {
+        self.update(|record| record.keep = true)
+    }
+}
+
+fn checked(mut command: Command, program: &str, arguments: &[&str]) -> anyhow::Result<String> {
+    let output = command.output().with_context(|| format!("can't run {program}"))?;
+    if !output.status.success() {
+        let printed = String::from_utf8_lossy(&output.stderr);
+        bail!("`{program} {}` failed: {}", arguments.join(" "), printed.trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The folder with this repository's built programs: the one this program is in, without cargo's `deps`.
+///
+/// # Errors
+/// When the running program has no path.
+pub fn current_binaries() -> anyhow::Result<PathBuf> {
+    let program = std::env::current_exe().context("can't tell where this program is")?;
+    let folder = program.parent().context("this program is in no folder")?;
+    Ok(if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder }.to_owned())
+}
+
+/// Writes a file of a machine, with the folders above it.
+pub(crate) fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("can't create {}", folder.display()))?;
+    }
+    fs::write(path, text).with_context(|| format!("can't write {}", path.display()))
+}

@@ -1,0 +1,145 @@
+//! A serverless runtime: a machine with containerd and kube-proxy, no kubelet, and beside them `spillway-vk` started as the systemd unit
+//! in `deploy/systemd` starts it.
+
+use std::{collections::BTreeMap, fs};
+
+use anyhow::{Context as _, bail};
+
+use super::{
+    Cluster, STEP,
+    control_plane::{self, BOOTSTRAP_TOKEN, SERVER},
+    network,
+    node::{make_cgroups, start_containerd, start_kube_proxy, wait_ready},
+    pki::Pki,
+    process::Process,
+    write,
+};
+use crate::image::Image;
+
+/// A serverless runtime as it shall be.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Its name, and that of its virtual node.
+    pub name: String,
+    /// How many pods the virtual node takes.
+    pub pods: u32,
+    /// Whether to start `spillway-vk` and wait for the virtual node.
+    pub start_vk: bool,
+}
+
+impl Options {
+    /// A runtime whose virtual node takes a thousand pods.
+    pub fn named(name: &str) -> Self {
+        Self { name: name.to_owned(), pods: 1000, start_vk: true }
+    }
+}
+
+pub(super) fn start(cluster: &Cluster, pki: &Pki, options: &Options, index: usize, images: &[Image]) -> anyhow::Result<()> {
+    let name = options.name.as_str();
+    let machine = cluster.start_machine(name)?;
+    network::connect(&cluster.machine(control_plane::MACHINE)?, &machine, index)?;
+    make_cgroups(&cluster.cgroup_root(name))?;
+    start_containerd(cluster, &machine, index, images)?;
+
+    let etc = machine.path("/etc/spillway");
+    write(&etc.join("bootstrap.kubeconfig"), &pki.bootstrap_kubeconfig(BOOTSTRAP_TOKEN, SERVER)?)?;
+    write(&etc.join("vk.yaml"), &configuration(cluster, options, index))?;
+    let unit = crate::repository().join("deploy/systemd/spillway-vk.service");
+    let text = fs::read_to_string(&unit).with_context(|| format!("can't read {}", unit.display()))?;
+    let (arguments, environment) = exec_start(&text).with_context(|| format!("in {}", unit.display()))?;
+    let process = Process {
+        machine: name.to_owned(),
+        name: "spillway-vk".to_owned(),
+        arguments,
+        environment,
+        log: cluster.folder().join("log").join(format!("{name}-spillway-vk.log")),
+        id: None,
+    };
+    if options.start_vk {
+        cluster.add_process(process)?;
+        approve_serving_certificate(cluster, name)?;
+        wait_ready(cluster, name, "spillway-vk")?;
+    } else {
+        cluster.update(|record| record.processes.push(process))?;
+    }
+    // It looks up its node's address when it starts.
+    start_kube_proxy(cluster, pki, &machine)
+}
+
+fn configuration(cluster: &Cluster, options: &Options, index: usize) -> String {
+    let (name, pods, address) = (&options.name, options.pods, network::address(index));
+    let (dns, domain, cgroup_root) = (network::DNS, network::DOMAIN, cluster.cgroup_root(name));
+    format!(
+        "nodeName: {name}
+nodeIP: {address}
+clusterDNS: [{dns}]
+clusterDomain: {domain}
+capacity: {{cpu: \"1000\", memory: 4Ti, pods: \"{pods}\", ephemeral-storage: 10Ti}}
+cri:
+  cgroupRoot: {cgroup_root}
+"
+    )
+}
+
+/// The command and environment of a systemd unit, with its program replaced by the one that was just built.
+fn exec_start(unit: &str) -> anyhow::Result<(Vec<String>, BTreeMap<String, String>)> {
+    let unit = unit.replace("\\\n", " ");
+    let mut arguments = Vec::new();
+    let mut environment = BTreeMap::new();
+    for line in unit.lines() {
+        if let Some(command) = line.strip_prefix("ExecStart=") {
+            arguments = command.split_whitespace().map(str::to_owned).collect();
+        } else if let Some((name, value)) = line.strip_prefix("Environment=").and_then(|rest| rest.split_once('=')) {
+            environment.insert(name.trim_matches('"').to_owned(), value.trim_matches('"').to_owned());
+        }
+    }
+    match arguments.first_mut() {
+        Some(program) if program.ends_with("/spillway-vk") => "/opt/spillway/build/spillway-vk".clone_into(program),
+        _ => bail!("ExecStart= doesn't start spillway-vk"),
+    }
+    Ok((arguments, environment))
+}
+
+/// What an administrator does once for a new virtual node: nothing in Kubernetes approves serving certificates.
+///
+/// # Errors
+/// When no request appears, or it can't be approved.
+pub fn approve_serving_certificate(cluster: &Cluster, node: &str) -> anyhow::Result<()> {
+    let user = format!("system:node:{node}");
+    crate::wait_for(&format!("the serving certificate request of {node}"), STEP, || {
+        let process = cluster.process(node, "spillway-vk")?;
+        if !process.running() {
+            bail!("spillway-vk has ended:\n{}", process.log_tail(20));
+        }
+        let listed = cluster.kubectl(&[
+            "get", "csr", "-o",
+            "jsonpath={range .items[*]}{.metadata.name} {.spec.signerName} {.spec.username} {.status.conditions[*].type}{'\\n'}{end}",
+        ])?;
+        for line in listed.lines() {
+            if let [request, "kubernetes.io/kubelet-serving", requestor] =
+                line.split_whitespace().collect::<Vec<_>>()[..]
+            {
+                if requestor == user {
+                    cluster.kubectl(&["certificate", "approve", request])?;
+                    return Ok(Some(()));
+                }
+            }
+        }
+        Ok(None)
+    })
+    .with_context(|| cluster.log_tails(15, Some("spillway-vk")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_unit_in_deploy_starts_spillway_vk() {
+        let unit = "[Service]\nEnvironment=\"A=b\"\nExecStart=/usr/local/bin/spillway-vk --config \\\n  /etc/spillway/vk.yaml\n";
+        let (arguments, environment) = exec_start(unit).unwrap();
+        assert_eq!(arguments, ["/opt/spillway/build/spillway-vk", "--config", "/etc/spillway/vk.yaml"]);
+        assert_eq!(environment.get("A").map(String::as_str), Some("b"));
+        assert!(exec_start("[Service]\nExecStart=/bin/true\n").is_err());
+    }
+}

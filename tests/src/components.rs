@@ -1,0 +1,247 @@
+//! What the cluster is made of, and where it comes from: Debian packages by name, and Go modules pinned under `tests/cluster/`
+//! that are built once into `target/components`.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, IsTerminal as _, Write as _},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use sha2::{Digest as _, Sha256};
+
+/// Version of Kubernetes that `tests/cluster/kubernetes/go.mod` pins.
+pub const KUBERNETES_VERSION: &str = "v1.35.4";
+
+/// A program that must be there, and the Debian package that brings it.
+const TOOLS: &[(&str, &str)] = &[
+    ("/usr/sbin/runc", "runc"),
+    ("/usr/lib/cni/bridge", "containernetworking-plugins"),
+    ("/usr/bin/busybox", "busybox-static"),
+    ("/usr/sbin/ip", "iproute2"),
+    ("/usr/sbin/iptables", "iptables"),
+    ("/usr/sbin/conntrack", "conntrack"),
+    ("/usr/bin/unshare", "util-linux"),
+    ("/usr/bin/strip", "binutils"),
+];
+
+struct Module {
+    name: &'static str,
+    packages: &'static [&'static str],
+    tags: &'static str,
+    /// Said before the first build, so that nobody thinks it hangs. Measured on two cores.
+    minutes_cold: &'static str,
+}
+
+const MODULES: &[Module] = &[
+    Module { name: "etcd", packages: &["go.etcd.io/etcd/server/v3"], tags: "", minutes_cold: "1 min" },
+    Module {
+        name: "containerd",
+        packages: &[
+            "github.com/containerd/containerd/v2/cmd/containerd",
+            "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
+            "github.com/containerd/containerd/v2/cmd/ctr",
+        ],
+        tags: "urfave_cli_no_docs,no_btrfs,no_devmapper,no_zfs",
+        minutes_cold: "2 min",
+    },
+    Module {
+        name: "kubernetes",
+        packages: &[
+            "k8s.io/kubernetes/cmd/kube-apiserver",
+            "k8s.io/kubernetes/cmd/kube-controller-manager",
+            "k8s.io/kubernetes/cmd/kube-proxy",
+            "k8s.io/kubernetes/cmd/kube-scheduler",
+            "k8s.io/kubernetes/cmd/kubectl",
+            "k8s.io/kubernetes/cmd/kubelet",
+        ],
+        tags: "",
+        minutes_cold: "5 min",
+    },
+    Module { name: "coredns", packages: &["github.com/coredns/coredns"], tags: "", minutes_cold: "3 min" },
+    Module { name: "helm", packages: &["helm.sh/helm/v4/cmd/helm"], tags: "", minutes_cold: "2 min" },
+];
+
+/// Where the built components lie.
+pub fn folder() -> PathBuf {
+    crate::target().join("components")
+}
+
+/// Makes everything ready: packages, then components. Says what it does on standard error; does nothing twice.
+///
+/// # Errors
+/// When this isn't root, a toolchain is missing, an installation fails, or a build fails: says what to do.
+pub fn ensure() -> anyhow::Result<PathBuf> {
+    require_root()?;
+    ensure_tools()?;
+    let out = folder();
+    fs::create_dir_all(&out).with_context(|| format!("can't create {}", out.display()))?;
+    let go = go_version()?;
+    for module in MODULES {
+        build(module, &go, &out)?;
+    }
+    Ok(out)
+}
+
+/// # Errors
+/// When this process isn't root.
+pub fn require_root() -> anyhow::Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!(
+            "the cluster makes network namespaces, mounts and cgroups and needs root: run it as root, e.g. with `sudo -E env \
+             \"PATH=$PATH\" cargo xtask …`; `cargo test --workspace` runs what needs no root"
+        );
+    }
+    Ok(())
+}
+
+fn ensure_tools() -> anyhow::Result<()> {
+    let mut missing: Vec<_> =
+        TOOLS.iter().filter(|(path, _)| !Path::new(path).exists()).map(|(_, package)| *package).collect();
+    missing.dedup();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !Path::new("/usr/bin/apt-get").exists() {
+        bail!("this machine has no apt-get: install what these Debian packages hold, then run again: {}", missing.join(" "));
+    }
+    eprintln!("installing Debian packages: {}", missing.join(" "));
+    install(&missing).or_else(|_| {
+        eprintln!("updating the package lists first");
+        apt(&["update"])?;
+        install(&missing)
+    })
+}
+
+fn install(packages: &[&str]) -> anyhow::Result<()> {
+    let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
+    arguments.extend(packages);
+    apt(&arguments)
+}
+
+/// Runs apt-get without questions; its output is shown only when it fails.
+///
+/// # Errors
+/// When it fails, with what it printed.
+pub fn apt(arguments: &[&str]) -> anyhow::Result<()> {
+    let output = Command::new("apt-get")
+        .args(["-qq", "-o", "Dpkg::Use-Pty=0"])
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdin(Stdio::null())
+        .output()
+        .context("can't run apt-get")?;
+    if !output.status.success() {
+        bail!("apt-get {} failed:\n{}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
+}
+
+fn go_version() -> anyhow::Result<String> {
+    let output = Command::new("go").arg("version").output().ok().filter(|output| output.status.success());
+    let Some(output) = output else {
+        bail!(
+            "`go` is not there: the Kubernetes components are built from source and need Go 1.25 or newer on the PATH (Debian: \
+             `apt-get install golang-1.25` from backports, or the tar ball from go.dev)"
+        );
+    };
+    let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let minor = version
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix("go1.")?.split('.').next()?.parse::<u32>().ok());
+    match minor {
+        Some(minor) if minor < 25 => bail!("{version} is too old: the Kubernetes components need Go 1.25 or newer"),
+        _ => Ok(version),
+    }
+}
+
+fn linker_flags(module: &Module) -> String {
+    let mut flags = "-s -w".to_owned();
+    if module.name == "kubernetes" {
+        // Without these a node reports v0.0.0-master.
+        for package in ["k8s.io/component-base/version", "k8s.io/client-go/pkg/version"] {
+            let mut parts = KUBERNETES_VERSION.trim_start_matches('v').split('.');
+            let (major, minor) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+            flags += &format!(
+                " -X {package}.gitVersion={KUBERNETES_VERSION} -X {package}.gitMajor={major} -X {package}.gitMinor={minor} -X \
+                 {package}.gitTreeState=clean"
+            );
+        }
+    }
+    flags
+}
+
+fn build(module: &Module, go: &str, out: &Path) -> anyhow::Result<()> {
+    let source = crate::repository().join("tests/cluster").join(module.name);
+    let mut digest = Sha256::new();
+    for file in ["go.mod", "go.sum"] {
+        let path = source.join(file);
+        digest.update(fs::read(&path).with_context(|| format!("can't read {}", path.display()))?);
+    }
+    digest.update(format!("{go}\n{}\n{}\n{}", module.packages.join(" "), module.tags, linker_flags(module)));
+    let key = format!("{:x}", digest.finalize());
+    let stamp = out.join(format!(".{}.stamp", module.name));
+    if fs::read_to_string(&stamp).is_ok_and(|found| found == key) {
+        return Ok(());
+    }
+    eprintln!("building {} from source (about {} on two cores, once)", module.name, module.minutes_cold);
+    let begin = Instant::now();
+    for package in module.packages {
+        // A module that is a program by itself would be named after its major version.
+        let name = match *package {
+            "go.etcd.io/etcd/server/v3" => "etcd",
+            other => other.rsplit('/').next().unwrap_or(other),
+        };
+        // Replaced by a rename, so that a running cluster keeps its old program and a killed build leaves no half of one.
+        let fresh = out.join(format!(".{name}.new"));
+        let mut child = Command::new("go")
+            .args(["build", "-v", "-trimpath", "-tags", module.tags, "-ldflags", &linker_flags(module), "-o"])
+            .arg(&fresh)
+            .arg(package)
+            .current_dir(&source)
+            .env("CGO_ENABLED", "0")
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("can't run go build")?;
+        let stderr = child.stderr.take().context("go build has no standard error")?;
+        let printed = follow(stderr, name, begin);
+        if !child.wait().context("can't wait for go build")?.success() {
+            bail!("go build {package} failed in {}:\n{}", source.display(), printed.join("\n"));
+        }
+        fs::rename(&fresh, out.join(name)).with_context(|| format!("can't put {name} into {}", out.display()))?;
+    }
+    fs::write(&stamp, key).with_context(|| format!("can't write {}", stamp.display()))?;
+    eprintln!("built {} in {:.0} s", module.name, begin.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Shows how many packages a build has compiled, in place on a terminal, every half minute elsewhere. Returns its last lines.
+fn follow(stderr: impl std::io::Read, name: &str, begin: Instant) -> Vec<String> {
+    let terminal = std::io::stderr().is_terminal();
+    let every = if terminal { Duration::from_millis(200) } else { Duration::from_secs(30) };
+    let (mut packages, mut shown, mut last) = (0_u32, Instant::now(), Vec::new());
+    for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+        packages += 1;
+        last.push(line);
+        if last.len() > 40 {
+            last.remove(0);
+        }
+        if shown.elapsed() > every {
+            shown = Instant::now();
+            let seconds = begin.elapsed().as_secs();
+            if terminal {
+                eprint!("\r  {name}: {packages} packages, {seconds} s ");
+                let _ = std::io::stderr().flush();
+            } else {
+                eprintln!("  {name}: {packages} packages, {seconds} s");
+            }
+        }
+    }
+    if terminal {
+        eprint!("\r\x1b[K");
+    }
+    last
+}

@@ -1,0 +1,54 @@
+//! Real Kubernetes on one machine: a cluster as a library, and what is built on it (end-to-end tests, benchmarks, the demo).
+//!
+//! Everything here needs root, and nothing here is depended on by the other crates. What stands in for hardware is named a stand-in.
+
+pub mod bench;
+pub mod cluster;
+pub mod components;
+pub mod demo;
+pub mod image;
+pub mod photos;
+pub mod standin;
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+/// The repository's root folder.
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in a folder of the repository")
+}
+
+/// Cargo's target folder, where everything that is built or downloaded goes.
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from)
+}
+
+/// Calls `probe` until it gives a value; an error of it is remembered, not fatal.
+///
+/// # Errors
+/// When nothing came within `limit`: names `what`, and the last error.
+pub fn wait_for<T>(
+    what: &str,
+    limit: Duration,
+    mut probe: impl FnMut() -> anyhow::Result<Option<T>>,
+) -> anyhow::Result<T> {
+    let begin = Instant::now();
+    let mut last;
+    loop {
+        match probe() {
+            Ok(Some(value)) => return Ok(value),
+            Ok(None) => last = None,
+            Err(error) => last = Some(error),
+        }
+        if begin.elapsed() > limit {
+            let seconds = limit.as_secs();
+            return Err(match last {
+                Some(error) => error.context(format!("gave up waiting for {what} after {seconds} s")),
+                None => anyhow::anyhow!("gave up waiting for {what} after {seconds} s"),
+            });
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}

@@ -1,0 +1,1 @@
+//! TEMPORARY stub; its owner overwrites this file.
