@@ -1,0 +1,87 @@
+//! The pods of the node: what the API server wants of them against what the provider has of them, until they agree.
+//!
+//! One task per pod UID ([`worker`]) observes, decides by pure functions over values, acts, and writes the status. Nothing is
+//! kept on disk: after a restart everything follows from the API server and the provider's complete list.
+
+use std::{net::IpAddr, path::PathBuf, sync::Arc};
+
+use k8s_openapi::api::core::v1::Pod;
+use tokio_util::sync::CancellationToken;
+
+use crate::provider::Provider;
+
+/// What the pods have to know of their node.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Name of the node.
+    pub node_name: String,
+    /// Addresses of the machine that the pods run on: one, or one of each family.
+    pub host_ips: Vec<IpAddr>,
+    /// Addresses of the cluster's DNS service; none: pods use the machine's DNS.
+    pub cluster_dns: Vec<IpAddr>,
+    /// DNS domain of the cluster.
+    pub cluster_domain: String,
+    /// The machine's resolver configuration, for pods that use its DNS.
+    pub resolv_conf: PathBuf,
+    /// Folder for volumes; on the machine that the pods run on.
+    pub root_dir: PathBuf,
+    /// How many pods may be started or removed at a time.
+    pub concurrent_changes: usize,
+}
+
+impl Settings {
+    /// Defaults, for a node of this name at these addresses.
+    pub fn new(node_name: &str, host_ips: Vec<IpAddr>) -> Self {
+        Self {
+            node_name: node_name.to_owned(),
+            host_ips,
+            cluster_dns: Vec::new(),
+            cluster_domain: "cluster.local".to_owned(),
+            resolv_conf: PathBuf::from("/etc/resolv.conf"),
+            root_dir: PathBuf::from("/var/lib/spillway-vk"),
+            concurrent_changes: 8,
+        }
+    }
+}
+
+/// Why the pods can't be looked after any longer.
+#[derive(Debug, thiserror::Error)]
+pub enum PodsError {
+    /// The folder for volumes can't be made.
+    #[error("can't make folder {}", path.display())]
+    RootDir {
+        /// The folder.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+}
+
+/// All pods of the node.
+pub struct Pods {
+    #[allow(dead_code)]
+    provider: Provider,
+}
+
+impl Pods {
+    /// Nothing happens before [`Pods::run`].
+    pub fn new(_client: kube::Client, provider: Provider, _settings: Settings) -> Self {
+        Self { provider }
+    }
+
+    /// Watches the node's pods and makes them so, until stopped. Pods go on running then.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) -> Result<(), PodsError> {
+        stop.cancelled().await;
+        Ok(())
+    }
+
+    /// The newest state of a pod that has not ended, by name.
+    pub fn get(&self, _namespace: &str, _name: &str) -> Option<Arc<Pod>> {
+        None
+    }
+
+    /// The newest state of all pods.
+    pub fn list(&self) -> Vec<Arc<Pod>> {
+        Vec::new()
+    }
+}

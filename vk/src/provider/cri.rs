@@ -1,0 +1,529 @@
+//! Provider `cri`: any container runtime that speaks the CRI, on the same machine and in the same mount and network namespaces.
+//!
+//! Everything that it makes carries labels with the node's name and the pod's UID; everything else in the runtime is somebody else's
+//! and is neither listed nor touched. It keeps no state: the runtime has it all.
+
+mod cgroup;
+mod convert;
+mod logs;
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{
+    StreamExt as _,
+    future::{try_join, try_join_all},
+    stream::BoxStream,
+};
+use serde::Deserialize;
+use spillway_proto::cri::{
+    self as wire, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
+};
+use tonic::transport::{Channel, Endpoint};
+
+use super::{
+    Exec, ExecError, ExecRequest, LogError, LogOptions, Logs, ProviderError, Version,
+    observed::{ObservedPod, PodRef},
+    runtime::{ContainerRuntime, ContainerSpec, Credentials, Image, SandboxSpec},
+};
+use cgroup::{Driver, Tree};
+
+/// Runtimes answer within this, or are taken as unreachable. Waiting for a container to stop comes on top.
+const CALL_TIMEOUT: Duration = Duration::from_secs(120);
+/// A pull goes on as long as a registry does.
+const PULL_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Lists of hundreds of containers exceed gRPC's 4 MiB.
+const MAX_MESSAGE_BYTES: usize = 64 << 20;
+
+/// Settings of the provider.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct CriConfig {
+    /// The runtime's socket.
+    pub endpoint: String,
+    /// Folder above the containers' log files.
+    pub log_root: PathBuf,
+    /// Cgroup above the node's pods. Two nodes on one machine need two.
+    pub cgroup_root: String,
+}
+
+impl Default for CriConfig {
+    fn default() -> Self {
+        Self {
+            endpoint: "unix:///run/containerd/containerd.sock".to_owned(),
+            log_root: PathBuf::from("/var/log/pods"),
+            cgroup_root: "/".to_owned(),
+        }
+    }
+}
+
+/// A runtime behind its socket.
+pub struct Cri {
+    node: String,
+    endpoint: String,
+    log_root: PathBuf,
+    cgroup_root: String,
+    runtime: RuntimeServiceClient<Channel>,
+    images: ImageServiceClient<Channel>,
+    tree: tokio::sync::OnceCell<Tree>,
+}
+
+impl Cri {
+    /// For the pods of the node of this name. Connects when it is first used.
+    ///
+    /// # Errors
+    /// When the endpoint is no `unix://` address of an absolute path.
+    pub fn new(node: &str, config: &CriConfig) -> Result<Self, ProviderError> {
+        let invalid = |why: &str| ProviderError::Failed {
+            operation: "connect",
+            message: format!("endpoint {:?} {why}: write unix:///path/of/the/runtime.sock", config.endpoint),
+        };
+        let path = config.endpoint.strip_prefix("unix://").ok_or_else(|| invalid("is no unix socket"))?;
+        if !path.starts_with('/') {
+            return Err(invalid("has no absolute path"));
+        }
+        let channel = Endpoint::from_shared(config.endpoint.clone())
+            .map_err(|error| invalid(&error.to_string()))?
+            .connect_timeout(Duration::from_secs(5))
+            .connect_lazy();
+        Ok(Self {
+            node: node.to_owned(),
+            endpoint: config.endpoint.clone(),
+            log_root: config.log_root.clone(),
+            cgroup_root: config.cgroup_root.clone(),
+            runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
+            images: ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES),
+            tree: tokio::sync::OnceCell::new(),
+        })
+    }
+
+    fn runtime(&self) -> RuntimeServiceClient<Channel> {
+        self.runtime.clone()
+    }
+
+    /// One call: bounded in time, its failure in our words.
+    async fn call<T>(
+        &self,
+        operation: &'static str,
+        limit: Duration,
+        call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Result<T, ProviderError> {
+        match tokio::time::timeout(limit, call).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(failure(operation, &self.endpoint, &status)),
+            Err(_) => Err(ProviderError::Unavailable {
+                operation,
+                message: format!("{}: no answer within {} s", self.endpoint, limit.as_secs()),
+            }),
+        }
+    }
+
+    /// The cgroup tree, spelled as this runtime's driver wants it.
+    async fn tree(&self) -> Result<&Tree, ProviderError> {
+        self.tree
+            .get_or_try_init(|| async {
+                let request = wire::RuntimeConfigRequest {};
+                let answer =
+                    self.call("RuntimeConfig", CALL_TIMEOUT, self.runtime().runtime_config(request)).await;
+                let driver = match answer {
+                    Ok(config) => match config.linux.map(|linux| linux.cgroup_driver()) {
+                        Some(wire::CgroupDriver::Systemd) => Driver::Systemd,
+                        Some(wire::CgroupDriver::Cgroupfs) | None => Driver::Cgroupfs,
+                    },
+                    // Runtimes from before that call.
+                    Err(ProviderError::Failed { .. }) => Driver::Cgroupfs,
+                    Err(error) => return Err(error),
+                };
+                Ok(Tree::new(&self.cgroup_root, driver))
+            })
+            .await
+    }
+
+    fn log_directory(&self, pod: &PodRef) -> PathBuf {
+        self.log_root.join(format!("{}_{}_{}", pod.namespace, pod.name, pod.uid))
+    }
+
+    async fn sandbox_config(&self, sandbox: &SandboxSpec) -> Result<wire::PodSandboxConfig, ProviderError> {
+        let parent = self.tree().await?.parent(&sandbox.pod.uid, sandbox.cgroup.qos);
+        Ok(convert::sandbox_config(&self.node, sandbox, &self.log_directory(&sandbox.pod), parent))
+    }
+
+    async fn sandboxes(&self, uid: Option<&str>) -> Result<Vec<wire::PodSandbox>, ProviderError> {
+        let filter = wire::PodSandboxFilter {
+            label_selector: convert::selector(&self.node, uid),
+            ..Default::default()
+        };
+        let request = wire::ListPodSandboxRequest { filter: Some(filter) };
+        let answer = self.call("ListPodSandbox", CALL_TIMEOUT, self.runtime().list_pod_sandbox(request)).await?;
+        Ok(answer.items)
+    }
+
+    async fn containers(&self, uid: Option<&str>) -> Result<Vec<wire::Container>, ProviderError> {
+        let filter = wire::ContainerFilter {
+            label_selector: convert::selector(&self.node, uid),
+            ..Default::default()
+        };
+        let request = wire::ListContainersRequest { filter: Some(filter) };
+        let answer = self.call("ListContainers", CALL_TIMEOUT, self.runtime().list_containers(request)).await?;
+        Ok(answer.containers)
+    }
+
+    async fn container_status(&self, id: &str) -> Result<Option<wire::ContainerStatus>, ProviderError> {
+        let request = wire::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
+        match self.call("ContainerStatus", CALL_TIMEOUT, self.runtime().container_status(request)).await {
+            Ok(answer) => Ok(answer.status),
+            Err(ProviderError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn sandbox_status(&self, id: &str) -> Result<Option<wire::PodSandboxStatus>, ProviderError> {
+        let request = wire::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
+        match self.call("PodSandboxStatus", CALL_TIMEOUT, self.runtime().pod_sandbox_status(request)).await {
+            Ok(answer) => Ok(answer.status),
+            Err(ProviderError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// What a refusal of the runtime means.
+fn failure(operation: &'static str, endpoint: &str, status: &tonic::Status) -> ProviderError {
+    let message = status.message().to_owned();
+    match status.code() {
+        tonic::Code::NotFound => ProviderError::NotFound { operation, what: message },
+        tonic::Code::AlreadyExists => ProviderError::Exists { operation, message },
+        // containerd says so with code Unknown: `failed to reserve … name "…": name "…" is reserved for "…"`.
+        _ if message.contains("is reserved for") => ProviderError::Exists { operation, message },
+        tonic::Code::Unavailable | tonic::Code::DeadlineExceeded | tonic::Code::Cancelled => {
+            ProviderError::Unavailable { operation, message: format!("{endpoint}: {}", with_causes(status)) }
+        }
+        _ => ProviderError::Failed { operation, message },
+    }
+}
+
+/// tonic says only "transport error"; the socket's own complaint is further down.
+fn with_causes(status: &tonic::Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        let error_text = error.to_string();
+        if !text.contains(&error_text) {
+            text = format!("{text}: {error_text}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[async_trait]
+impl ContainerRuntime for Cri {
+    fn name(&self) -> &'static str {
+        "cri"
+    }
+
+    async fn version(&self) -> Result<Version, ProviderError> {
+        let request = wire::VersionRequest { version: "v1".to_owned() };
+        let answer = self.call("Version", CALL_TIMEOUT, self.runtime().version(request)).await?;
+        // CRI-O says `1.31.0`, containerd `v2.2.9`.
+        let version = answer.runtime_version.trim_start_matches('v').to_owned();
+        Ok(Version { name: answer.runtime_name, version })
+    }
+
+    async fn ping(&self) -> Result<(), ProviderError> {
+        let request = wire::StatusRequest { verbose: false };
+        let answer = self.call("Status", Duration::from_secs(10), self.runtime().status(request)).await?;
+        let unready: Vec<String> = answer
+            .status
+            .unwrap_or_default()
+            .conditions
+            .into_iter()
+            .filter(|condition| !condition.status)
+            .map(|condition| format!("{}=false: {} {}", condition.r#type, condition.reason, condition.message))
+            .collect();
+        if unready.is_empty() {
+            return Ok(());
+        }
+        Err(ProviderError::Failed { operation: "Status", message: unready.join(", ") })
+    }
+
+    fn exec(&self) -> Option<&dyn Exec> {
+        Some(self)
+    }
+
+    fn logs(&self) -> Option<&dyn Logs> {
+        Some(self)
+    }
+
+    async fn list(&self) -> Result<BTreeMap<PodRef, ObservedPod>, ProviderError> {
+        let (sandboxes, containers) = try_join(self.sandboxes(None), self.containers(None)).await?;
+        Ok(convert::pods(sandboxes, containers))
+    }
+
+    async fn observe(&self, uid: &str) -> Result<ObservedPod, ProviderError> {
+        let (sandboxes, containers) = try_join(self.sandboxes(Some(uid)), self.containers(Some(uid))).await?;
+        // What disappears between the list and its status was removed: it is not there.
+        let (sandboxes, containers) = try_join(
+            try_join_all(sandboxes.iter().map(|sandbox| self.sandbox_status(&sandbox.id))),
+            try_join_all(containers.iter().map(|container| async {
+                let status = self.container_status(&container.id).await?;
+                Ok(status.map(|status| (container.pod_sandbox_id.clone(), status)))
+            })),
+        )
+        .await?;
+        Ok(convert::observed(sandboxes.into_iter().flatten(), containers.into_iter().flatten()))
+    }
+
+    async fn changes(&self) -> Result<BoxStream<'static, String>, ProviderError> {
+        let request = wire::GetEventsRequest {};
+        // The answer's head comes with the first event, so the wait for it must not be bounded, nor awaited here.
+        let mut client = self.runtime();
+        let node = self.node.clone();
+        let events = futures::stream::once(async move { client.get_container_events(request).await })
+            .flat_map(|answer| match answer {
+                Ok(stream) => stream.into_inner().boxed(),
+                Err(status) => {
+                    tracing::debug!(%status, "the runtime sends no events");
+                    futures::stream::empty().boxed()
+                }
+            })
+            .take_while(|event| futures::future::ready(event.is_ok()))
+            .filter_map(move |event| {
+                let uid = event.ok().and_then(|event| convert::event_uid(&node, &event));
+                futures::future::ready(uid)
+            });
+        Ok(events.boxed())
+    }
+
+    async fn create_sandbox(&self, sandbox: &SandboxSpec) -> Result<String, ProviderError> {
+        let operation = "RunPodSandbox";
+        let config = self.sandbox_config(sandbox).await?;
+        let tree = self.tree().await?;
+        tree.create(&sandbox.pod.uid, sandbox.cgroup).map_err(|error| failed(operation, &error))?;
+        let logs = self.log_directory(&sandbox.pod);
+        tokio::fs::create_dir_all(&logs).await.map_err(|error| io_failed(operation, &logs, &error))?;
+        let request = wire::RunPodSandboxRequest {
+            config: Some(config),
+            runtime_handler: sandbox.runtime_handler.clone(),
+        };
+        let answer = self.call(operation, CALL_TIMEOUT, self.runtime().run_pod_sandbox(request)).await?;
+        Ok(answer.pod_sandbox_id)
+    }
+
+    async fn stop_sandbox(&self, id: &str) -> Result<(), ProviderError> {
+        let request = wire::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        let answer = self.call("StopPodSandbox", CALL_TIMEOUT, self.runtime().stop_pod_sandbox(request)).await;
+        absent_is_done(answer)
+    }
+
+    async fn remove_sandbox(&self, id: &str) -> Result<(), ProviderError> {
+        let request = wire::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        let answer =
+            self.call("RemovePodSandbox", CALL_TIMEOUT, self.runtime().remove_pod_sandbox(request)).await;
+        absent_is_done(answer)
+    }
+
+    async fn create_container(
+        &self,
+        sandbox_id: &str,
+        sandbox: &SandboxSpec,
+        container: &ContainerSpec,
+    ) -> Result<String, ProviderError> {
+        let operation = "CreateContainer";
+        let config = convert::container_config(&self.node, sandbox, container);
+        let sandbox_config = self.sandbox_config(sandbox).await?;
+        let logs = self.log_directory(&sandbox.pod).join(&container.name);
+        tokio::fs::create_dir_all(&logs).await.map_err(|error| io_failed(operation, &logs, &error))?;
+        let request = wire::CreateContainerRequest {
+            pod_sandbox_id: sandbox_id.to_owned(),
+            config: Some(config),
+            sandbox_config: Some(sandbox_config),
+        };
+        let answer = self.call(operation, CALL_TIMEOUT, self.runtime().create_container(request)).await?;
+        Ok(answer.container_id)
+    }
+
+    async fn start_container(&self, id: &str) -> Result<(), ProviderError> {
+        let request = wire::StartContainerRequest { container_id: id.to_owned() };
+        self.call("StartContainer", CALL_TIMEOUT, self.runtime().start_container(request)).await.map(drop)
+    }
+
+    async fn stop_container(&self, id: &str, grace_seconds: u64) -> Result<(), ProviderError> {
+        let timeout = i64::try_from(grace_seconds).unwrap_or(i64::MAX);
+        let request = wire::StopContainerRequest { container_id: id.to_owned(), timeout };
+        let limit = CALL_TIMEOUT.saturating_add(Duration::from_secs(grace_seconds));
+        let answer = self.call("StopContainer", limit, self.runtime().stop_container(request)).await;
+        absent_is_done(answer)
+    }
+
+    async fn remove_container(&self, id: &str) -> Result<(), ProviderError> {
+        let operation = "RemoveContainer";
+        let log = self.container_status(id).await?.map(|status| PathBuf::from(status.log_path));
+        let request = wire::RemoveContainerRequest { container_id: id.to_owned() };
+        absent_is_done(self.call(operation, CALL_TIMEOUT, self.runtime().remove_container(request)).await)?;
+        match log {
+            Some(log) if log.starts_with(&self.log_root) => match tokio::fs::remove_file(&log).await {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    Err(io_failed(operation, &log, &error))
+                }
+                _ => Ok(()),
+            },
+            _ => Ok(()),
+        }
+    }
+
+    async fn remove_pod(&self, pod: &PodRef) -> Result<(), ProviderError> {
+        let operation = "remove pod";
+        self.tree().await?.remove(&pod.uid).map_err(|error| failed(operation, &error))?;
+        let logs = self.log_directory(pod);
+        match tokio::fs::remove_dir_all(&logs).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(io_failed(operation, &logs, &error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn image(&self, image: &str) -> Result<Option<Image>, ProviderError> {
+        let request = wire::ImageStatusRequest { image: Some(convert::image_spec(image)), verbose: false };
+        let answer = self.call("ImageStatus", CALL_TIMEOUT, self.images.clone().image_status(request)).await?;
+        Ok(answer.image.map(convert::image))
+    }
+
+    async fn pull(&self, image: &str, credentials: Option<&Credentials>) -> Result<Image, ProviderError> {
+        let operation = "PullImage";
+        let auth = credentials.map(|credentials| wire::AuthConfig {
+            username: credentials.username.clone(),
+            password: credentials.password.clone(),
+            ..Default::default()
+        });
+        let request =
+            wire::PullImageRequest { image: Some(convert::image_spec(image)), auth, sandbox_config: None };
+        let answer = self.call(operation, PULL_TIMEOUT, self.images.clone().pull_image(request)).await?;
+        match self.image(&answer.image_ref).await? {
+            Some(image) => Ok(image),
+            None => Err(ProviderError::NotFound { operation, what: image.to_owned() }),
+        }
+    }
+}
+
+#[async_trait]
+impl Logs for Cri {
+    async fn logs(
+        &self,
+        container_id: &str,
+        options: &LogOptions,
+    ) -> Result<BoxStream<'static, std::io::Result<Bytes>>, LogError> {
+        let failed = |source| LogError::Failed { id: container_id.to_owned(), source };
+        let status = self
+            .container_status(container_id)
+            .await
+            .map_err(|error| failed(error.into()))?
+            .ok_or_else(|| LogError::NotFound(container_id.to_owned()))?;
+        if status.log_path.is_empty() {
+            return Err(failed("the runtime keeps no log file for it".into()));
+        }
+        let client = self.runtime();
+        let id = container_id.to_owned();
+        // Asked while following: whether anything can still be written.
+        let running = move || {
+            let mut client = client.clone();
+            let request = wire::ContainerStatusRequest { container_id: id.clone(), verbose: false };
+            let answer = async move { client.container_status(request).await };
+            async move {
+                match answer.await {
+                    Ok(answer) => answer.into_inner().status.is_some_and(|status| {
+                        matches!(
+                            status.state(),
+                            wire::ContainerState::ContainerCreated | wire::ContainerState::ContainerRunning
+                        )
+                    }),
+                    Err(status) => status.code() != tonic::Code::NotFound,
+                }
+            }
+        };
+        logs::open(PathBuf::from(status.log_path), options, running).await.map_err(|error| failed(error.into()))
+    }
+}
+
+#[async_trait]
+impl Exec for Cri {
+    async fn exec(&self, container_id: &str, request: &ExecRequest) -> Result<http::Uri, ExecError> {
+        let failed = |source| ExecError::Failed { id: container_id.to_owned(), source };
+        let status = self.container_status(container_id).await.map_err(|error| failed(error.into()))?;
+        if !status.is_some_and(|status| status.state() == wire::ContainerState::ContainerRunning) {
+            return Err(ExecError::NotRunning(container_id.to_owned()));
+        }
+        let request = wire::ExecRequest {
+            container_id: container_id.to_owned(),
+            cmd: request.command.clone(),
+            tty: request.tty,
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+        };
+        let answer = self
+            .call("Exec", CALL_TIMEOUT, self.runtime().exec(request))
+            .await
+            .map_err(|error| failed(error.into()))?;
+        answer.url.parse().map_err(|error: http::uri::InvalidUri| failed(error.into()))
+    }
+}
+
+fn absent_is_done<T>(answer: Result<T, ProviderError>) -> Result<(), ProviderError> {
+    match answer {
+        Ok(_) | Err(ProviderError::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn failed(operation: &'static str, error: &dyn std::error::Error) -> ProviderError {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        message = format!("{message}: {error}");
+        cause = error.source();
+    }
+    ProviderError::Failed { operation, message }
+}
+
+fn io_failed(operation: &'static str, path: &Path, error: &std::io::Error) -> ProviderError {
+    ProviderError::Failed { operation, message: format!("{}: {error}", path.display()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_told_apart() {
+        let reserved = tonic::Status::unknown(
+            "failed to reserve sandbox name \"a_b_c_0\": name \"a_b_c_0\" is reserved for \"1234\"",
+        );
+        assert!(matches!(failure("RunPodSandbox", "e", &reserved), ProviderError::Exists { .. }));
+        let gone = tonic::Status::not_found("no such container");
+        assert!(matches!(failure("StopContainer", "e", &gone), ProviderError::NotFound { .. }));
+        assert!(absent_is_done::<()>(Err(failure("StopContainer", "e", &gone))).is_ok());
+        let away = tonic::Status::unavailable("connection refused");
+        let error = failure("Version", "unix:///x.sock", &away);
+        assert_eq!(
+            error.to_string(),
+            "Version: the provider does not answer: unix:///x.sock: connection refused"
+        );
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_that_is_no_socket_is_refused_by_name() {
+        for endpoint in ["/run/containerd.sock", "tcp://127.0.0.1:1", "unix://run/x.sock", ""] {
+            let config = CriConfig { endpoint: endpoint.to_owned(), ..CriConfig::default() };
+            let error = Cri::new("vk", &config).err().expect("it is refused").to_string();
+            assert!(error.contains(&format!("{endpoint:?}")), "{error}");
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! The pods' cgroups: `<root>/spillway/<class>/pod<uid>`, made with the pod's limits before its sandbox and removed after it.
+//!
+//! Containers' own cgroups below are the runtime's. The branch is called `spillway` and not `kubepods`, because a real kubelet on the
+//! same machine ends what it doesn't know under its own.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use cgroups_rs::fs::{
+    Cgroup, cgroup_builder::CgroupBuilder, cpu::CpuController, hierarchies, memory::MemController,
+};
+
+use crate::provider::runtime::{CPU_PERIOD_US, PodCgroup, QosClass, Resources};
+
+/// The branch under the configured root.
+const BRANCH: &str = "spillway";
+
+/// Why a pod's cgroup could not be made or removed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CgroupError {
+    #[error("can't make cgroup {path}")]
+    Create { path: String, source: cgroups_rs::fs::error::Error },
+    #[error("can't set {what} of cgroup {path}")]
+    Limit { what: &'static str, path: String, source: cgroups_rs::fs::error::Error },
+    #[error("can't remove cgroup {}", path.display())]
+    Remove { path: PathBuf, source: io::Error },
+}
+
+/// Who makes cgroups on this machine; the runtime says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Driver {
+    /// Folders: ours to make.
+    Cgroupfs,
+    /// Slices: systemd's to make, when the runtime names them.
+    Systemd,
+}
+
+/// The part of the tree that the node's pods are in.
+#[derive(Debug, Clone)]
+pub(super) struct Tree {
+    root: String,
+    driver: Driver,
+}
+
+impl Tree {
+    pub(super) fn new(root: &str, driver: Driver) -> Self {
+        Self { root: root.trim_matches('/').to_owned(), driver }
+    }
+
+    /// How the runtime is told where the pod is: `cgroup_parent` of the sandbox.
+    pub(super) fn parent(&self, uid: &str, qos: QosClass) -> String {
+        match self.driver {
+            Driver::Cgroupfs => format!("/{}", self.path(uid, qos)),
+            Driver::Systemd => {
+                // A slice's name spells its place: a-b.slice is in a.slice. A dash within a name would be a level.
+                let mut names: Vec<String> = self.root.split('/').map(unit_name).collect();
+                names.extend([BRANCH.to_owned(), class(qos).to_owned(), format!("pod{}", unit_name(uid))]);
+                names.retain(|name| !name.is_empty());
+                format!("{}.slice", names.join("-"))
+            }
+        }
+    }
+
+    /// Makes the pod's cgroup and sets its limits. May be repeated.
+    pub(super) fn create(&self, uid: &str, cgroup: PodCgroup) -> Result<(), CgroupError> {
+        if self.driver == Driver::Systemd {
+            return Ok(());
+        }
+        let path = self.path(uid, cgroup.qos);
+        let controllers = ["cpu", "cpuset", "memory", "pids"].map(str::to_owned).to_vec();
+        let made = CgroupBuilder::new(&path)
+            .set_specified_controllers(controllers)
+            .build(hierarchies::auto())
+            .map_err(|source| CgroupError::Create { path: path.clone(), source })?;
+        limit(&made, cgroup.limits).map_err(|(what, source)| CgroupError::Limit { what, path, source })
+    }
+
+    /// Removes the pod's cgroup from every hierarchy, whatever its class, with the empty ones below.
+    pub(super) fn remove(&self, uid: &str) -> Result<(), CgroupError> {
+        if self.driver == Driver::Systemd {
+            return Ok(());
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        for hierarchy in cgroup_mounts(&mounts) {
+            for qos in [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort] {
+                let path = hierarchy.join(self.path(uid, qos));
+                remove_tree(&path).map_err(|source| CgroupError::Remove { path, source })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn path(&self, uid: &str, qos: QosClass) -> String {
+        let root = if self.root.is_empty() { String::new() } else { format!("{}/", self.root) };
+        format!("{root}{BRANCH}/{}/pod{uid}", class(qos))
+    }
+}
+
+fn class(qos: QosClass) -> &'static str {
+    match qos {
+        QosClass::Guaranteed => "guaranteed",
+        QosClass::Burstable => "burstable",
+        QosClass::BestEffort => "besteffort",
+    }
+}
+
+fn unit_name(name: &str) -> String {
+    name.replace('-', "_")
+}
+
+fn limit(
+    cgroup: &Cgroup,
+    limits: Resources,
+) -> Result<(), (&'static str, cgroups_rs::fs::error::Error)> {
+    if let Some(cpu) = cgroup.controller_of::<CpuController>() {
+        // The crate converts shares to a weight where the hierarchy has weights.
+        cpu.set_shares(limits.cpu_shares.max(2)).map_err(|error| ("the CPU weight", error))?;
+        if let Some(quota) = limits.cpu_quota_us {
+            cpu.set_cfs_quota_and_period(Some(quota), Some(CPU_PERIOD_US.unsigned_abs()))
+                .map_err(|error| ("the CPU limit", error))?;
+        }
+    }
+    if let (Some(memory), Some(bytes)) = (cgroup.controller_of::<MemController>(), limits.memory_bytes) {
+        memory.set_limit(bytes).map_err(|error| ("the memory limit", error))?;
+    }
+    Ok(())
+}
+
+/// Mount points of all cgroup hierarchies, v1 and v2, from the text of `/proc/self/mountinfo`.
+fn cgroup_mounts(mountinfo: &str) -> Vec<PathBuf> {
+    mountinfo
+        .lines()
+        .filter_map(|line| {
+            let (left, right) = line.split_once(" - ")?;
+            let kind = right.split(' ').next()?;
+            (kind == "cgroup" || kind == "cgroup2").then_some(())?;
+            left.split(' ').nth(4).map(PathBuf::from)
+        })
+        .collect()
+}
+
+/// Removes a tree of folders; the kernel removes their files with them. What is not there is removed.
+fn remove_tree(path: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
+        }
+    }
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parents_are_spelled_as_the_driver_wants_them() {
+        let tree = Tree::new("/", Driver::Cgroupfs);
+        assert_eq!(tree.parent("a-b", QosClass::Burstable), "/spillway/burstable/poda-b");
+        let tree = Tree::new("/vk/one", Driver::Cgroupfs);
+        assert_eq!(tree.parent("a-b", QosClass::Guaranteed), "/vk/one/spillway/guaranteed/poda-b");
+        let tree = Tree::new("/", Driver::Systemd);
+        assert_eq!(tree.parent("a-b", QosClass::BestEffort), "spillway-besteffort-poda_b.slice");
+    }
+
+    #[test]
+    fn hierarchies_of_both_versions_are_found() {
+        let text = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+                    32 31 0:29 / /sys/fs/cgroup/cpu rw shared:3 - cgroup cgroup rw,cpu\n\
+                    41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(
+            cgroup_mounts(text),
+            [PathBuf::from("/sys/fs/cgroup/cpu"), PathBuf::from("/sys/fs/cgroup/unified")]
+        );
+    }
+
+    #[test]
+    fn trees_are_removed_from_the_leaves_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let pod = folder.path().join("pod1");
+        fs::create_dir_all(pod.join("container/nested")).unwrap();
+        remove_tree(&pod).unwrap();
+        remove_tree(&pod).unwrap();
+        assert!(!pod.exists());
+    }
+}
