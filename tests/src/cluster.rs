@@ -108,7 +108,8 @@ impl Cluster {
             id,
             folder,
             owner,
-            keep: options.keep,
+            // Kept only once it is up: one that was killed half-way is swept.
+            keep: false,
             machines: Vec::new(),
             forwarder: None,
             processes: Vec::new(),
@@ -119,10 +120,10 @@ impl Cluster {
         record.save()?;
         let cluster =
             Self { inner: Arc::new(Inner { record: Mutex::new(record), verbose: options.verbose, owned: true }) };
-        cluster.bring_up(options, &images).inspect_err(|_| {
-            // A cluster that never came up is of no use to anybody; its logs stay.
-            let _ = cluster.update(|record| record.keep = false);
-        })?;
+        cluster.bring_up(options, &images)?;
+        if options.keep {
+            cluster.keep()?;
+        }
         Ok(cluster)
     }
 

@@ -15,6 +15,9 @@ use sha2::{Digest as _, Sha256};
 /// Version of Kubernetes that `tests/cluster/kubernetes/go.mod` pins.
 pub const KUBERNETES_VERSION: &str = "v1.35.4";
 
+/// Version of containerd that `tests/cluster/containerd/go.mod` pins.
+const CONTAINERD_VERSION: &str = "v2.2.9";
+
 /// A program that must be there, and the Debian package that brings it.
 const TOOLS: &[(&str, &str)] = &[
     ("/usr/sbin/runc", "runc"),
@@ -159,6 +162,9 @@ fn go_version() -> anyhow::Result<String> {
 
 fn linker_flags(module: &Module) -> String {
     let mut flags = "-s -w".to_owned();
+    if module.name == "containerd" {
+        flags += &format!(" -X github.com/containerd/containerd/v2/version.Version={CONTAINERD_VERSION}");
+    }
     if module.name == "kubernetes" {
         // Without these a node reports v0.0.0-master.
         for package in ["k8s.io/component-base/version", "k8s.io/client-go/pkg/version"] {

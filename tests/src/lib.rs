@@ -15,6 +15,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Set in the environment of the end-to-end tests when they shall start a cluster; without it they are left out.
+pub const CLUSTER_TESTS: &str = "SPILLWAY_CLUSTER_TESTS";
+
 /// The repository's root folder.
 pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in a folder of the repository")

@@ -61,6 +61,9 @@ enum ClusterAction {
         /// Start no spillway-vk: its serverless runtime waits for one started by hand.
         #[arg(long)]
         no_vk: bool,
+        /// Build nothing: take the programs as they are.
+        #[arg(long)]
+        no_build: bool,
     },
     /// End one cluster, or all that `up` and `demo --keep` left.
     Down {
@@ -146,9 +149,14 @@ fn set_up() -> anyhow::Result<()> {
 }
 
 fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
+    cargo_with(arguments, &[])
+}
+
+fn cargo_with(arguments: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<()> {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(program)
         .args(arguments)
+        .envs(environment.iter().copied())
         .current_dir(spillway_tests::repository())
         .status()
         .context("can't run cargo")?;
@@ -169,15 +177,17 @@ fn test(filter: Option<&str>) -> anyhow::Result<()> {
         cargo(&["test", "--package", "spillway-tests", "--lib", "--bins"])?;
     }
     eprintln!("running end-to-end tests on a real cluster");
-    let mut arguments = vec!["test", "--package", "spillway-tests", "--test", "e2e", "--", "--cluster"];
+    let mut arguments = vec!["test", "--package", "spillway-tests", "--test", "e2e", "--"];
     arguments.extend(filter);
-    cargo(&arguments)
+    cargo_with(&arguments, &[(spillway_tests::CLUSTER_TESTS, "1")])
 }
 
 fn by_hand(action: ClusterAction) -> anyhow::Result<()> {
     match action {
-        ClusterAction::Up { dedicated, virtual_nodes, gpus, fpgas, no_vk } => {
-            set_up()?;
+        ClusterAction::Up { dedicated, virtual_nodes, gpus, fpgas, no_vk, no_build } => {
+            if !no_build {
+                set_up()?;
+            }
             let cluster = Cluster::up(&cluster::Options {
                 nodes: (1..=dedicated)
                     .map(|n| node::Options { gpus, fpgas, ..node::Options::named(&format!("dedicated-{n}")) })

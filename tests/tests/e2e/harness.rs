@@ -1,0 +1,182 @@
+//! The cluster that all tests share, and what they do over and over.
+
+use std::{
+    process::Output,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use libtest_mimic::Failed;
+use spillway_tests::cluster::{Cluster, Options};
+
+/// How long any single condition may take. Generous: it only matters when something is broken.
+pub(crate) const LIMIT: Duration = Duration::from_secs(120);
+
+/// The dedicated node.
+pub(crate) const DEDICATED: &str = "dedicated-1";
+/// The virtual node, and the machine of its runtime.
+pub(crate) const VIRTUAL: &str = "virtual-1";
+
+static POOL: Mutex<Option<Pool>> = Mutex::new(None);
+
+/// The hybrid pool under test.
+#[derive(Clone)]
+pub(crate) struct Pool {
+    pub(crate) cluster: Cluster,
+}
+
+/// Runs one test on the shared pool, which the first one starts.
+pub(crate) fn run(name: &str, test: fn(&Pool) -> anyhow::Result<()>) -> Result<(), Failed> {
+    let pool = {
+        let mut shared = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+        if shared.is_none() {
+            let started = Pool::start().map_err(|error| Failed::from(format!("no cluster: {error:#}")))?;
+            *shared = Some(started);
+        }
+        shared.clone().ok_or("the cluster is gone")?
+    };
+    let begin = Instant::now();
+    let result = std::panic::catch_unwind(|| test(&pool))
+        .unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            Err(anyhow::anyhow!("it panicked: {}", text.unwrap_or_default()))
+        })
+        .map_err(|error| {
+            let cluster = &pool.cluster;
+            let pods = cluster.kubectl(&["get", "pods,nodes", "-A", "-o", "wide"]).unwrap_or_default();
+            let ended = cluster.log_tails(20, None);
+            let vk = cluster.log_tails(30, Some("spillway-vk"));
+            Failed::from(format!("{error:#}\n{pods}\n{ended}{vk}"))
+        });
+    eprintln!("  {name}: {:.1} s", begin.elapsed().as_secs_f64());
+    result
+}
+
+/// Ends the shared pool, if a test started one.
+pub(crate) fn finish() -> anyhow::Result<()> {
+    match POOL.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        Some(pool) => pool.cluster.down(),
+        None => Ok(()),
+    }
+}
+
+impl Pool {
+    fn start() -> anyhow::Result<Self> {
+        let cluster = Cluster::up(&Options::default())?;
+        cluster.install_chart(&[])?;
+        Ok(Self { cluster })
+    }
+
+    /// Makes a namespace that goes when the value does.
+    pub(crate) fn namespace(&self, name: &str) -> anyhow::Result<Namespace<'_>> {
+        self.cluster.kubectl(&["create", "namespace", name])?;
+        let namespace = Namespace { cluster: &self.cluster, name: name.to_owned() };
+        // Pods are refused until the namespace's service account is there.
+        wait("the default service account", || {
+            namespace.kubectl(&["get", "serviceaccount", "default"]).map(|_| Some(()))
+        })?;
+        Ok(namespace)
+    }
+
+    /// Runs a command on a machine.
+    pub(crate) fn on(&self, machine: &str, script: &str) -> anyhow::Result<String> {
+        self.cluster.machine(machine)?.shell(script)
+    }
+}
+
+/// Waits for a condition, with the limit that all tests share.
+pub(crate) fn wait<T>(what: &str, probe: impl FnMut() -> anyhow::Result<Option<T>>) -> anyhow::Result<T> {
+    spillway_tests::wait_for(what, LIMIT, probe)
+}
+
+/// A namespace of one test.
+pub(crate) struct Namespace<'a> {
+    cluster: &'a Cluster,
+    pub(crate) name: String,
+}
+
+impl Drop for Namespace<'_> {
+    fn drop(&mut self) {
+        // A failed test's pods must not disturb the next one; whether they go is the tests' own matter.
+        let _ = self.cluster.kubectl(&["delete", "namespace", &self.name, "--wait=false"]);
+    }
+}
+
+impl Namespace<'_> {
+    pub(crate) fn kubectl(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let mut all = vec!["-n", &self.name];
+        all.extend(arguments);
+        self.cluster.kubectl(&all)
+    }
+
+    pub(crate) fn kubectl_output(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        let mut all = vec!["-n", &self.name];
+        all.extend(arguments);
+        self.cluster.kubectl_output(&all)
+    }
+
+    /// Applies a manifest; its objects name no namespace.
+    pub(crate) fn apply(&self, manifest: &str) -> anyhow::Result<()> {
+        let path = tempfile::NamedTempFile::new()?;
+        std::fs::write(path.path(), manifest)?;
+        let file = path.path().to_str().context("a temporary path is text")?;
+        self.kubectl(&["apply", "-f", file]).map(drop).with_context(|| manifest.to_owned())
+    }
+
+    /// Applies a pod from its spec's YAML, indented by two spaces.
+    pub(crate) fn pod(&self, name: &str, spec: &str) -> anyhow::Result<()> {
+        self.apply(&format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n{spec}"))
+    }
+
+    /// A field of an object, by JSONPath without the braces.
+    pub(crate) fn field(&self, kind: &str, name: &str, path: &str) -> anyhow::Result<String> {
+        self.kubectl(&["get", kind, name, "-o", &format!("jsonpath={{{path}}}")])
+    }
+
+    /// Waits until a pod is in this phase; one that ends in another fails at once.
+    pub(crate) fn wait_phase(&self, pod: &str, phase: &str) -> anyhow::Result<()> {
+        let mut ended = None;
+        wait(&format!("pod {pod} to be {phase}"), || {
+            let now = self.field("pod", pod, ".status.phase")?;
+            if now != phase && (now == "Failed" || now == "Succeeded") {
+                ended = Some(now);
+                return Ok(Some(()));
+            }
+            Ok((now == phase).then_some(()))
+        })
+        .with_context(|| self.kubectl(&["describe", "pod", pod]).unwrap_or_default())?;
+        if let Some(now) = ended {
+            bail!("pod {pod} became {now} instead of {phase}:\n{}", self.kubectl(&["describe", "pod", pod])?);
+        }
+        Ok(())
+    }
+
+    /// Waits until a pod is Ready.
+    pub(crate) fn wait_ready(&self, pod: &str) -> anyhow::Result<()> {
+        wait(&format!("pod {pod} to be Ready"), || {
+            let ready = self.field("pod", pod, ".status.conditions[?(@.type=='Ready')].status")?;
+            Ok((ready == "True").then_some(()))
+        })
+        .with_context(|| self.kubectl(&["describe", "pod", pod]).unwrap_or_default())
+    }
+
+    /// Waits until a pod is gone.
+    pub(crate) fn wait_gone(&self, pod: &str) -> anyhow::Result<()> {
+        wait(&format!("pod {pod} to be gone"), || {
+            let found = self.kubectl(&["get", "pod", pod, "--ignore-not-found", "-o", "name"])?;
+            Ok(found.is_empty().then_some(()))
+        })
+    }
+
+    /// Runs a command in a pod and gives what it prints.
+    pub(crate) fn exec(&self, pod: &str, command: &[&str]) -> anyhow::Result<String> {
+        let mut arguments = vec!["exec", pod, "--"];
+        arguments.extend(command);
+        self.kubectl(&arguments)
+    }
+}
+
+/// Spec lines that put a pod on the virtual node.
+pub(crate) const ON_VIRTUAL: &str = "  nodeName: virtual-1\n";

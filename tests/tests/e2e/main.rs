@@ -1,0 +1,51 @@
+//! End-to-end tests: real Kubernetes, real containers, the daemons deployed as a user deploys them. They run one after the other on one
+//! cluster, each in a namespace of its own, when `cargo xtask test` asks for them; otherwise they are listed as ignored.
+
+mod agent;
+mod cluster;
+mod harness;
+mod main_job;
+mod vk;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+use spillway_tests::{CLUSTER_TESTS, cluster::signals};
+
+/// A test: its name, and what it does with the cluster.
+type Test = (&'static str, fn(&harness::Pool) -> anyhow::Result<()>);
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // One cluster, one test at a time: several kill what the others need.
+    arguments.test_threads = Some(1);
+    let with_cluster = std::env::var_os(CLUSTER_TESTS).is_some();
+    let tests: Vec<Test> =
+        [cluster::TESTS, agent::TESTS, vk::TESTS, main_job::TESTS].into_iter().flatten().copied().collect();
+    if !with_cluster && !arguments.list {
+        eprintln!(
+            "leaving out {} end-to-end tests: they start a real cluster and need root; `cargo xtask test` runs them",
+            tests.len()
+        );
+    } else if with_cluster {
+        if let Err(error) = signals::end_clusters_on_signal() {
+            eprintln!("{error:#}");
+            return ExitCode::FAILURE;
+        }
+    }
+    let trials = tests
+        .into_iter()
+        .map(|(name, test)| {
+            Trial::test(name, move || harness::run(name, test)).with_ignored_flag(!with_cluster)
+        })
+        .collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    // Statics are never dropped: the cluster must be ended by hand, and its end is part of the verdict.
+    match harness::finish() {
+        Ok(()) => conclusion.exit_code(),
+        Err(error) => {
+            eprintln!("the cluster did not end cleanly: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
