@@ -99,7 +99,7 @@ impl Cluster {
         let binaries = current_binaries()?;
         let images = image::build_all(&binaries, &components, &crate::target().join("images"))?;
 
-        let id = format!("spw-{:04x}", std::process::id() & 0xffff);
+        let id = unused_id()?;
         let folder = crate::target().join("cluster").join(&id);
         fs::create_dir_all(folder.join("log")).with_context(|| format!("can't create {}", folder.display()))?;
         fs::create_dir_all(folder.join("shared"))?;
@@ -114,9 +114,6 @@ impl Cluster {
             forwarder: None,
             processes: Vec::new(),
         };
-        if registry::all()?.iter().any(|other| other.id == record.id) {
-            bail!("cluster {} exists already; `cargo xtask cluster down {}` ends it", record.id, record.id);
-        }
         record.save()?;
         let cluster =
             Self { inner: Arc::new(Inner { record: Mutex::new(record), verbose: options.verbose, owned: true }) };
@@ -459,6 +456,17 @@ fn checked(mut command: Command, program: &str, arguments: &[&str]) -> anyhow::R
         bail!("`{program} {}` failed: {}", arguments.join(" "), printed.trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn unused_id() -> anyhow::Result<String> {
+    let taken: Vec<_> = registry::all()?.into_iter().map(|record| record.id).collect();
+    loop {
+        let random = fs::read_to_string("/proc/sys/kernel/random/uuid").context("can't read a random UUID")?;
+        let id = format!("spw-{}", random.get(..4).context("the kernel's UUID is too short")?);
+        if !taken.contains(&id) {
+            return Ok(id);
+        }
+    }
 }
 
 /// The folder with this repository's built programs: the one this program is in, without cargo's `deps`.

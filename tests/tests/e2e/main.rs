@@ -5,6 +5,7 @@ mod agent;
 mod cluster;
 mod harness;
 mod main_job;
+mod recovery;
 mod vk;
 
 use std::process::ExitCode;
@@ -21,7 +22,7 @@ fn main() -> ExitCode {
     arguments.test_threads = Some(1);
     let with_cluster = std::env::var_os(CLUSTER_TESTS).is_some();
     let tests: Vec<Test> =
-        [cluster::TESTS, agent::TESTS, vk::TESTS, main_job::TESTS].into_iter().flatten().copied().collect();
+        [cluster::TESTS, agent::TESTS, vk::TESTS, main_job::TESTS, recovery::TESTS].into_iter().flatten().copied().collect();
     if !with_cluster && !arguments.list {
         eprintln!(
             "leaving out {} end-to-end tests: they start a real cluster and need root; `cargo xtask test` runs them",
