@@ -405,6 +405,28 @@ impl Cluster {
         checked(self.tool("helm", arguments), "helm", arguments)
     }
 
+    /// Installs the chart in `deploy/chart` as a user would, with the stand-ins' folders, and waits until its pods are ready. `set` are
+    /// further `--set` values.
+    ///
+    /// # Errors
+    /// When Helm refuses, or the pods don't become ready.
+    pub fn install_chart(&self, set: &[&str]) -> anyhow::Result<()> {
+        self.say("installing the Helm chart");
+        let repository = crate::repository();
+        let (chart, values) = (repository.join("deploy/chart"), repository.join("tests/cluster/standin-values.yaml"));
+        let (chart, values) = (chart.display().to_string(), values.display().to_string());
+        let mut arguments = vec![
+            "upgrade", "--install", "spillway", &chart, "--namespace", "spillway-system", "--create-namespace", "--values",
+            &values, "--wait", "--timeout", "180s",
+        ];
+        for value in set {
+            arguments.extend(["--set", value]);
+        }
+        self.helm(&arguments).map(drop).with_context(|| {
+            self.kubectl(&["-n", "spillway-system", "describe", "pods"]).unwrap_or_default()
+        })
+    }
+
     /// A client of the API server, as the administrator.
     ///
     /// # Errors

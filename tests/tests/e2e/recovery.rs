@@ -82,11 +82,11 @@ spec:
         Ok(left.is_empty().then_some(()))
     })?;
     for machine in [DEDICATED, VIRTUAL] {
-        wait(&format!("the job's sandboxes on {machine} to be gone"), || {
-            let containers = pool.on(machine, "ctr -n k8s.io containers ls")?;
-            let sandboxes = pool.on(machine, "ls /var/log/pods")?;
-            ensure!(!sandboxes.contains("recovery_steady"), "logs left: {sandboxes}");
-            Ok((!containers.contains("recovery_steady")).then_some(()))
+        wait(&format!("the job's containers and logs on {machine} to be gone"), || {
+            let list = r#"ctr -n k8s.io containers ls -q 'labels."io.kubernetes.pod.namespace"==recovery'; ls /var/log/pods"#;
+            let left = pool.on(machine, list)?;
+            let containers = left.lines().any(|line| !line.contains('_') || line.starts_with("recovery_"));
+            Ok((!containers).then_some(()))
         })?;
     }
     Ok(())
