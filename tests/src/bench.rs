@@ -1,7 +1,77 @@
-//! TEMPORARY stub; its owner overwrites this file.
-/// Which.
+//! Measurements on a real cluster. They print tables and assert nothing: a number that a machine must reach belongs in no test.
+
+pub mod cri_loop;
+pub mod footprint;
+
+use std::{fs, path::Path, time::Duration};
+
+use anyhow::Context as _;
+
+use crate::{
+    cluster::{self, Cluster, serverless},
+    demo::report::count,
+    image,
+};
+
+/// What to measure.
 #[derive(Debug, Clone, clap::Subcommand)]
-pub enum Bench { /// x
- Footprint }
-/// Runs.
-pub fn run(_: &Bench) -> anyhow::Result<()> { Ok(()) }
+pub enum Bench {
+    /// Memory of both daemons: spillway-agent with GPUs, spillway-vk with running pods.
+    Footprint {
+        /// GPUs that the NVML stand-in shows to the agent.
+        #[arg(long, default_value_t = 8)]
+        gpus: u32,
+        /// Sleeping pods on the virtual node.
+        #[arg(long, default_value_t = 200)]
+        pods: u32,
+    },
+    /// A bare loop over the CRI of a serverless runtime, without Kubernetes: how fast this machine can start containers at all.
+    CriLoop {
+        /// Rounds, each a sandbox with a container that sleeps for a second.
+        #[arg(long, default_value_t = 60)]
+        pods: usize,
+    },
+}
+
+/// Measures on a cluster that is started for it and ended after it.
+///
+/// # Errors
+/// When something can't be started or measured.
+pub fn run(bench: &Bench) -> anyhow::Result<()> {
+    match *bench {
+        Bench::Footprint { gpus, pods } => footprint::run(gpus, pods),
+        Bench::CriLoop { pods } => measure_cri_loop(pods),
+    }
+}
+
+fn measure_cri_loop(pods: usize) -> anyhow::Result<()> {
+    let name = "virtual-1";
+    let cluster = Cluster::up(&cluster::Options {
+        nodes: Vec::new(),
+        serverless: vec![serverless::Options { start_vk: false, ..serverless::Options::named(name) }],
+        ..cluster::Options::default()
+    })?;
+    let machine = cluster.machine(name)?;
+    let logs = machine.path("/var/log/cri-loop");
+    fs::create_dir_all(&logs).with_context(|| format!("can't create {}", logs.display()))?;
+    let workload = cri_loop::Workload {
+        image: image::BUSYBOX.to_owned(),
+        arguments: ["sleep", "1"].map(str::to_owned).into(),
+        mount: None,
+        cgroup_parent: format!("{}/cri-loop", cluster.cgroup_root(name)),
+        logs: Path::new("/var/log/cri-loop").to_owned(),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    println!(
+        "{pods} sandboxes with a container each that runs `sleep 1`\n\n  in flight   seconds   pods per second"
+    );
+    for in_flight in [1, 2, 4, 8] {
+        let elapsed: Duration = runtime.block_on(async {
+            let client = cri_loop::connect(&machine.live_path("/run/containerd/containerd.sock")).await?;
+            cri_loop::run(&client, &workload, pods, in_flight).await
+        })?;
+        let seconds = elapsed.as_secs_f64();
+        println!("  {in_flight:9}   {seconds:7.1}   {:15.1}", count(pods) / seconds);
+    }
+    cluster.down()
+}

@@ -139,10 +139,6 @@ fn coredns(program: &Path) -> anyhow::Result<Spec> {
 /// The names that the Helm chart gives the daemons' images unless told otherwise: agent, then vk.
 fn chart_images() -> anyhow::Result<(String, String)> {
     let chart = crate::repository().join("deploy/chart");
-    // TEMPORARY, until the chart is there.
-    if !chart.join("values.yaml").exists() {
-        return Ok(("spillway-agent:0.1.0".to_owned(), "spillway-vk:0.1.0".to_owned()));
-    }
     let read = |file: &str| {
         let path = chart.join(file);
         let text = fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))?;
@@ -155,9 +151,18 @@ fn chart_images() -> anyhow::Result<(String, String)> {
             .as_str()
             .with_context(|| format!("{}/values.yaml has no {daemon}.image.repository", chart.display()))?;
         let tag = image["tag"].as_str().filter(|tag| !tag.is_empty()).or(about["appVersion"].as_str());
-        anyhow::Ok(format!("{repository}:{}", tag.unwrap_or("latest")))
+        anyhow::Ok(qualified(&format!("{repository}:{}", tag.unwrap_or("latest"))))
     };
     Ok((name("agent")?, name("vk")?))
+}
+
+/// The name under which a runtime looks up an image: a first part that is no host means Docker's registry.
+fn qualified(name: &str) -> String {
+    match name.split_once('/') {
+        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => name.to_owned(),
+        Some(_) => format!("docker.io/{name}"),
+        None => format!("docker.io/library/{name}"),
+    }
 }
 
 /// A copy of a program without its debug information, which is most of a debug build. Made again when the program is newer.
@@ -187,4 +192,23 @@ fn stripped(program: &Path, out: &Path) -> anyhow::Result<PathBuf> {
 fn modified(path: &Path) -> anyhow::Result<std::time::SystemTime> {
     let read = fs::metadata(path).and_then(|data| data.modified());
     read.with_context(|| format!("can't read {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_under_which_a_runtime_looks() {
+        assert_eq!(qualified("spillway-agent:1"), "docker.io/library/spillway-agent:1");
+        assert_eq!(qualified("someone/spillway-agent:1"), "docker.io/someone/spillway-agent:1");
+        assert_eq!(qualified("ghcr.io/someone/agent:1"), "ghcr.io/someone/agent:1");
+        assert_eq!(qualified("registry:5000/agent:1"), "registry:5000/agent:1");
+    }
+
+    #[test]
+    fn the_chart_names_both_daemons() {
+        let (agent, vk) = chart_images().unwrap();
+        assert!(agent.contains("agent:") && vk.contains("vk:"), "{agent} {vk}");
+    }
 }

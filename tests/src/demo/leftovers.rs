@@ -1,0 +1,103 @@
+//! What a Job leaves behind, looked for where it would be: in the API server, in the runtimes, and in the kernel.
+
+use std::{
+    fs,
+    net::IpAddr,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use spillway_proto::cri::{ContainerFilter, ListContainersRequest, ListPodSandboxRequest, PodSandboxFilter};
+
+use super::workload::{JOB, NAMESPACE};
+use crate::{
+    bench::cri_loop,
+    cluster::{Cluster, machine::Machine},
+};
+
+/// How long the cluster may take to remove what belongs to a deleted Job.
+const LIMIT: Duration = Duration::from_mins(1);
+
+/// What was counted, and how much of it there is.
+pub type Counts = Vec<(&'static str, usize)>;
+
+/// Counts until nothing is left, or time is up; the last count. The virtual node's machine must be empty altogether; the dedicated one,
+/// which has other pods too, of the Job.
+///
+/// # Errors
+/// When something can't be counted.
+pub async fn wait_for_none(cluster: &Cluster, dedicated: &str, elastic: &str) -> anyhow::Result<Counts> {
+    let begin = Instant::now();
+    loop {
+        let counts = count(cluster, dedicated, elastic).await?;
+        if counts.iter().all(|(_, count)| *count == 0) || begin.elapsed() > LIMIT {
+            return Ok(counts);
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+}
+
+async fn count(cluster: &Cluster, dedicated: &str, elastic: &str) -> anyhow::Result<Counts> {
+    let selector = format!("batch.kubernetes.io/job-name={JOB}");
+    let pods =
+        cluster.kubectl(&["-n", NAMESPACE, "get", "pods", "-l", &selector, "-o", "name"])?.lines().count();
+    let (dedicated, elastic) = (cluster.machine(dedicated)?, cluster.machine(elastic)?);
+    let (dedicated_sandboxes, dedicated_containers) = in_runtime(&dedicated, true).await?;
+    let (sandboxes, containers) = in_runtime(&elastic, false).await?;
+    let ctr = |arguments: &[&str]| elastic.run("ctr", &[&["-n", "k8s.io"], arguments].concat());
+    // Committed snapshots are the images' layers; the others are containers' own.
+    let snapshots =
+        ctr(&["snapshots", "ls"])?.lines().skip(1).filter(|line| !line.ends_with("Committed")).count();
+    Ok(vec![
+        ("pods in the API server", pods),
+        ("sandboxes of the job on the dedicated node", dedicated_sandboxes),
+        ("containers of the job on the dedicated node", dedicated_containers),
+        ("sandboxes on the virtual node's runtime", sandboxes),
+        (
+            "containers there, also outside the CRI",
+            containers.max(ctr(&["containers", "ls", "-q"])?.lines().count()),
+        ),
+        ("running processes of containers there", ctr(&["tasks", "ls", "-q"])?.lines().count()),
+        ("snapshots of containers there", snapshots),
+        ("leases on content there", ctr(&["leases", "ls", "-q"])?.lines().count()),
+        ("pod network namespaces there", entries(&elastic.live_path("/run/netns"), |_| true)?),
+        ("pod addresses in use there", entries(&elastic.path("/var/lib/cni/networks/spillway"), is_address)?),
+    ])
+}
+
+/// Sandboxes and containers that a runtime knows: all of them, or the Job's.
+async fn in_runtime(machine: &Machine, of_job: bool) -> anyhow::Result<(usize, usize)> {
+    let socket = machine.live_path("/run/containerd/containerd.sock");
+    let mut client = cri_loop::connect(&socket).await?;
+    let sandboxes =
+        client.list_pod_sandbox(ListPodSandboxRequest { filter: Some(PodSandboxFilter::default()) });
+    let sandboxes = sandboxes.await.context("ListPodSandbox failed")?.into_inner().items;
+    let job = sandboxes.iter().filter(|sandbox| {
+        let label = |name: &str| sandbox.labels.get(name).map(String::as_str);
+        !of_job || label("batch.kubernetes.io/job-name") == Some(JOB)
+    });
+    let wanted: Vec<_> = job.map(|sandbox| sandbox.id.clone()).collect();
+    let containers =
+        client.list_containers(ListContainersRequest { filter: Some(ContainerFilter::default()) });
+    let containers = containers.await.context("ListContainers failed")?.into_inner().containers;
+    let of_wanted =
+        containers.iter().filter(|container| !of_job || wanted.contains(&container.pod_sandbox_id)).count();
+    Ok((wanted.len(), of_wanted))
+}
+
+/// Entries of a folder whose names pass; none where there is no folder.
+fn entries(folder: &Path, passes: impl Fn(&str) -> bool) -> anyhow::Result<usize> {
+    match fs::read_dir(folder) {
+        Ok(entries) => {
+            Ok(entries.flatten().filter(|entry| entry.file_name().to_str().is_some_and(&passes)).count())
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error).with_context(|| format!("can't list {}", folder.display())),
+    }
+}
+
+/// The `host-local` plugin keeps a file per address in use, and others.
+fn is_address(name: &str) -> bool {
+    name.parse::<IpAddr>().is_ok()
+}
