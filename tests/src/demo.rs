@@ -116,7 +116,11 @@ pub fn on(cluster: &Cluster, options: &DemoOptions, photographs: &Path) -> anyho
 
     println!("\nThe pool");
     cluster.kubectl(&["create", "namespace", NAMESPACE])?;
-    install_agent(cluster)?;
+    // The API server refuses pods until their service account is there.
+    crate::wait_for("the namespace's service account", STEP, || {
+        cluster.kubectl(&["-n", NAMESPACE, "get", "serviceaccount", "default"]).map(Some)
+    })?;
+    cluster.install_chart(&[])?;
     let node = wait_for_accelerators(cluster)?;
     let accelerators = workload::accelerators(&node);
     let on_node = runtime.block_on(async {
@@ -254,17 +258,6 @@ fn spillway_tiles(arguments: &[&str]) -> anyhow::Result<String> {
         bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
-/// Installs the agent as a user does: the chart, by Helm.
-///
-/// # Errors
-/// When Helm refuses.
-pub fn install_agent(cluster: &Cluster) -> anyhow::Result<()> {
-    let chart = crate::repository().join("deploy/chart").display().to_string();
-    cluster
-        .helm(&["install", "spillway", &chart, "--namespace", "spillway-system", "--create-namespace"])
-        .map(drop)
 }
 
 fn wait_for_accelerators(cluster: &Cluster) -> anyhow::Result<Node> {

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Node;
 
 use crate::{
     cluster::{self, Cluster, current_binaries, node},
-    demo, image,
+    image,
 };
 
 const DEDICATED: &str = "dedicated-1";
@@ -22,7 +22,7 @@ pub(super) fn run(gpus: u32, pods: u32) -> anyhow::Result<()> {
         nodes: vec![node::Options { gpus, ..node::Options::named(DEDICATED) }],
         ..cluster::Options::default()
     })?;
-    demo::install_agent(&cluster)?;
+    cluster.install_chart(&[])?;
     crate::wait_for(&format!("{gpus} GPUs on node {DEDICATED}"), STEP, || {
         let node: Node = serde_json::from_str(&cluster.kubectl(&["get", "node", DEDICATED, "-o", "json"])?)?;
         let allocatable = node.status.and_then(|status| status.allocatable).unwrap_or_default();
