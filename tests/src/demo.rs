@@ -24,7 +24,7 @@ use kube::{Api, api::ListParams};
 use self::{
     report::{Report, count},
     watch::Progress,
-    workload::{JOB, NAMESPACE, STEADY},
+    workload::{Division, JOB, NAMESPACE, STEADY},
 };
 use crate::{
     bench::cri_loop::{self, Workload},
@@ -110,59 +110,79 @@ fn prove_ended(cluster: &Cluster) -> anyhow::Result<()> {
 /// When something can't be done, a result is missing or doubled, or anything is left over.
 pub fn on(cluster: &Cluster, options: &DemoOptions, photographs: &Path) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let pods = usize::from(options.pods);
-    let shared = Shared::prepare(cluster, photographs, pods)?;
     let client = runtime.block_on(cluster.client())?;
-
-    println!("\nThe pool");
     cluster.kubectl(&["create", "namespace", NAMESPACE])?;
     // The API server refuses pods until their service account is there.
     crate::wait_for("the namespace's service account", STEP, || {
         cluster.kubectl(&["-n", NAMESPACE, "get", "serviceaccount", "default"]).map(Some)
     })?;
+    let pods_of_node = || {
+        let pods: Api<Pod> = Api::all(client.clone());
+        let on_node = ListParams::default().fields(&format!("spec.nodeName={DEDICATED}"));
+        runtime.block_on(async { pods.list(&on_node).await })
+    };
     cluster.install_chart(&[])?;
     let node = wait_for_accelerators(cluster)?;
-    let accelerators = workload::accelerators(&node);
-    let on_node = runtime.block_on(async {
-        let pods: Api<Pod> = Api::all(client.clone());
-        pods.list(&ListParams::default().fields(&format!("spec.nodeName={DEDICATED}"))).await
-    })?;
-    let free = workload::free_millicpu(&node, &on_node.items)?;
+    let free = workload::free_millicpu(&node, &pods_of_node()?.items)?;
     let division = workload::divide(free, options.dedicated_slots.into())?;
-    cluster.apply(&in_namespace("apps/v1", "Deployment", &workload::steady(&accelerators, division)?)?)?;
+    start_steady_work(cluster, options, &workload::accelerators(&node), division)?;
+    let outcome = run_job(cluster, options, photographs, division, &runtime, &client);
+    cluster.kubectl(&["delete", "namespace", NAMESPACE, "--wait=false"])?;
+    outcome
+}
+
+/// The Deployment that holds the accelerators, and fills the dedicated node but for the Job's slots.
+fn start_steady_work(
+    cluster: &Cluster,
+    options: &DemoOptions,
+    accelerators: &[(String, u64)],
+    division: Division,
+) -> anyhow::Result<()> {
+    cluster.apply(&in_namespace("apps/v1", "Deployment", &workload::steady(accelerators, division)?)?)?;
     cluster.kubectl(&["-n", NAMESPACE, "rollout", "status", "deployment", STEADY, "--timeout=120s"])?;
     let offers: Vec<_> = accelerators.iter().map(|(name, amount)| format!("{amount} {name}")).collect();
+    println!("\nThe pool");
     println!("  {DEDICATED}  offers {}", offers.join(", "));
-    println!("               the steady Deployment holds them: {}", held(cluster)?);
+    println!("               the steady Deployment holds them all: {}", held(cluster)?);
     println!("               {} pods of the Job fit beside it at a time", options.dedicated_slots);
-    println!("  {VIRTUAL}    takes what spills: containers of a runtime of its own, started by spillway-vk");
+    println!("  {VIRTUAL}    takes what spills: spillway-vk runs it on a container runtime of its own");
+    Ok(())
+}
 
-    println!(
-        "\nThe Job: {pods} pods, one tile each, sharpened and resized from shared storage into shared storage"
-    );
+/// The Job from its tiles to its remains, and the yardstick.
+fn run_job(
+    cluster: &Cluster,
+    options: &DemoOptions,
+    photographs: &Path,
+    division: Division,
+    runtime: &tokio::runtime::Runtime,
+    client: &kube::Client,
+) -> anyhow::Result<()> {
+    let pods = usize::from(options.pods);
+    println!("\nThe Job: {pods} pods, each sharpens and resizes one tile from shared storage");
+    let shared = Shared::prepare(cluster, photographs, pods)?;
     let job = workload::job(pods, division)?;
     let progress = runtime
-        .block_on(watch::follow(client, NAMESPACE, &job, [DEDICATED, VIRTUAL]))
+        .block_on(watch::follow(client.clone(), NAMESPACE, &job, [DEDICATED, VIRTUAL]))
         .with_context(|| cluster.log_tails(10, Some("spillway-vk")))?;
     show_logs(cluster, &progress)?;
-
-    // While its pods are still there to be looked at: what they made.
     let sheet = shared.contact_sheet(options, pods);
     cluster.kubectl(&["-n", NAMESPACE, "delete", "job", JOB, "--cascade=foreground", "--timeout=120s"])?;
     let left = runtime.block_on(leftovers::wait_for_none(cluster, DEDICATED, VIRTUAL))?;
 
     println!(
-        "\nThe yardstick: a bare loop over the runtime's interface (CRI) starts the same {pods} containers, {IN_FLIGHT} in flight"
+        "\nThe yardstick: a bare loop over the runtime's interface (CRI) starts the same containers, {IN_FLIGHT} at a time"
     );
     let bare_s = runtime.block_on(bare_loop(cluster, pods))?;
     let left_by_loop = runtime.block_on(leftovers::wait_for_none(cluster, DEDICATED, VIRTUAL))?;
 
     let done_s = progress.last_done_s().unwrap_or_default();
     let (pods_per_s, cri_loop_pods_per_s) = (count(pods) / done_s, count(pods) / bare_s);
+    let sides = [progress.side(DEDICATED), progress.side(VIRTUAL)];
     let report = Report {
         pods,
-        dedicated: progress.side(DEDICATED).done,
-        r#virtual: progress.side(VIRTUAL).done,
+        dedicated: sides[0].done,
+        r#virtual: sides[1].done,
         results: shared.results(pods),
         left_over: left.iter().map(|(_, count)| count).sum(),
         first_running_s: progress.first_running_s().unwrap_or_default(),
@@ -171,7 +191,6 @@ pub fn on(cluster: &Cluster, options: &DemoOptions, photographs: &Path) -> anyho
         cri_loop_pods_per_s,
         ratio: pods_per_s / cri_loop_pods_per_s,
     };
-    let sides = [progress.side(DEDICATED), progress.side(VIRTUAL)];
     println!("\nWhat happened\n{}", report::table([DEDICATED, VIRTUAL], sides, &report));
     println!("What is left after the Job was deleted");
     for (what, count) in &left {
@@ -182,7 +201,6 @@ pub fn on(cluster: &Cluster, options: &DemoOptions, photographs: &Path) -> anyho
         fs::write(path, text).with_context(|| format!("can't write the report {}", path.display()))?;
         println!("\nThe numbers: {}", path.display());
     }
-    cluster.kubectl(&["delete", "namespace", NAMESPACE, "--wait=false"]).map(drop)?;
     verdict(&progress, &report, sheet, &left_by_loop)
 }
 
