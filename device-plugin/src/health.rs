@@ -1,0 +1,102 @@
+//! When a device counts as broken, and when as sane again. Pure: the clock is an argument.
+//!
+//! The rule: a device is Unhealthy from its last fault until `quiet` has passed without another. A back end records a fault at every
+//! critical XID *and* at every look at the device that shows something wrong (it can't be read, the driver asks for a reset), so a
+//! device that stays broken never gets old enough to recover, and one that was reset comes back by itself.
+//!
+//! Nothing is kept on disk: an agent that restarts forgets a past XID. It does see at once what the driver still complains about.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use crate::device::{DeviceId, Health};
+
+/// XIDs that an application causes and that say nothing about the GPU: the list of NVIDIA's own device plugin.
+pub const APPLICATION_XIDS: [u64; 6] = [13, 31, 43, 45, 68, 109];
+
+#[derive(Debug)]
+struct Fault {
+    why: String,
+    at: Instant,
+}
+
+/// The last fault of each device.
+#[derive(Debug)]
+pub struct Faults {
+    quiet: Duration,
+    last: BTreeMap<DeviceId, Fault>,
+}
+
+impl Faults {
+    /// No faults yet; a device recovers `quiet` after its last one.
+    pub fn new(quiet: Duration) -> Self {
+        Self { quiet, last: BTreeMap::new() }
+    }
+
+    /// Something is wrong with `device` at `now`.
+    pub fn record(&mut self, device: &DeviceId, why: impl Into<String>, now: Instant) {
+        self.last.insert(device.clone(), Fault { why: why.into(), at: now });
+    }
+
+    /// The device is still in the state that its last fault put it in: its time to recover starts anew, its reason stays.
+    pub fn prolong(&mut self, device: &DeviceId, why: impl Into<String>, now: Instant) {
+        self.last
+            .entry(device.clone())
+            .and_modify(|fault| fault.at = now)
+            .or_insert_with(|| Fault { why: why.into(), at: now });
+    }
+
+    /// The device's health at `now`. A fault that is over is forgotten.
+    pub fn health(&mut self, device: &DeviceId, now: Instant) -> Health {
+        match self.last.get(device) {
+            Some(fault) if now.duration_since(fault.at) < self.quiet => Health::Unhealthy(fault.why.clone()),
+            Some(_) => {
+                self.last.remove(device);
+                Health::Healthy
+            }
+            None => Health::Healthy,
+        }
+    }
+
+    /// Forgets devices that are gone: one that is put back starts afresh.
+    pub fn retain(&mut self, still_there: impl Fn(&DeviceId) -> bool) {
+        self.last.retain(|device, _| still_there(device));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QUIET: Duration = Duration::from_mins(5);
+
+    #[test]
+    fn a_device_recovers_when_it_has_been_quiet_long_enough() {
+        let gpu = DeviceId::new("GPU-1").unwrap();
+        let start = Instant::now();
+        let mut faults = Faults::new(QUIET);
+        assert_eq!(faults.health(&gpu, start), Health::Healthy);
+        faults.record(&gpu, "XID 48", start);
+        assert_eq!(faults.health(&gpu, start), Health::Unhealthy("XID 48".to_owned()));
+        assert!(!faults.health(&gpu, start + QUIET / 2).is_healthy());
+        faults.record(&gpu, "XID 79", start + QUIET / 2);
+        assert_eq!(faults.health(&gpu, start + QUIET), Health::Unhealthy("XID 79".to_owned()));
+        assert!(faults.health(&gpu, start + QUIET / 2 + QUIET).is_healthy());
+    }
+
+    #[test]
+    fn a_lasting_condition_keeps_the_first_reason_and_never_ages() {
+        let gpu = DeviceId::new("GPU-1").unwrap();
+        let start = Instant::now();
+        let mut faults = Faults::new(QUIET);
+        faults.record(&gpu, "XID 79", start);
+        faults.prolong(&gpu, "can't be read", start + QUIET / 2);
+        assert_eq!(faults.health(&gpu, start + QUIET), Health::Unhealthy("XID 79".to_owned()));
+        faults.retain(|_| false);
+        assert!(faults.health(&gpu, start + QUIET).is_healthy());
+        faults.prolong(&gpu, "can't be read", start);
+        assert_eq!(faults.health(&gpu, start), Health::Unhealthy("can't be read".to_owned()));
+    }
+}

@@ -1,0 +1,175 @@
+//! The machine's accelerators as one immutable value: who found them, and what they are now. It is replaced as a whole, in a watch
+//! channel; nobody edits it in place.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::device::{Device, DeviceId, Health, ResourceName};
+
+/// How a back end is doing, apart from its devices.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum BackendState {
+    /// It has not looked yet.
+    #[default]
+    Starting,
+    /// It looked, and what it found is in the inventory.
+    Running,
+    /// It can't look; the text says why. What it found before stays listed as Unhealthy.
+    Unavailable(String),
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Part {
+    state: BackendState,
+    devices: Vec<Device>,
+}
+
+/// Every device of the machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Inventory {
+    parts: BTreeMap<&'static str, Part>,
+}
+
+/// What a publication changed, for the log.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Change<'a> {
+    /// A device that was not listed before.
+    Added(&'a Device),
+    /// A device that is listed no more.
+    Removed(&'a Device),
+    /// A device whose health is another.
+    Health(&'a Device),
+}
+
+impl Inventory {
+    /// An inventory in which each of these back ends is yet to look.
+    pub fn starting(backends: impl IntoIterator<Item = &'static str>) -> Self {
+        Self { parts: backends.into_iter().map(|name| (name, Part::default())).collect() }
+    }
+
+    /// The same with one back end's part replaced. Devices are put in order; of two with the same ID the first stays, and the
+    /// others are returned.
+    #[must_use]
+    pub fn with(
+        &self,
+        backend: &'static str,
+        state: BackendState,
+        devices: Vec<Device>,
+    ) -> (Self, Vec<Device>) {
+        let elsewhere: BTreeSet<_> = self
+            .parts
+            .iter()
+            .filter(|(name, _)| **name != backend)
+            .flat_map(|(_, part)| part.devices.iter().map(key))
+            .collect();
+        let mut kept = BTreeMap::new();
+        let mut refused = Vec::new();
+        for device in devices {
+            if elsewhere.contains(&key(&device)) || kept.contains_key(&key(&device)) {
+                refused.push(device);
+            } else {
+                kept.insert(key(&device), device);
+            }
+        }
+        let mut next = self.clone();
+        next.parts.insert(backend, Part { state, devices: kept.into_values().collect() });
+        (next, refused)
+    }
+
+    /// All devices, in a stable order.
+    pub fn devices(&self) -> impl Iterator<Item = &Device> {
+        self.parts.values().flat_map(|part| &part.devices)
+    }
+
+    /// The devices that one back end found.
+    pub fn found_by(&self, backend: &str) -> &[Device] {
+        self.parts.get(backend).map_or(&[], |part| &part.devices)
+    }
+
+    /// The devices of one resource, in a stable order.
+    pub fn slice<'a>(&'a self, resource: &'a ResourceName) -> impl Iterator<Item = &'a Device> {
+        self.devices().filter(move |device| device.resource == *resource)
+    }
+
+    /// Every resource that has a device, healthy or not.
+    pub fn resources(&self) -> BTreeSet<ResourceName> {
+        self.devices().map(|device| device.resource.clone()).collect()
+    }
+
+    /// How each back end is doing.
+    pub fn backends(&self) -> impl Iterator<Item = (&'static str, &BackendState)> {
+        self.parts.iter().map(|(name, part)| (*name, &part.state))
+    }
+
+    /// What differs between `before` and `self`.
+    pub fn changes<'a>(&'a self, before: &'a Self) -> Vec<Change<'a>> {
+        let old: BTreeMap<_, _> = before.devices().map(|device| (key(device), device)).collect();
+        let new: BTreeMap<_, _> = self.devices().map(|device| (key(device), device)).collect();
+        let removed =
+            old.iter().filter(|(key, _)| !new.contains_key(*key)).map(|(_, device)| Change::Removed(device));
+        let others = new.iter().filter_map(|(key, device)| match old.get(key) {
+            None => Some(Change::Added(device)),
+            Some(before) if before.health != device.health => Some(Change::Health(device)),
+            Some(_) => None,
+        });
+        removed.chain(others).collect()
+    }
+}
+
+/// These devices with their health replaced: what is left to say when their back end can't be asked.
+pub fn all_unhealthy<'a>(devices: impl IntoIterator<Item = &'a Device>, why: &str) -> Vec<Device> {
+    devices
+        .into_iter()
+        .map(|device| Device { health: Health::Unhealthy(why.to_owned()), ..device.clone() })
+        .collect()
+}
+
+fn key(device: &Device) -> (ResourceName, DeviceId) {
+    (device.resource.clone(), device.id.clone())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A healthy device of `resource`, for tests.
+    pub(crate) fn device(resource: &str, id: &str, numa_node: Option<u32>) -> Device {
+        Device {
+            id: DeviceId::new(id).unwrap(),
+            resource: ResourceName::new(resource).unwrap(),
+            health: Health::Healthy,
+            numa_node,
+            nodes: vec![format!("/dev/{id}").into(), "/dev/shared".into()],
+            listed_in: None,
+            temperature_celsius: None,
+        }
+    }
+
+    #[test]
+    fn a_device_listed_twice_is_taken_once() {
+        let gpu = device("nvidia.com/gpu", "GPU-1", None);
+        let (inventory, refused) =
+            Inventory::default().with("nvml", BackendState::Running, vec![gpu.clone(), gpu.clone()]);
+        assert_eq!(refused, std::slice::from_ref(&gpu));
+        let (inventory, refused) = inventory.with("other", BackendState::Running, vec![gpu.clone()]);
+        assert_eq!(refused, std::slice::from_ref(&gpu), "another back end can't take it over");
+        assert_eq!(inventory.devices().collect::<Vec<_>>(), [&gpu]);
+    }
+
+    #[test]
+    fn a_publication_replaces_only_its_own_part() {
+        let gpu = device("nvidia.com/gpu", "GPU-1", None);
+        let fpga = device("fpga.intel.com/region-0", "port0", None);
+        let (first, _) =
+            Inventory::starting(["nvml", "dfl"]).with("nvml", BackendState::Running, vec![gpu.clone()]);
+        let (second, _) = first.with("dfl", BackendState::Running, vec![fpga.clone()]);
+        assert_eq!(second.resources().len(), 2);
+        assert_eq!(second.changes(&first), [Change::Added(&fpga)]);
+
+        let sick = all_unhealthy(second.found_by("nvml"), "no driver");
+        let (third, _) = second.with("nvml", BackendState::Unavailable("no driver".into()), sick.clone());
+        assert_eq!(third.changes(&second), [Change::Health(&sick[0])]);
+        let (fourth, _) = third.with("nvml", BackendState::Running, Vec::new());
+        assert_eq!(fourth.changes(&third), [Change::Removed(&sick[0])]);
+        assert_eq!(fourth.slice(&fpga.resource).collect::<Vec<_>>(), [&fpga]);
+    }
+}
