@@ -79,14 +79,16 @@ pub fn run(options: &DemoOptions) -> anyhow::Result<()> {
         "  simulated: {gpus} GPUs (a stand-in for NVIDIA's library) and {fpgas} FPGA (a stand-in sysfs tree), without drivers"
     );
     let cluster = Cluster::up(&pool)?;
-    let outcome = on(&cluster, options, &photographs);
-    if options.keep {
+    let outcome = on(&cluster, options, &photographs).with_context(|| {
+        format!("the main job failed; all logs are in {}", cluster.folder().join("log").display())
+    });
+    let ended = if options.keep {
         println!("\n{}", cluster.usage());
+        Ok(())
     } else {
-        cluster.down()?;
-        prove_ended(&cluster)?;
-    }
-    outcome
+        cluster.down().and_then(|()| prove_ended(&cluster))
+    };
+    outcome.and(ended)
 }
 
 /// After the pool's end: its processes, cgroups and record are gone.
