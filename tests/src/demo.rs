@@ -215,6 +215,9 @@ fn verdict(
 ) -> anyhow::Result<()> {
     let sheet = sheet.context("not every result is there once")?;
     println!("\nThe contact sheet, made of all {} results: {}", report.results, sheet.display());
+    for failure in progress.failures() {
+        println!("A pod failed, and the Job made another in its place: {failure}");
+    }
     let faults = progress.faults(report.pods);
     if !faults.is_empty() {
         bail!("not every pod ran once: {}", faults.join("; "));

@@ -19,6 +19,9 @@ use super::report::Side;
 /// When nothing has changed for so long, nothing will.
 const STALLED: Duration = Duration::from_mins(3);
 
+/// How long after the Job's end events of its pods may come.
+const LAST_EVENTS: Duration = Duration::from_secs(10);
+
 /// What was seen of one pod.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Seen {
@@ -101,26 +104,31 @@ impl Progress {
         self.pods.values().fold(None, |last, seen| latest(last, seen.succeeded_s))
     }
 
-    /// How often each index from 0 to `count` - 1 succeeded, where that is not once; and what failed.
+    /// Indices from 0 to `count` - 1 that did not succeed exactly once, and pods that have none of these.
     pub fn faults(&self, count: usize) -> Vec<String> {
         let mut succeeded = vec![0_usize; count];
         let mut faults = Vec::new();
         for seen in self.pods.values() {
-            match seen.index {
-                Some(index) if seen.succeeded_s.is_some() && index < count => succeeded[index] += 1,
-                Some(index) if index < count => {}
-                index => faults.push(format!("pod {} has the index {index:?}", seen.name)),
-            }
-            if let Some(why) = &seen.failed {
-                let node = seen.node.as_deref().unwrap_or("no node");
-                faults.push(format!("pod {} failed on {node}: {why}", seen.name));
+            match seen.index.filter(|index| *index < count) {
+                Some(index) => succeeded[index] += usize::from(seen.succeeded_s.is_some()),
+                None => faults.push(format!("pod {} has the index {:?}", seen.name, seen.index)),
             }
         }
         for (index, times) in succeeded.iter().enumerate().filter(|(_, times)| **times != 1) {
             faults.push(format!("index {index} succeeded {times} times"));
         }
-        faults.sort();
         faults
+    }
+
+    /// Pods that failed, with their node and why. The Job makes others in their place.
+    pub fn failures(&self) -> Vec<String> {
+        let failed = self.pods.values().filter_map(|seen| {
+            let node = seen.node.as_deref().unwrap_or("no node");
+            Some(format!("pod {} on {node}: {}", seen.name, seen.failed.as_ref()?))
+        });
+        let mut failed: Vec<_> = failed.collect();
+        failed.sort();
+        failed
     }
 
     /// Name of a pod that succeeded on this node: the one with the lowest index.
@@ -183,16 +191,16 @@ pub async fn follow(
         }
         asked = Instant::now();
         match ended(&jobs, &name).await {
-            // The pods' last events may still be on their way.
+            // The pods' last events may still be on their way; what is wrong then stays wrong.
             Ok(Some(Ok(())))
-                if progress.faults(wanted(job)).iter().all(|fault| fault.contains("failed on")) =>
+                if progress.faults(wanted(job)).is_empty() || changed.elapsed() > LAST_EVENTS =>
             {
                 line.end(&progress, sides, begin.elapsed());
                 return Ok(progress);
             }
             Ok(Some(Err(why))) => {
                 line.end(&progress, sides, begin.elapsed());
-                bail!("the Job failed: {why}; {}", progress.faults(wanted(job)).join("; "));
+                bail!("the Job failed: {why}; {}", progress.failures().join("; "));
             }
             Ok(_) => {}
             Err(error) => tell_interruption(&error),
@@ -325,13 +333,7 @@ mod tests {
         progress.observe(&pod("a", 0, Some("v"), "Succeeded", &ended(0)), 1.0);
         progress.observe(&pod("b", 0, Some("d"), "Succeeded", &ended(0)), 1.0);
         progress.observe(&pod("c", 1, Some("d"), "Failed", &ended(3)), 1.0);
-        assert_eq!(
-            progress.faults(2),
-            [
-                "index 0 succeeded 2 times",
-                "index 1 succeeded 0 times",
-                "pod tiles-1-c failed on d: exit code 3"
-            ]
-        );
+        assert_eq!(progress.faults(2), ["index 0 succeeded 2 times", "index 1 succeeded 0 times"]);
+        assert_eq!(progress.failures(), ["pod tiles-1-c on d: exit code 3"]);
     }
 }
