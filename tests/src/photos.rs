@@ -81,3 +81,20 @@ fn run(command: &mut Command) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn photographs_and_packages_are_found_by_their_extension() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(count(&folder.path().join("missing")), 0);
+        assert!(package(folder.path()).unwrap_err().to_string().contains(PACKAGE));
+        for name in ["Dune.jpg", "Wood.jpg", "README", "mate-backgrounds_1.26.0-1_all.deb"] {
+            fs::write(folder.path().join(name), b"").unwrap();
+        }
+        assert_eq!(count(folder.path()), 2);
+        assert!(package(folder.path()).unwrap().ends_with("mate-backgrounds_1.26.0-1_all.deb"));
+    }
+}
