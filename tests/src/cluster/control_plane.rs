@@ -13,8 +13,11 @@ pub const SERVER: &str = "https://10.201.0.1:6443";
 /// The bootstrap token of virtual nodes, good for this cluster alone.
 pub const BOOTSTRAP_TOKEN: &str = "spilly.0123456789abcdef";
 
-const MANIFESTS: &[&str] =
-    &[include_str!("../../cluster/manifests/bootstrap.yaml"), include_str!("../../cluster/manifests/coredns.yaml")];
+const MANIFESTS: &[&str] = &[
+    include_str!("../../cluster/manifests/bootstrap.yaml"),
+    include_str!("../../cluster/manifests/coredns.yaml"),
+    include_str!("../../../deploy/systemd/rbac.yaml"),
+];
 
 pub(super) fn start(cluster: &Cluster, pki: &Pki) -> anyhow::Result<()> {
     pki.sign(

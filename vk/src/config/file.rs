@@ -1,0 +1,117 @@
+//! The shape of the configuration file. Values are checked while they are parsed, so that every error carries its line.
+
+use std::{collections::BTreeMap, net::IpAddr, path::Path};
+
+use k8s_openapi::{api::core::v1::Taint, apimachinery::pkg::api::resource::Quantity};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_saphyr::{SnippetMode, UserMessageFormatter};
+
+use super::ConfigError;
+use crate::provider::cri::CriConfig;
+
+/// The file, every key optional.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub(super) struct File {
+    pub(super) node_name: Option<String>,
+    #[serde(rename = "nodeIP")]
+    pub(super) node_ip: Option<IpAddr>,
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) annotations: BTreeMap<String, String>,
+    pub(super) taints: Vec<FileTaint>,
+    pub(super) capacity: BTreeMap<String, Amount>,
+    #[serde(rename = "clusterDNS")]
+    pub(super) cluster_dns: Vec<IpAddr>,
+    pub(super) cluster_domain: Option<String>,
+    pub(super) provider: Option<String>,
+    pub(super) cri: Option<CriConfig>,
+}
+
+/// Parses `text`, which was read from `path`.
+pub(super) fn parse<T: DeserializeOwned + Default>(path: &Path, text: &str) -> Result<T, ConfigError> {
+    // A file of comments is one with nothing to say.
+    if text.lines().all(|line| line.trim_start().starts_with('#') || line.trim().is_empty()) {
+        return Ok(T::default());
+    }
+    serde_saphyr::from_str(text).map_err(|error| {
+        let location = error.location();
+        let formatter = UserMessageFormatter::default();
+        let options =
+            serde_saphyr::render_options! { snippets: SnippetMode::Off, formatter: &formatter };
+        // The location stands in front already; keep the message alone, on one line.
+        let message = error.without_snippet().render_with_options(options).replace('\n', " ");
+        ConfigError::Invalid {
+            path: path.to_owned(),
+            line: location.map_or(0, |location| location.line()),
+            column: location.map_or(0, |location| location.column()),
+            message,
+        }
+    })
+}
+
+/// One further taint.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FileTaint {
+    key: String,
+    #[serde(default)]
+    value: Option<String>,
+    effect: Effect,
+}
+
+impl From<FileTaint> for Taint {
+    fn from(taint: FileTaint) -> Self {
+        Self { key: taint.key, value: taint.value, effect: taint.effect.0, time_added: None }
+    }
+}
+
+/// A taint's effect that Kubernetes knows.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct Effect(String);
+
+impl TryFrom<String> for Effect {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "NoSchedule" | "NoExecute" | "PreferNoSchedule" => Ok(Self(text)),
+            _ => Err(format!("{text:?} is no effect of a taint: NoSchedule, NoExecute or PreferNoSchedule")),
+        }
+    }
+}
+
+impl From<Effect> for String {
+    fn from(effect: Effect) -> Self {
+        effect.0
+    }
+}
+
+/// A Kubernetes quantity that can be a capacity: not negative, well formed.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct Amount(String);
+
+impl TryFrom<String> for Amount {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let number = text.trim_end_matches(|last: char| last.is_ascii_alphabetic());
+        let suffix = &text[number.len()..];
+        let well_formed = number.bytes().any(|byte| byte.is_ascii_digit())
+            && number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
+            && number.bytes().filter(|&byte| byte == b'.').count() <= 1
+            && ["", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"].contains(&suffix);
+        if well_formed {
+            Ok(Self(text))
+        } else {
+            Err(format!("{text:?} is no quantity, such as 8, 500m or 32Gi"))
+        }
+    }
+}
+
+impl From<Amount> for Quantity {
+    fn from(amount: Amount) -> Self {
+        Self(amount.0)
+    }
+}

@@ -1,0 +1,351 @@
+//! Who this process is: a node, `system:node:NAME` in `system:nodes`, so that the API server's own authorizers keep it to what its
+//! pods need.
+//!
+//! Beside a runtime the identity is a client certificate, got by TLS bootstrap and rotated here. In a cluster it is a service account
+//! that impersonates the node. With a kubeconfig of the admin's it is whatever that says. Everyone else is handed one
+//! [`kube::Client`] at the start; requests made before there is a certificate wait for it, and a rotation is not noticed.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use kube::{
+    Client, Config,
+    config::{AuthInfo, KubeConfigOptions, Kubeconfig},
+};
+use spillway_daemon::admin::Readiness;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{backoff::Backoff, config::IdentityConfig, metrics::Metrics};
+
+mod client;
+pub mod csr;
+pub mod serving;
+pub mod store;
+
+use csr::{CsrError, Request, Signer};
+use store::{Credential, Store, StoreError};
+
+/// File name, without extension, of the client certificate in the certificate folder.
+const CLIENT: &str = "spillway-vk-client";
+/// The readiness condition that this module sets.
+const CONDITION: &str = "identity";
+
+/// Why there is no identity.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// Neither a kubeconfig nor a service account.
+    #[error(
+        "no way to the API server: give --kubeconfig, or --bootstrap-kubeconfig for a first certificate, or run in a pod with a \
+         service account"
+    )]
+    Nothing,
+    /// A kubeconfig can't be used.
+    #[error("can't use kubeconfig {}", path.display())]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: Box<kube::config::KubeconfigError>,
+    },
+    /// The service account can't be used.
+    #[error("can't use this pod's service account")]
+    InCluster(#[source] kube::config::InClusterError),
+    /// No client can be made of what the kubeconfig says.
+    #[error("can't set up a client for the API server {server}")]
+    Client {
+        /// The server's URL.
+        server: String,
+        /// The cause.
+        source: Box<kube::Error>,
+    },
+    /// The kubeconfig can't be written.
+    #[error("can't turn the new kubeconfig into YAML: {0}")]
+    Render(String),
+    /// The certificate folder fails.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The certificate was not to be had.
+    #[error(transparent)]
+    Csr(#[from] CsrError),
+    /// The certificate has run out, or never was, and nothing can get another.
+    #[error(
+        "there is no valid certificate for node {node} in {}, and no --bootstrap-kubeconfig to get one with", folder.display()
+    )]
+    NoBootstrap {
+        /// The node.
+        node: String,
+        /// The certificate folder.
+        folder: PathBuf,
+    },
+}
+
+/// The identity, and the task that keeps it.
+pub struct Identity {
+    node: String,
+    mode: Mode,
+    current: watch::Sender<Option<Client>>,
+    readiness: Readiness,
+    metrics: Metrics,
+}
+
+enum Mode {
+    /// Given; nothing to keep.
+    Fixed,
+    Certificate {
+        store: Store,
+        /// Where the API server is: the bootstrap kubeconfig, or what an earlier bootstrap wrote.
+        bootstrap: Option<PathBuf>,
+        kubeconfig: PathBuf,
+    },
+}
+
+impl Identity {
+    /// Decides how to be who, without asking the network. Returns the client for all others, and the API server's URL.
+    pub async fn new(
+        config: &IdentityConfig,
+        node: &str,
+        readiness: Readiness,
+        metrics: Metrics,
+    ) -> Result<(Self, Client, http::Uri), IdentityError> {
+        let store = Store::new(&config.cert_dir);
+        let written = config.kubeconfig.clone().unwrap_or_else(|| config.cert_dir.join("kubeconfig"));
+        let (current, receiver) = watch::channel(None);
+        let (mode, server) = if let Some(bootstrap) = &config.bootstrap_kubeconfig {
+            // A bootstrap file may be gone once it has served.
+            let source = if bootstrap.exists() || !written.exists() { bootstrap } else { &written };
+            let server = load(source).await?.cluster_url;
+            let mode = Mode::Certificate { store, bootstrap: Some(bootstrap.clone()), kubeconfig: written };
+            (mode, server)
+        } else if written.exists() && refers_to(&written, &store.path(CLIENT)) {
+            let server = load_cluster(&written).await?.cluster_url;
+            (Mode::Certificate { store, bootstrap: None, kubeconfig: written }, server)
+        } else if let Some(path) = &config.kubeconfig {
+            let config = load(path).await?;
+            let server = config.cluster_url.clone();
+            current.send_replace(Some(connect(config)?));
+            (Mode::Fixed, server)
+        } else if std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
+            let mut config = Config::incluster().map_err(IdentityError::InCluster)?;
+            config.auth_info.impersonate = Some(format!("system:node:{node}"));
+            config.auth_info.impersonate_groups = Some(vec!["system:nodes".to_owned()]);
+            let server = config.cluster_url.clone();
+            current.send_replace(Some(connect(config)?));
+            (Mode::Fixed, server)
+        } else {
+            return Err(IdentityError::Nothing);
+        };
+        readiness.set(
+            CONDITION,
+            match mode {
+                Mode::Fixed => Ok(()),
+                Mode::Certificate { .. } => Err("no client certificate yet".to_owned()),
+            },
+        );
+        let identity = Self { node: node.to_owned(), mode, current, readiness, metrics };
+        Ok((identity, client::rotating(receiver), server))
+    }
+
+    /// Gets the certificate, and a new one before it ends, until `stop`.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), IdentityError> {
+        let Mode::Certificate { store, bootstrap, kubeconfig } = &self.mode else {
+            stop.cancelled().await;
+            return Ok(());
+        };
+        tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            result = self.keep(store, bootstrap.as_deref(), kubeconfig) => result,
+        }
+    }
+
+    async fn keep(
+        &self,
+        store: &Store,
+        bootstrap: Option<&Path>,
+        kubeconfig: &Path,
+    ) -> Result<(), IdentityError> {
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+        let mut credential = store.load(CLIENT)?.filter(|found| self.fits(found));
+        loop {
+            credential = match credential.filter(Credential::is_current) {
+                Some(credential) => {
+                    self.publish(&credential, store, bootstrap, kubeconfig).await?;
+                    let renewal = credential.renewal();
+                    tracing::info!(certificate.expires = %credential.not_after, certificate.renewal = %renewal, "client certificate is in use");
+                    sleep_until(renewal).await;
+                    // Renewed with itself, while it is still good.
+                    let client = self.current.borrow().clone();
+                    match self.request(client.as_ref(), store).await {
+                        Ok(renewed) => {
+                            backoff.reset();
+                            Some(renewed)
+                        }
+                        Err(error) => {
+                            tracing::warn!(error = chain(&error), "can't renew the client certificate; trying again");
+                            backoff.sleep().await;
+                            Some(credential)
+                        }
+                    }
+                }
+                None => {
+                    let Some(bootstrap) = bootstrap else {
+                        return Err(IdentityError::NoBootstrap {
+                            node: self.node.clone(),
+                            folder: store.folder().to_owned(),
+                        });
+                    };
+                    match self.bootstrap(bootstrap, store).await {
+                        Ok(first) => {
+                            backoff.reset();
+                            Some(first)
+                        }
+                        Err(error) => {
+                            let error = chain(&error);
+                            tracing::warn!(error, "can't get a client certificate yet; trying again");
+                            self.readiness.set(CONDITION, Err(error));
+                            backoff.sleep().await;
+                            None
+                        }
+                    }
+                }
+            };
+        }
+    }
+
+    /// The file is read each time: an admin may put a fresh token into it.
+    async fn bootstrap(&self, kubeconfig: &Path, store: &Store) -> Result<Credential, IdentityError> {
+        let config = load(kubeconfig).await?;
+        let server = config.cluster_url.to_string();
+        let client = connect(config)?;
+        tracing::info!(server, node = self.node, "asking for a client certificate with the bootstrap kubeconfig");
+        self.request(Some(&client), store).await
+    }
+
+    async fn request(&self, client: Option<&Client>, store: &Store) -> Result<Credential, IdentityError> {
+        let Some(client) = client else { return Err(IdentityError::Nothing) };
+        let request = Request { node: &self.node, signer: Signer::KubeletClient, address: None };
+        let pending = |csr: &str| {
+            let how = format!("waiting for approval: kubectl certificate approve {csr}");
+            tracing::info!(csr, "the client certificate is {how}");
+            self.readiness.set(CONDITION, Err(how));
+        };
+        Ok(csr::obtain(client, store, CLIENT, &request, pending).await?)
+    }
+
+    async fn publish(
+        &self,
+        credential: &Credential,
+        store: &Store,
+        bootstrap: Option<&Path>,
+        kubeconfig: &Path,
+    ) -> Result<(), IdentityError> {
+        // The API server may have moved since the last bootstrap; the bootstrap file knows first.
+        if let Some(bootstrap) = bootstrap.filter(|path| path.exists()) {
+            write_kubeconfig(bootstrap, kubeconfig, &store.path(CLIENT), &self.node).await?;
+        }
+        let mut config = load_cluster(kubeconfig).await?;
+        config.auth_info = credential.auth_info();
+        self.current.send_replace(Some(connect(config)?));
+        self.readiness.set(CONDITION, Ok(()));
+        self.metrics.certificate_expires("client", credential.not_after);
+        Ok(())
+    }
+
+    fn fits(&self, credential: &Credential) -> bool {
+        let fits = credential.common_name == format!("system:node:{}", self.node);
+        if !fits {
+            tracing::warn!(found = credential.common_name, node = self.node, "the certificate in the folder is another node's: not used");
+        }
+        fits
+    }
+}
+
+async fn load(path: &Path) -> Result<Config, IdentityError> {
+    let failed =
+        |source| IdentityError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
+    let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
+    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(failed)
+}
+
+/// The kubeconfig without its user, whose certificate is loaded from the store.
+async fn load_cluster(path: &Path) -> Result<Config, IdentityError> {
+    let failed =
+        |source| IdentityError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
+    let mut kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
+    for user in &mut kubeconfig.auth_infos {
+        user.auth_info = Some(AuthInfo::default());
+    }
+    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(failed)
+}
+
+fn connect(config: Config) -> Result<Client, IdentityError> {
+    let server = config.cluster_url.to_string();
+    Client::try_from(config).map_err(|source| IdentityError::Client { server, source: Box::new(source) })
+}
+
+/// Is this the kubeconfig that an earlier bootstrap of ours wrote?
+fn refers_to(kubeconfig: &Path, certificate: &Path) -> bool {
+    Kubeconfig::read_from(kubeconfig).is_ok_and(|found| {
+        let used = |user: &AuthInfo| user.client_certificate.as_deref().map(Path::new) == Some(certificate);
+        found.auth_infos.iter().filter_map(|user| user.auth_info.as_ref()).any(used)
+    })
+}
+
+/// The bootstrap kubeconfig's cluster with the certificate's user: for our next start and for whoever debugs as this node.
+async fn write_kubeconfig(
+    bootstrap: &Path,
+    target: &Path,
+    certificate: &Path,
+    node: &str,
+) -> Result<(), IdentityError> {
+    let mut kubeconfig = Kubeconfig::read_from(bootstrap)
+        .map_err(|source| IdentityError::Kubeconfig { path: bootstrap.to_owned(), source: Box::new(source) })?;
+    let certificate = certificate.display().to_string();
+    let user = AuthInfo {
+        client_certificate: Some(certificate.clone()),
+        client_key: Some(certificate),
+        ..AuthInfo::default()
+    };
+    let current = kubeconfig.current_context.clone().unwrap_or_default();
+    let context = kubeconfig.contexts.iter_mut().find(|context| context.name == current);
+    if let Some(context) = context.and_then(|context| context.context.as_mut()) {
+        context.user = Some(format!("system:node:{node}"));
+    }
+    kubeconfig.auth_infos = vec![kube::config::NamedAuthInfo {
+        name: format!("system:node:{node}"),
+        auth_info: Some(user),
+        ..Default::default()
+    }];
+    let text =
+        serde_saphyr::to_string(&kubeconfig).map_err(|error| IdentityError::Render(error.to_string()))?;
+    if tokio::fs::read_to_string(target).await.is_ok_and(|old| old == text) {
+        return Ok(());
+    }
+    Ok(store::write_atomically(target, text.as_bytes())?)
+}
+
+async fn sleep_until(time: jiff::Timestamp) {
+    let left = time.duration_since(jiff::Timestamp::now());
+    tokio::time::sleep(Duration::try_from(left).unwrap_or_default()).await;
+}
+
+/// An error with its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        // Some libraries print their cause as well as returning it.
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

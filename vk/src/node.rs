@@ -1,0 +1,219 @@
+//! The node object: registers it, keeps its status and lease, and registers it again when someone deletes it.
+//!
+//! Status is patched, so that conditions and annotations of others survive, and `spec.podCIDR` is left to the controller manager.
+//! A shutdown leaves the node alone: pods go on running, and a restart is not worth a flap.
+
+use std::{net::IpAddr, time::Duration};
+
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::{Node as NodeObject, NodeCondition};
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::{Patch, PatchParams, PostParams},
+    runtime::{WatchStreamExt as _, watcher::watch_object},
+};
+use serde_json::json;
+use spillway_daemon::admin::Readiness;
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{config::NodeConfig, identity::chain, metrics::Metrics, provider::Provider};
+
+mod health;
+mod lease;
+mod machine;
+mod object;
+
+use health::Health;
+use machine::Machine;
+use object::Template;
+
+/// How often the state is looked at; a kubelet's `nodeStatusUpdateFrequency`.
+const UPDATE: Duration = Duration::from_secs(10);
+/// How often it is reported though nothing changed; a kubelet's `nodeStatusReportFrequency`.
+const REPORT: Duration = Duration::from_secs(5 * 60);
+/// What one request may take, so that a half-open connection doesn't cost the node its lease.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// The readiness condition that this module sets.
+const CONDITION: &str = "node";
+
+/// Everything the node needs.
+pub struct Node {
+    client: Client,
+    provider: Provider,
+    template: Template,
+    readiness: Readiness,
+    metrics: Metrics,
+}
+
+/// What has been reported, and when.
+struct Reported {
+    at: Instant,
+    uid: String,
+    status: serde_json::Value,
+}
+
+impl Node {
+    /// A node at this address, whose kubelet API has this port (0: none).
+    pub fn new(
+        client: Client,
+        provider: Provider,
+        config: NodeConfig,
+        address: IpAddr,
+        kubelet_port: u16,
+        readiness: Readiness,
+        metrics: Metrics,
+    ) -> Self {
+        readiness.set(CONDITION, Err("not registered yet".to_owned()));
+        let template =
+            Template { config, provider: provider.name(), address, kubelet_port, machine: Machine::read("/") };
+        Self { client, provider, template, readiness, metrics }
+    }
+
+    /// Keeps the node until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        let (health, health_seen) = watch::channel(Health::starting());
+        let (uid, uid_seen) = watch::channel(None);
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = health::watch(&self.provider, &health, &self.readiness, &self.metrics) => {}
+            () = self.keep_registered(health_seen, &uid) => {}
+            () = lease::keep(&self.client, &self.template.config.name, uid_seen, &self.metrics) => {}
+        }
+    }
+
+    async fn keep_registered(&self, mut health: watch::Receiver<Health>, uid: &watch::Sender<Option<String>>) {
+        let name = &self.template.config.name;
+        let nodes: Api<NodeObject> = Api::all(self.client.clone());
+        let mut changes = std::pin::pin!(watch_object(nodes.clone(), name).default_backoff());
+        let mut tick = tokio::time::interval(UPDATE);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Nothing is known before the watch has spoken.
+        let mut known: Option<Option<NodeObject>> = None;
+        let mut reported: Option<Reported> = None;
+        let mut first = true;
+        loop {
+            tokio::select! {
+                Some(change) = changes.next() => match change {
+                    Ok(node) => known = Some(node),
+                    Err(error) => {
+                        let error = chain(&error);
+                        tracing::warn!(error, node = name, "can't watch our node; trying again");
+                        self.readiness.set(CONDITION, Err(format!("the API server can't be asked about it: {error}")));
+                        continue;
+                    }
+                },
+                _ = tick.tick() => {}
+                Ok(()) = health.changed() => {}
+            }
+            let health = health.borrow().clone();
+            let result = match &mut known {
+                None => continue,
+                Some(found @ None) => match self.register(&nodes, &health).await {
+                    Ok(node) => {
+                        *found = Some(node);
+                        Ok(())
+                    }
+                    Err(error) => Err(error),
+                },
+                Some(Some(node)) if std::mem::take(&mut first) => self.adopt(&nodes, node).await,
+                Some(Some(_)) => Ok(()),
+            };
+            let result = match (result, &mut known) {
+                (Ok(()), Some(found @ Some(_))) => self.report(&nodes, found, &health, &mut reported).await,
+                (result, _) => result,
+            };
+            let found = known.as_ref().and_then(Option::as_ref);
+            uid.send_if_modified(|uid| {
+                let new = found.and_then(|node| node.metadata.uid.clone());
+                std::mem::replace(uid, new.clone()) != new
+            });
+            match result {
+                Ok(()) => self.readiness.set(CONDITION, Ok(())),
+                Err(problem) => {
+                    tracing::warn!(node = name, problem, "can't keep our node up to date; trying again");
+                    self.readiness.set(CONDITION, Err(problem));
+                }
+            }
+        }
+    }
+
+    async fn register(&self, nodes: &Api<NodeObject>, health: &Health) -> Result<NodeObject, String> {
+        let node = self.template.node(health);
+        match bounded(nodes.create(&PostParams::default(), &node)).await? {
+            Ok(created) => {
+                self.metrics.registered();
+                tracing::info!(node = node.name_any(), address = %self.template.address, "node is registered");
+                Ok(created)
+            }
+            Err(kube::Error::Api(status)) if status.is_already_exists() => {
+                bounded(nodes.get(&node.name_any())).await?.map_err(|error| format!("can't get it: {}", chain(&error)))
+            }
+            Err(error) => Err(format!("can't register it: {}", chain(&error))),
+        }
+    }
+
+    /// The node was there before us: from an earlier run, most likely. Labels are ours to set; taints a node may not change.
+    async fn adopt(&self, nodes: &Api<NodeObject>, node: &NodeObject) -> Result<(), String> {
+        for taint in self.template.missing_taints(node) {
+            tracing::warn!(
+                node = node.name_any(),
+                "the node exists without taint {taint}, and a node may not change its own taints: kubectl taint nodes {} {taint}",
+                node.name_any()
+            );
+        }
+        let Some(metadata) = self.template.missing_metadata(node) else { return Ok(()) };
+        let patch = Patch::Merge(json!({ "metadata": metadata }));
+        bounded(nodes.patch(&node.name_any(), &PatchParams::default(), &patch))
+            .await?
+            .map(drop)
+            .map_err(|error| format!("can't set its labels: {}", chain(&error)))
+    }
+
+    /// Patches the status if it has changed, if the API server's differs in a condition of ours, or if it is time.
+    async fn report(
+        &self,
+        nodes: &Api<NodeObject>,
+        node: &mut Option<NodeObject>,
+        health: &Health,
+        reported: &mut Option<Reported>,
+    ) -> Result<(), String> {
+        let Some(found) = node else { return Ok(()) };
+        let conditions: &[NodeCondition] =
+            found.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+        let uid = found.uid().unwrap_or_default();
+        let status = self.template.status(health, conditions);
+        let stable = object::without_times(&status);
+        let unchanged = reported.as_ref().is_some_and(|reported| {
+            reported.uid == uid && reported.status == stable && reported.at.elapsed() < REPORT
+        });
+        if unchanged && object::conditions_stand(&status, conditions) {
+            return Ok(());
+        }
+        let patch = Patch::Strategic(json!({ "metadata": { "uid": uid }, "status": status }));
+        match bounded(nodes.patch_status(&found.name_any(), &PatchParams::default(), &patch)).await? {
+            Ok(_) => {
+                *reported = Some(Reported { at: Instant::now(), uid, status: stable });
+                Ok(())
+            }
+            // Deleted (and maybe made anew by someone): the next look registers it.
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
+                *node = None;
+                Err("it was deleted".to_owned())
+            }
+            Err(error) => Err(format!("can't report its status: {}", chain(&error))),
+        }
+    }
+}
+
+async fn bounded<T>(request: impl Future<Output = T>) -> Result<T, String> {
+    tokio::time::timeout(REQUEST_TIMEOUT, request)
+        .await
+        .map_err(|_| format!("the API server gave no answer within {} s", REQUEST_TIMEOUT.as_secs()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,122 @@
+//! The node's lease in kube-node-lease: what the node controller believes a node's life by.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::coordination::v1::{Lease, LeaseSpec},
+    apimachinery::pkg::apis::meta::v1::{MicroTime, OwnerReference},
+};
+use kube::{
+    Api, Client,
+    api::{ObjectMeta, PostParams},
+};
+use tokio::{sync::watch, time::MissedTickBehavior};
+
+use super::bounded;
+use crate::{identity::chain, metrics::Metrics};
+
+/// A quarter of the lease, as a kubelet's.
+const RENEW: Duration = Duration::from_secs(10);
+/// A kubelet's `nodeLeaseDurationSeconds`.
+const DURATION_SECONDS: i32 = 40;
+
+/// Renews the lease of the node whose UID is in `uid`; rests while there is no node.
+pub(super) async fn keep(
+    client: &Client,
+    node: &str,
+    mut uid: watch::Receiver<Option<String>>,
+    metrics: &Metrics,
+) {
+    let leases: Api<Lease> = Api::namespaced(client.clone(), "kube-node-lease");
+    let mut tick = tokio::time::interval(RENEW);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut held: Option<Lease> = None;
+    let mut failing = false;
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            Ok(()) = uid.changed() => {}
+        }
+        let Some(owner) = uid.borrow_and_update().clone() else { continue };
+        match renew(&leases, node, &owner, held.take()).await {
+            Ok(lease) => {
+                if std::mem::take(&mut failing) {
+                    tracing::info!(node, "the node's lease is renewed again");
+                }
+                held = Some(lease);
+            }
+            Err(problem) => {
+                metrics.lease_failed();
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(node, problem, "can't renew the node's lease; trying again");
+                }
+            }
+        }
+    }
+}
+
+/// One renewal: over the lease that we hold, or the one that is there, or a new one.
+async fn renew(leases: &Api<Lease>, node: &str, owner: &str, held: Option<Lease>) -> Result<Lease, String> {
+    let found = match held {
+        Some(held) => Some(held),
+        None => bounded(leases.get_opt(node)).await?.map_err(|error| chain(&error))?,
+    };
+    let lease = renewed(node, owner, found, Timestamp::now());
+    let request = async {
+        if lease.metadata.resource_version.is_some() {
+            leases.replace(node, &PostParams::default(), &lease).await
+        } else {
+            leases.create(&PostParams::default(), &lease).await
+        }
+    };
+    // A conflict or a lease that is gone: the next try looks first, because the one in hand is dropped.
+    bounded(request).await?.map_err(|error| chain(&error))
+}
+
+fn renewed(node: &str, owner: &str, found: Option<Lease>, now: Timestamp) -> Lease {
+    let mut lease = found.unwrap_or_else(|| Lease {
+        metadata: ObjectMeta {
+            name: Some(node.to_owned()),
+            namespace: Some("kube-node-lease".to_owned()),
+            ..ObjectMeta::default()
+        },
+        spec: None,
+    });
+    lease.metadata.owner_references = Some(vec![OwnerReference {
+        api_version: "v1".to_owned(),
+        kind: "Node".to_owned(),
+        name: node.to_owned(),
+        uid: owner.to_owned(),
+        ..OwnerReference::default()
+    }]);
+    lease.spec = Some(LeaseSpec {
+        holder_identity: Some(node.to_owned()),
+        lease_duration_seconds: Some(DURATION_SECONDS),
+        renew_time: Some(MicroTime(now)),
+        ..lease.spec.unwrap_or_default()
+    });
+    lease
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn renewal_keeps_what_others_wrote_and_follows_a_new_node() {
+        let first = renewed("vk1", "uid-1", None, Timestamp::UNIX_EPOCH);
+        assert_eq!(first.metadata.owner_references.as_ref().unwrap()[0].uid, "uid-1");
+        assert_eq!(first.spec.as_ref().unwrap().lease_duration_seconds, Some(40));
+
+        let mut found = first;
+        found.metadata.resource_version = Some("7".to_owned());
+        found.spec.as_mut().unwrap().lease_transitions = Some(3);
+        let now = Timestamp::from_second(100).unwrap();
+        let second = renewed("vk1", "uid-2", Some(found), now);
+        assert_eq!(second.metadata.resource_version.as_deref(), Some("7"));
+        assert_eq!(second.metadata.owner_references.unwrap()[0].uid, "uid-2");
+        let spec = second.spec.unwrap();
+        assert_eq!((spec.lease_transitions, spec.renew_time), (Some(3), Some(MicroTime(now))));
+    }
+}
