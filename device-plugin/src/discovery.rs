@@ -98,7 +98,8 @@ impl Reporter {
 
     /// Waits, but no longer than until it is time to stop.
     pub fn pause(&self, duration: Duration) {
-        let _ = self.runtime.block_on(timeout(duration, self.stop.cancelled()));
+        // The timer is made inside the runtime, which this thread is not in.
+        let _ = self.runtime.block_on(async { timeout(duration, self.stop.cancelled()).await });
         self.alive();
     }
 
