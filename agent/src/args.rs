@@ -1,0 +1,114 @@
+//! Command line and environment.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::Parser;
+use spillway_daemon::DaemonArgs;
+
+/// Offers a machine's GPUs and FPGAs to its kubelet, and keeps track of their health.
+///
+/// Runs as root on the machine of the kubelet, usually as a pod of the Helm chart: it needs to write to the kubelet's device plugin folder,
+/// and to read the host's sysfs and the names of its device nodes. It needs no right in the cluster.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "spillway-agent", version, max_term_width = 110)]
+pub struct Args {
+    /// YAML file that says which devices to look for, and when to distrust them: gpu.{enabled,ignoredXids,recoverySeconds},
+    /// fpga.enabled. Everything in it has a default.
+    #[arg(long, value_name = "FILE", env = "SPILLWAY_CONFIG")]
+    pub config: Option<PathBuf>,
+
+    /// Seconds between two looks at the devices, 1 to 30. Critical errors of GPUs are reported at once, whatever this is.
+    #[arg(
+        long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=30),
+        env = "SPILLWAY_REFRESH_SECONDS"
+    )]
+    pub refresh_seconds: u64,
+
+    /// Seconds that stopping may take.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, env = "SPILLWAY_GRACE_SECONDS")]
+    pub grace_seconds: u64,
+
+    /// The kubelet's device plugin folder. It is the same on every node, whatever the kubelet's root folder.
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        default_value = "/var/lib/kubelet/device-plugins",
+        env = "SPILLWAY_DEVICE_PLUGIN_DIR",
+        help_heading = "The machine"
+    )]
+    pub device_plugin_dir: PathBuf,
+
+    /// Where NVIDIA's driver is installed, as this process sees it: the host's root, or that of a driver container. Looked through for
+    /// libnvidia-ml.so.1, before the loader's own folders.
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        default_value = "/",
+        env = "NVIDIA_DRIVER_ROOT",
+        help_heading = "The machine"
+    )]
+    pub nvidia_driver_root: PathBuf,
+
+    /// The host's sysfs, as this process sees it.
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        default_value = "/sys",
+        env = "SPILLWAY_SYS_ROOT",
+        help_heading = "The machine"
+    )]
+    pub sys_root: PathBuf,
+
+    /// The host's device nodes, as this process sees them. They are only looked at; containers get the host's /dev/... in any case.
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        default_value = "/dev",
+        env = "SPILLWAY_DEV_ROOT",
+        help_heading = "The machine"
+    )]
+    pub dev_root: PathBuf,
+
+    /// What both daemons take.
+    #[command(flatten)]
+    pub daemon: DaemonArgs,
+}
+
+impl Args {
+    /// Time between two looks at the devices.
+    pub(crate) fn refresh(&self) -> Duration {
+        Duration::from_secs(self.refresh_seconds)
+    }
+
+    /// How long stopping may take.
+    pub(crate) fn grace(&self) -> Duration {
+        Duration::from_secs(self.grace_seconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_flag_has_an_environment_variable() {
+        let command = Args::command();
+        command.clone().debug_assert();
+        for argument in command.get_arguments() {
+            assert!(argument.get_env().is_some(), "--{} has none", argument.get_id());
+            assert!(argument.get_help().is_some(), "--{} has no help", argument.get_id());
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_the_flag() {
+        for (flag, value) in
+            [("--refresh-seconds", "0"), ("--refresh-seconds", "31"), ("--admin-address", "nowhere")]
+        {
+            let error = Args::try_parse_from(["spillway-agent", flag, value]).unwrap_err();
+            assert!(error.to_string().contains(flag), "{error}");
+        }
+    }
+}
