@@ -1,12 +1,28 @@
 //! The pods of the node: what the API server wants of them against what the provider has of them, until they agree.
 //!
 //! One task per pod UID ([`worker`]) observes, decides by pure functions over values, acts, and writes the status. Nothing is
-//! kept on disk: after a restart everything follows from the API server and the provider's complete list.
+//! kept on disk but the pods' own files: after a restart everything follows from the API server and the provider's complete list.
+//! Only what the provider marks as this node's and what no complete list of the API server has is ever cleaned up.
+
+mod admission;
+mod env;
+mod events;
+mod files;
+mod lifecycle;
+mod network;
+mod objects;
+mod pull;
+mod resources;
+mod run;
+mod spec;
+mod status;
+mod store;
+mod volumes;
+mod worker;
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc};
 
 use k8s_openapi::api::core::v1::Pod;
-use tokio_util::sync::CancellationToken;
 
 use crate::provider::Provider;
 
@@ -55,33 +71,32 @@ pub enum PodsError {
         /// The cause.
         source: std::io::Error,
     },
+    /// A part of this ended although nobody asked it to.
+    #[error("{0} ended although nothing asked it to")]
+    Ended(&'static str),
 }
 
 /// All pods of the node.
 pub struct Pods {
-    #[allow(dead_code)]
+    client: kube::Client,
     provider: Provider,
+    settings: Settings,
+    store: store::Store,
 }
 
 impl Pods {
     /// Nothing happens before [`Pods::run`].
-    pub fn new(_client: kube::Client, provider: Provider, _settings: Settings) -> Self {
-        Self { provider }
+    pub fn new(client: kube::Client, provider: Provider, settings: Settings) -> Self {
+        Self { client, provider, settings, store: store::Store::default() }
     }
 
-    /// Watches the node's pods and makes them so, until stopped. Pods go on running then.
-    pub async fn run(self: Arc<Self>, stop: CancellationToken) -> Result<(), PodsError> {
-        stop.cancelled().await;
-        Ok(())
+    /// The newest state of a pod that the API server has, by name.
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+        self.store.by_name(namespace, name)
     }
 
-    /// The newest state of a pod that has not ended, by name.
-    pub fn get(&self, _namespace: &str, _name: &str) -> Option<Arc<Pod>> {
-        None
-    }
-
-    /// The newest state of all pods.
+    /// The newest state of all pods that the API server has.
     pub fn list(&self) -> Vec<Arc<Pod>> {
-        Vec::new()
+        self.store.pods()
     }
 }

@@ -244,7 +244,8 @@ impl ContainerRuntime for Cri {
             .unwrap_or_default()
             .conditions
             .into_iter()
-            .filter(|condition| !condition.status)
+            // The two that a kubelet asks for; runtimes report others, such as pending deprecations.
+            .filter(|condition| !condition.status && matches!(&*condition.r#type, "RuntimeReady" | "NetworkReady"))
             .map(|condition| format!("{}=false: {} {}", condition.r#type, condition.reason, condition.message))
             .collect();
         if unready.is_empty() {
@@ -378,16 +379,18 @@ impl ContainerRuntime for Cri {
         }
     }
 
-    async fn remove_pod(&self, pod: &PodRef) -> Result<(), ProviderError> {
+    async fn remove_pod(&self, uid: &str) -> Result<(), ProviderError> {
         let operation = "remove pod";
-        self.tree().await?.remove(&pod.uid).map_err(|error| failed(operation, &error))?;
-        let logs = self.log_directory(pod);
-        match tokio::fs::remove_dir_all(&logs).await {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(io_failed(operation, &logs, &error))
+        self.tree().await?.remove(uid).map_err(|error| failed(operation, &error))?;
+        for logs in log_directories(&self.log_root, uid) {
+            match tokio::fs::remove_dir_all(&logs).await {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(io_failed(operation, &logs, &error));
+                }
+                _ => {}
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 
     async fn image(&self, image: &str) -> Result<Option<Image>, ProviderError> {
@@ -474,6 +477,16 @@ impl Exec for Cri {
             .map_err(|error| failed(error.into()))?;
         answer.url.parse().map_err(|error: http::uri::InvalidUri| failed(error.into()))
     }
+}
+
+/// Log folders of a pod whose name may no longer be known: `<namespace>_<name>_<uid>`.
+fn log_directories(log_root: &Path, uid: &str) -> Vec<PathBuf> {
+    let suffix = format!("_{uid}");
+    let entries = std::fs::read_dir(log_root).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_name().to_string_lossy().ends_with(&suffix))
+        .map(|entry| entry.path())
+        .collect()
 }
 
 fn absent_is_done<T>(answer: Result<T, ProviderError>) -> Result<(), ProviderError> {

@@ -42,7 +42,7 @@ pub trait ContainerRuntime: Send + Sync {
     /// All that exists of one pod, in full.
     async fn observe(&self, uid: &str) -> Result<ObservedPod, ProviderError>;
 
-    /// UIDs of pods that changed, from now on. May end at any time; whoever listens then calls [`ContainerRuntime::list`] and
+    /// UIDs of pods in which something ended, from now on. May end at any time; whoever listens then calls [`ContainerRuntime::list`] and
     /// starts again.
     async fn changes(&self) -> Result<BoxStream<'static, String>, ProviderError>;
 
@@ -74,7 +74,7 @@ pub trait ContainerRuntime: Send + Sync {
     async fn remove_container(&self, id: &str) -> Result<(), ProviderError>;
 
     /// Removes what is left of a pod outside its sandboxes: its cgroup, its log folder. May be repeated.
-    async fn remove_pod(&self, pod: &PodRef) -> Result<(), ProviderError>;
+    async fn remove_pod(&self, uid: &str) -> Result<(), ProviderError>;
 
     /// The image, if the runtime has it.
     async fn image(&self, image: &str) -> Result<Option<Image>, ProviderError>;

@@ -35,6 +35,11 @@ pub trait PodService: Send + Sync {
     /// All pods of this node that the service has: the complete list, or an error.
     async fn list(&self) -> Result<BTreeMap<PodRef, ObservedPod>, ProviderError>;
 
+    /// What the service has of one pod.
+    async fn observe(&self, pod: &PodRef) -> Result<ObservedPod, ProviderError> {
+        Ok(self.list().await?.remove(pod).unwrap_or_default())
+    }
+
     /// UIDs of pods that changed, from now on. May end at any time; whoever listens then calls [`PodService::list`] and starts
     /// again. `None`: there is no such stream, the list must be polled.
     async fn changes(&self) -> Result<Option<BoxStream<'static, String>>, ProviderError>;

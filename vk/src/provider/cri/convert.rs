@@ -288,8 +288,11 @@ pub(super) fn image(image: wire::Image) -> Image {
     Image { id: image.id, size: image.size, user }
 }
 
-/// Which pod of this node an event is about.
+/// In which pod of this node something ended. Whatever else happens is our own doing.
 pub(super) fn event_uid(node: &str, event: &wire::ContainerEventResponse) -> Option<String> {
+    if event.container_event_type() != wire::ContainerEventType::ContainerStoppedEvent {
+        return None;
+    }
     let of = |labels: &HashMap<String, String>| {
         (labels.get(NODE_LABEL).map(String::as_str) == Some(node))
             .then(|| labels.get(POD_UID_LABEL).cloned())
@@ -472,6 +475,7 @@ mod tests {
     #[test]
     fn events_of_other_nodes_are_not_ours() {
         let event = |node: &str| wire::ContainerEventResponse {
+            container_event_type: wire::ContainerEventType::ContainerStoppedEvent.into(),
             pod_sandbox_status: Some(wire::PodSandboxStatus {
                 labels: labels(&[(NODE_LABEL, node), (POD_UID_LABEL, "u1")]),
                 ..Default::default()

@@ -1,0 +1,287 @@
+//! What the virtual node does not do, said before anything is started. A pod that asks for it is refused as a kubelet refuses: phase
+//! Failed, a reason, a message that names the field, an event. Nothing that a pod asks for is silently left out.
+
+use k8s_openapi::api::core::v1::{Container, EnvVarSource, Pod, PodSpec, Volume, VolumeProjection};
+
+/// Why a pod can't be here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// A kubelet's word for it.
+    pub(crate) reason: String,
+    /// Names the field.
+    pub(crate) message: String,
+}
+
+/// Kernel settings that concern the pod's own namespaces only, as in `pkg/kubelet/sysctl/safe_sysctls.go`.
+const SAFE_SYSCTLS: [&str; 12] = [
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_wmem",
+];
+
+fn unsupported(field: &str) -> Refusal {
+    Refusal {
+        reason: "PodFeatureUnsupported".to_owned(),
+        message: format!("{field} is not supported by this virtual node"),
+    }
+}
+
+/// The first thing that the pod asks for and a container runtime here can't do.
+pub(crate) fn refuse(pod: &Pod) -> Option<Refusal> {
+    let spec = pod.spec.as_ref()?;
+    system(spec)
+        .or_else(|| pod_fields(spec))
+        .or_else(|| {
+            let volumes = spec.volumes.iter().flatten().enumerate();
+            volumes.filter_map(|(n, v)| volume(&format!("spec.volumes[{n}]"), v)).next()
+        })
+        .or_else(|| {
+            let inits = spec.init_containers.iter().flatten().enumerate();
+            inits
+                .filter_map(|(n, c)| {
+                    let path = format!("spec.initContainers[{n}]");
+                    let sidecar = c.restart_policy.as_deref() == Some("Always");
+                    let sidecar = sidecar.then(|| unsupported(&format!("{path}.restartPolicy: Always")));
+                    sidecar.or_else(|| container(&path, c))
+                })
+                .next()
+        })
+        .or_else(|| {
+            let containers = spec.containers.iter().enumerate();
+            containers.filter_map(|(n, c)| container(&format!("spec.containers[{n}]"), c)).next()
+        })
+}
+
+fn system(spec: &PodSpec) -> Option<Refusal> {
+    if let Some(os) = spec.os.as_ref().filter(|os| os.name != "linux") {
+        return Some(Refusal {
+            reason: "PodOSNotSupported".to_owned(),
+            message: format!("spec.os.name is {}, and this node runs linux", os.name),
+        });
+    }
+    let context = spec.security_context.as_ref()?;
+    let forbidden =
+        context.sysctls.iter().flatten().find(|sysctl| !SAFE_SYSCTLS.contains(&sysctl.name.as_str()))?;
+    Some(Refusal {
+        reason: "SysctlForbidden".to_owned(),
+        message: format!("spec.securityContext.sysctls: {} is not allowlisted", forbidden.name),
+    })
+}
+
+fn pod_fields(spec: &PodSpec) -> Option<Refusal> {
+    let context = spec.security_context.as_ref();
+    let cases = [
+        (spec.host_users == Some(false), "spec.hostUsers: false"),
+        (spec.resource_claims.as_ref().is_some_and(|claims| !claims.is_empty()), "spec.resourceClaims"),
+        (spec.resources.is_some(), "spec.resources"),
+        (context.is_some_and(|context| context.windows_options.is_some()), "spec.securityContext.windowsOptions"),
+    ];
+    cases.into_iter().find(|(asked, _)| *asked).map(|(_, field)| unsupported(field))
+}
+
+fn volume(path: &str, volume: &Volume) -> Option<Refusal> {
+    if let Some(source) = &volume.empty_dir {
+        let medium = source.medium.as_deref().unwrap_or_default();
+        if !matches!(medium, "" | "Memory") {
+            return Some(unsupported(&format!("{path}.emptyDir.medium: {medium}")));
+        }
+        // A tmpfs has a size of its own; nothing watches a folder's.
+        if medium.is_empty() && source.size_limit.is_some() {
+            return Some(unsupported(&format!("{path}.emptyDir.sizeLimit without medium: Memory")));
+        }
+        return None;
+    }
+    if let Some(source) = &volume.projected {
+        let sources = source.sources.iter().flatten().enumerate();
+        return sources.filter_map(|(n, s)| projection(&format!("{path}.projected.sources[{n}]"), s)).next();
+    }
+    if volume.config_map.is_some()
+        || volume.secret.is_some()
+        || volume.downward_api.is_some()
+        || volume.host_path.is_some()
+    {
+        return None;
+    }
+    // Every other source of the API, by the name it has there.
+    let value = serde_json::to_value(volume).unwrap_or_default();
+    let kind = value.as_object().into_iter().flatten().map(|(key, _)| key.as_str()).find(|key| *key != "name");
+    Some(unsupported(&format!("{path}.{}", kind.unwrap_or("source"))))
+}
+
+fn projection(path: &str, source: &VolumeProjection) -> Option<Refusal> {
+    let known = source.config_map.is_some()
+        || source.secret.is_some()
+        || source.downward_api.is_some()
+        || source.service_account_token.is_some();
+    if known {
+        return None;
+    }
+    let kind = match (&source.cluster_trust_bundle, &source.pod_certificate) {
+        (Some(_), _) => "clusterTrustBundle",
+        (None, Some(_)) => "podCertificate",
+        (None, None) => "source",
+    };
+    Some(unsupported(&format!("{path}.{kind}")))
+}
+
+fn container(path: &str, container: &Container) -> Option<Refusal> {
+    let context = container.security_context.as_ref();
+    let rules = container.restart_policy_rules.iter().flatten();
+    let cases = [
+        (container.lifecycle.is_some(), "lifecycle"),
+        (container.liveness_probe.is_some(), "livenessProbe"),
+        (container.readiness_probe.is_some(), "readinessProbe"),
+        (container.startup_probe.is_some(), "startupProbe"),
+        (container.volume_devices.as_ref().is_some_and(|devices| !devices.is_empty()), "volumeDevices"),
+        (context.is_some_and(|context| context.windows_options.is_some()), "securityContext.windowsOptions"),
+        (
+            rules.clone().any(|rule| rule.action != "Restart" || rule.exit_codes.is_none()),
+            "restartPolicyRules with an action other than Restart on exit codes",
+        ),
+    ];
+    if let Some((_, field)) = cases.into_iter().find(|(asked, _)| *asked) {
+        return Some(unsupported(&format!("{path}.{field}")));
+    }
+    resources(path, container).or_else(|| mounts(path, container)).or_else(|| variables(path, container))
+}
+
+fn resources(path: &str, container: &Container) -> Option<Refusal> {
+    let resources = container.resources.as_ref()?;
+    if resources.claims.as_ref().is_some_and(|claims| !claims.is_empty()) {
+        return Some(unsupported(&format!("{path}.resources.claims")));
+    }
+    let known = ["cpu", "memory", "ephemeral-storage"];
+    let asked = resources.limits.iter().chain(resources.requests.iter()).flatten();
+    if let Some((name, amount)) = asked.clone().find(|(name, _)| !known.contains(&name.as_str())) {
+        return Some(Refusal {
+            reason: format!("OutOf{name}"),
+            message: format!("{path}.resources: this node has no {name}, requested: {}", amount.0),
+        });
+    }
+    let limited = resources.limits.as_ref().is_some_and(|limits| limits.contains_key("ephemeral-storage"));
+    limited.then(|| unsupported(&format!("{path}.resources.limits.ephemeral-storage")))
+}
+
+fn mounts(path: &str, container: &Container) -> Option<Refusal> {
+    container.volume_mounts.iter().flatten().enumerate().find_map(|(n, mount)| {
+        let enabled = mount.recursive_read_only.as_deref() == Some("Enabled");
+        enabled.then(|| unsupported(&format!("{path}.volumeMounts[{n}].recursiveReadOnly: Enabled")))
+    })
+}
+
+fn variables(path: &str, container: &Container) -> Option<Refusal> {
+    let of_file = |source: &EnvVarSource| source.file_key_ref.is_some();
+    container.env.iter().flatten().enumerate().find_map(|(n, variable)| {
+        let asked = variable.value_from.as_ref().is_some_and(of_file);
+        asked.then(|| unsupported(&format!("{path}.env[{n}].valueFrom.fileKeyRef")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn refused(spec: serde_json::Value) -> Option<(String, String)> {
+        let mut spec = spec;
+        if spec.get("containers").is_none() {
+            spec["containers"] = json!([{ "name": "c" }]);
+        }
+        let pod = serde_json::from_value(json!({ "spec": spec })).unwrap();
+        refuse(&pod).map(|refusal| (refusal.reason, refusal.message))
+    }
+
+    #[test]
+    fn each_refusal_names_its_field() {
+        let check = |spec: serde_json::Value, reason: &str, field: &str| {
+            let (found, message) = refused(spec.clone()).unwrap_or_else(|| panic!("{spec} is admitted"));
+            assert_eq!(found, reason, "{message}");
+            assert!(message.starts_with(field), "{message:?} does not name {field}");
+        };
+        let unsupported = "PodFeatureUnsupported";
+        let with = |field: &str, value: serde_json::Value| json!({ "containers": [{ "name": "c", field: value }] });
+        let volume = |source: serde_json::Value| {
+            let mut volume = source;
+            volume["name"] = json!("v");
+            json!({ "volumes": [volume] })
+        };
+        check(json!({ "os": { "name": "windows" } }), "PodOSNotSupported", "spec.os.name");
+        check(
+            json!({ "securityContext": { "sysctls": [{ "name": "kernel.msgmax", "value": "1" }] } }),
+            "SysctlForbidden",
+            "spec.securityContext.sysctls: kernel.msgmax",
+        );
+        check(json!({ "hostUsers": false }), unsupported, "spec.hostUsers");
+        check(json!({ "resourceClaims": [{ "name": "x" }] }), unsupported, "spec.resourceClaims");
+        check(json!({ "resources": { "limits": { "cpu": "1" } } }), unsupported, "spec.resources");
+        let probe = json!({ "exec": { "command": ["true"] } });
+        for field in ["livenessProbe", "readinessProbe", "startupProbe"] {
+            check(with(field, probe.clone()), unsupported, &format!("spec.containers[0].{field}"));
+        }
+        check(with("lifecycle", json!({ "preStop": probe })), unsupported, "spec.containers[0].lifecycle");
+        check(
+            with("resources", json!({ "limits": { "nvidia.com/gpu": "1" } })),
+            "OutOfnvidia.com/gpu",
+            "spec.containers[0].resources",
+        );
+        check(
+            with("resources", json!({ "limits": { "ephemeral-storage": "1Gi" } })),
+            unsupported,
+            "spec.containers[0].resources.limits.ephemeral-storage",
+        );
+        let of_file = json!([{ "name": "X", "valueFrom": {
+            "fileKeyRef": { "volumeName": "v", "path": "p", "key": "k" },
+        } }]);
+        check(with("env", of_file), unsupported, "spec.containers[0].env[0].valueFrom.fileKeyRef");
+        check(
+            json!({ "initContainers": [{ "name": "i", "restartPolicy": "Always" }] }),
+            unsupported,
+            "spec.initContainers[0].restartPolicy",
+        );
+        for (source, field) in [
+            (json!({ "persistentVolumeClaim": { "claimName": "x" } }), "persistentVolumeClaim"),
+            (json!({ "nfs": { "server": "s", "path": "/" } }), "nfs"),
+            (json!({ "csi": { "driver": "d" } }), "csi"),
+            (json!({ "image": { "reference": "r" } }), "image"),
+            (json!({ "ephemeral": {} }), "ephemeral"),
+            (json!({ "emptyDir": { "medium": "HugePages" } }), "emptyDir.medium"),
+            (json!({ "emptyDir": { "sizeLimit": "1Gi" } }), "emptyDir.sizeLimit"),
+            (
+                json!({ "projected": { "sources": [{ "clusterTrustBundle": { "path": "p" } }] } }),
+                "projected.sources[0].clusterTrustBundle",
+            ),
+        ] {
+            check(volume(source), unsupported, &format!("spec.volumes[0].{field}"));
+        }
+    }
+
+    #[test]
+    fn what_works_is_admitted() {
+        let spec = json!({
+            "os": { "name": "linux" }, "hostNetwork": true, "runtimeClassName": "gvisor",
+            "securityContext": { "sysctls": [{ "name": "net.ipv4.tcp_syncookies", "value": "1" }], "fsGroup": 1 },
+            "initContainers": [{ "name": "i" }],
+            "containers": [{
+                "name": "c", "ports": [{ "containerPort": 1, "hostPort": 2 }],
+                "resources": { "limits": { "cpu": "1", "memory": "1Gi" }, "requests": { "ephemeral-storage": "1Gi" } },
+                "volumeMounts": [{ "name": "e", "mountPath": "/e", "recursiveReadOnly": "IfPossible" }],
+            }],
+            "volumes": [
+                { "name": "e", "emptyDir": { "medium": "Memory", "sizeLimit": "1Mi" } },
+                { "name": "h", "hostPath": { "path": "/" } },
+                { "name": "p", "projected": { "sources": [{ "serviceAccountToken": { "path": "t" } }] } },
+            ],
+        });
+        assert_eq!(refused(spec), None);
+    }
+}

@@ -1,0 +1,270 @@
+//! The environment of a container: values, references, expansion. Pure; what references lead to is fetched elsewhere.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+};
+
+use k8s_openapi::api::core::v1::{Container, EnvVarSource, Pod, Service};
+
+use super::{
+    objects::{Missing, Objects},
+    resources::{self, Amounts},
+};
+
+/// What a pod learns about itself at run time.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Runtime {
+    /// The node's addresses.
+    pub(crate) host_ips: Vec<IpAddr>,
+    /// The pod's addresses.
+    pub(crate) pod_ips: Vec<IpAddr>,
+    /// What the node has for pods.
+    pub(crate) allocatable: Amounts,
+}
+
+/// Why a container has no environment (yet). The text is what its status says.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum EnvError {
+    #[error("{0}")]
+    Object(Missing),
+    #[error("couldn't find key {key} in {kind} {namespace}/{name}")]
+    Key { key: String, kind: &'static str, namespace: String, name: String },
+    #[error("{0}")]
+    Field(String),
+}
+
+/// The container's variables; each name once.
+pub(crate) fn resolve(
+    pod: &Pod,
+    container: &Container,
+    objects: &Objects,
+    runtime: &Runtime,
+    services: &BTreeMap<String, String>,
+) -> Result<Vec<(String, String)>, EnvError> {
+    let mut env: BTreeMap<String, String> = from_objects(container, objects)?;
+    for variable in container.env.iter().flatten() {
+        let value = match (&variable.value, &variable.value_from) {
+            (Some(text), _) if !text.is_empty() => {
+                expand(text, |name| env.get(name).or_else(|| services.get(name)).map(String::as_str))
+            }
+            (_, Some(source)) => match reference(pod, container, source, objects, runtime)? {
+                Some(value) => value,
+                None => continue,
+            },
+            _ => String::new(),
+        };
+        env.insert(variable.name.clone(), value);
+    }
+    for (name, value) in services {
+        env.entry(name.clone()).or_insert_with(|| value.clone());
+    }
+    Ok(env.into_iter().collect())
+}
+
+fn from_objects(container: &Container, objects: &Objects) -> Result<BTreeMap<String, String>, EnvError> {
+    let mut env = BTreeMap::new();
+    for source in container.env_from.iter().flatten() {
+        let prefix = source.prefix.as_deref().unwrap_or_default();
+        let mut put = |key: &str, value: String| env.insert(format!("{prefix}{key}"), value);
+        if let Some(reference) = &source.config_map_ref {
+            let optional = reference.optional.unwrap_or(false);
+            if let Some(object) = objects.config_map(&reference.name, optional).map_err(EnvError::Object)? {
+                for (key, value) in object.data.iter().flatten() {
+                    put(key, value.clone());
+                }
+            }
+        } else if let Some(reference) = &source.secret_ref {
+            let optional = reference.optional.unwrap_or(false);
+            if let Some(object) = objects.secret(&reference.name, optional).map_err(EnvError::Object)? {
+                for (key, value) in object.data.iter().flatten() {
+                    put(key, String::from_utf8_lossy(&value.0).into_owned());
+                }
+            }
+        }
+    }
+    Ok(env)
+}
+
+/// `None`: optional and not there.
+fn reference(
+    pod: &Pod,
+    container: &Container,
+    source: &EnvVarSource,
+    objects: &Objects,
+    runtime: &Runtime,
+) -> Result<Option<String>, EnvError> {
+    let missing_key = |key: &str, kind, name: &str| EnvError::Key {
+        key: key.to_owned(),
+        kind,
+        namespace: pod.metadata.namespace.clone().unwrap_or_default(),
+        name: name.to_owned(),
+    };
+    if let Some(field_ref) = &source.field_ref {
+        return field(pod, &field_ref.field_path, runtime).map(Some).map_err(EnvError::Field);
+    }
+    if let Some(selector) = &source.resource_field_ref {
+        return resources::field(pod, Some(container), selector, &runtime.allocatable)
+            .map(Some)
+            .map_err(EnvError::Field);
+    }
+    if let Some(selector) = &source.config_map_key_ref {
+        let optional = selector.optional.unwrap_or(false);
+        let object = objects.config_map(&selector.name, optional).map_err(EnvError::Object)?;
+        let value = object.and_then(|object| object.data.as_ref()?.get(&selector.key).cloned());
+        return match value {
+            None if !optional => Err(missing_key(&selector.key, "ConfigMap", &selector.name)),
+            value => Ok(value),
+        };
+    }
+    if let Some(selector) = &source.secret_key_ref {
+        let optional = selector.optional.unwrap_or(false);
+        let object = objects.secret(&selector.name, optional).map_err(EnvError::Object)?;
+        let value = object.and_then(|object| {
+            object.data.as_ref()?.get(&selector.key).map(|v| String::from_utf8_lossy(&v.0).into_owned())
+        });
+        return match value {
+            None if !optional => Err(missing_key(&selector.key, "Secret", &selector.name)),
+            value => Ok(value),
+        };
+    }
+    Err(EnvError::Field("the variable's source is not supported".to_owned()))
+}
+
+/// What a `fieldRef` reads.
+pub(crate) fn field(pod: &Pod, path: &str, runtime: &Runtime) -> Result<String, String> {
+    let meta = &pod.metadata;
+    let spec = pod.spec.as_ref();
+    let join = |ips: &[IpAddr]| ips.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",");
+    let first = |ips: &[IpAddr]| ips.first().map(IpAddr::to_string).unwrap_or_default();
+    let text = match path {
+        "metadata.name" => meta.name.clone().unwrap_or_default(),
+        "metadata.namespace" => meta.namespace.clone().unwrap_or_default(),
+        "metadata.uid" => meta.uid.clone().unwrap_or_default(),
+        "metadata.labels" => lines(meta.labels.as_ref()),
+        "metadata.annotations" => lines(meta.annotations.as_ref()),
+        "spec.nodeName" => spec.and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
+        "spec.serviceAccountName" => spec.and_then(|spec| spec.service_account_name.clone()).unwrap_or_default(),
+        "status.hostIP" => first(&runtime.host_ips),
+        "status.hostIPs" => join(&runtime.host_ips),
+        "status.podIP" => first(&runtime.pod_ips),
+        "status.podIPs" => join(&runtime.pod_ips),
+        _ => {
+            let (map, key) = subscript(path).ok_or_else(|| format!("unsupported fieldPath: {path}"))?;
+            let map = match map {
+                "metadata.labels" => meta.labels.as_ref(),
+                "metadata.annotations" => meta.annotations.as_ref(),
+                _ => return Err(format!("unsupported fieldPath: {path}")),
+            };
+            map.and_then(|map| map.get(key).cloned()).unwrap_or_default()
+        }
+    };
+    Ok(text)
+}
+
+/// `metadata.labels['key']` → (`metadata.labels`, `key`).
+fn subscript(path: &str) -> Option<(&str, &str)> {
+    path.strip_suffix("']")?.split_once("['")
+}
+
+/// A map as a downward API file has it: `key="value"`, a line each, sorted.
+fn lines(map: Option<&BTreeMap<String, String>>) -> String {
+    let lines: Vec<String> =
+        map.into_iter().flatten().map(|(key, value)| format!("{key}={}", quoted(value))).collect();
+    lines.join("\n")
+}
+
+fn quoted(value: &str) -> String {
+    let mut text = String::from('"');
+    for c in value.chars() {
+        match c {
+            '"' | '\\' => text.extend(['\\', c]),
+            '\n' => text.push_str("\\n"),
+            '\r' => text.push_str("\\r"),
+            '\t' => text.push_str("\\t"),
+            c if c.is_control() => {
+                use std::fmt::Write as _;
+                let _ = write!(text, "\\x{:02x}", u32::from(c));
+            }
+            c => text.push(c),
+        }
+    }
+    text.push('"');
+    text
+}
+
+/// Replaces `$(NAME)`; `$$` is one dollar, and what is not known stays as it is written.
+pub(crate) fn expand<'a>(text: &str, lookup: impl Fn(&str) -> Option<&'a str>) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('$') {
+        out.push_str(&rest[..at]);
+        let after = &rest[at + 1..];
+        if let Some(tail) = after.strip_prefix('$') {
+            out.push('$');
+            rest = tail;
+        } else if let Some((name, tail)) = after.strip_prefix('(').and_then(|inner| inner.split_once(')')) {
+            match lookup(name) {
+                Some(value) => out.push_str(value),
+                None => out.extend(["$(", name, ")"]),
+            }
+            rest = tail;
+        } else {
+            out.push('$');
+            rest = after;
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+/// Variables that lead to services, as `FromServices` in Kubernetes' `envvars.go` names them: those of the pod's namespace if it asks
+/// for links, and always the API server's.
+pub(crate) fn services<'a>(
+    services: impl Iterator<Item = &'a Service>,
+    namespace: &str,
+    links: bool,
+) -> BTreeMap<String, String> {
+    let mut env = BTreeMap::new();
+    for service in services {
+        let meta = &service.metadata;
+        let (Some(name), Some(spec)) = (&meta.name, &service.spec) else { continue };
+        let of_api = meta.namespace.as_deref() == Some("default") && name == "kubernetes";
+        if !of_api && !(links && meta.namespace.as_deref() == Some(namespace)) {
+            continue;
+        }
+        let ip = match spec.cluster_ip.as_deref() {
+            None | Some("" | "None") => continue,
+            Some(ip) => ip,
+        };
+        let ports = spec.ports.as_deref().unwrap_or_default();
+        let Some(first) = ports.first() else { continue };
+        let prefix = variable_name(name);
+        env.insert(format!("{prefix}_SERVICE_HOST"), ip.to_owned());
+        env.insert(format!("{prefix}_SERVICE_PORT"), first.port.to_string());
+        for (index, port) in ports.iter().enumerate() {
+            if let Some(port_name) = port.name.as_deref().filter(|name| !name.is_empty()) {
+                env.insert(format!("{prefix}_SERVICE_PORT_{}", variable_name(port_name)), port.port.to_string());
+            }
+            let protocol = port.protocol.as_deref().unwrap_or("TCP");
+            let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
+            let url = format!("{}://{host}:{}", protocol.to_lowercase(), port.port);
+            if index == 0 {
+                env.insert(format!("{prefix}_PORT"), url.clone());
+            }
+            let port_prefix = format!("{prefix}_PORT_{}_{}", port.port, protocol.to_uppercase());
+            env.insert(format!("{port_prefix}_PROTO"), protocol.to_lowercase());
+            env.insert(format!("{port_prefix}_PORT"), port.port.to_string());
+            env.insert(format!("{port_prefix}_ADDR"), ip.to_owned());
+            env.insert(port_prefix, url);
+        }
+    }
+    env
+}
+
+fn variable_name(name: &str) -> String {
+    name.replace('-', "_").to_uppercase()
+}
+
+#[cfg(test)]
+mod tests;

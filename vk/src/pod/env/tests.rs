@@ -1,0 +1,147 @@
+use serde_json::json;
+
+use super::*;
+
+fn pod(container: serde_json::Value) -> Pod {
+    serde_json::from_value(json!({
+        "metadata": {
+            "name": "p", "namespace": "ns", "uid": "u1",
+            "labels": { "app": "web", "tier": "a\"b" }, "annotations": { "note": "line1\nline2" },
+        },
+        "spec": { "nodeName": "vk", "serviceAccountName": "sa", "containers": [container] },
+    }))
+    .unwrap()
+}
+
+fn objects() -> Objects {
+    Objects::of(
+        &[json!({ "metadata": { "name": "cm" }, "data": { "a": "1", "b": "2" } })],
+        &[json!({ "metadata": { "name": "s" }, "data": { "pw": "c2VjcmV0" } })],
+    )
+}
+
+fn env_of(container: serde_json::Value) -> Result<BTreeMap<String, String>, EnvError> {
+    let pod = pod(container);
+    let runtime = Runtime {
+        host_ips: vec!["10.0.0.1".parse().unwrap()],
+        pod_ips: vec!["10.1.0.9".parse().unwrap(), "fd00::9".parse().unwrap()],
+        allocatable: Amounts::new(),
+    };
+    let services = BTreeMap::from([("WEB_SERVICE_HOST".to_owned(), "10.96.0.7".to_owned())]);
+    resolve(&pod, &pod.spec.as_ref().unwrap().containers[0], &objects(), &runtime, &services)
+        .map(|env| env.into_iter().collect())
+}
+
+#[test]
+fn later_variables_see_earlier_ones_and_win() {
+    let env = env_of(json!({
+        "name": "c",
+        "envFrom": [{ "configMapRef": { "name": "cm" }, "prefix": "P_" }, { "secretRef": { "name": "s" } }],
+        "env": [
+            { "name": "P_a", "value": "own" },
+            { "name": "URL", "value": "http://$(WEB_SERVICE_HOST)/$(P_a)/$(P_b)/$(NOPE)/$$(P_a)" },
+            { "name": "EMPTY" },
+        ],
+    }))
+    .unwrap();
+    assert_eq!(env["P_a"], "own");
+    assert_eq!(env["P_b"], "2");
+    assert_eq!(env["pw"], "secret");
+    assert_eq!(env["URL"], "http://10.96.0.7/own/2/$(NOPE)/$(P_a)");
+    assert_eq!(env["EMPTY"], "");
+    assert_eq!(env["WEB_SERVICE_HOST"], "10.96.0.7");
+}
+
+#[test]
+fn references_lead_to_fields_and_keys() {
+    let env = env_of(json!({
+        "name": "c",
+        "resources": { "limits": { "cpu": "2" } },
+        "env": [
+            { "name": "NAME", "valueFrom": { "fieldRef": { "fieldPath": "metadata.name" } } },
+            { "name": "LABEL", "valueFrom": { "fieldRef": { "fieldPath": "metadata.labels['app']" } } },
+            { "name": "IPS", "valueFrom": { "fieldRef": { "fieldPath": "status.podIPs" } } },
+            { "name": "HOST", "valueFrom": { "fieldRef": { "fieldPath": "status.hostIP" } } },
+            { "name": "CPU", "valueFrom": { "resourceFieldRef": { "resource": "limits.cpu" } } },
+            { "name": "A", "valueFrom": { "configMapKeyRef": { "name": "cm", "key": "a" } } },
+            { "name": "PW", "valueFrom": { "secretKeyRef": { "name": "s", "key": "pw" } } },
+            { "name": "NO", "valueFrom": { "secretKeyRef": { "name": "s", "key": "no", "optional": true } } },
+            { "name": "NONE", "valueFrom": { "configMapKeyRef": { "name": "x", "key": "y", "optional": true } } },
+        ],
+    }))
+    .unwrap();
+    let expected = [
+        ("NAME", "p"),
+        ("LABEL", "web"),
+        ("IPS", "10.1.0.9,fd00::9"),
+        ("HOST", "10.0.0.1"),
+        ("CPU", "2"),
+        ("A", "1"),
+        ("PW", "secret"),
+    ];
+    for (name, value) in expected {
+        assert_eq!(env[name], value, "{name}");
+    }
+    assert!(!env.contains_key("NO") && !env.contains_key("NONE"));
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let check = |source: serde_json::Value, expected: &str| {
+        let error = env_of(json!({ "name": "c", "env": [{ "name": "X", "valueFrom": source }] })).unwrap_err();
+        assert_eq!(error.to_string(), expected);
+    };
+    check(json!({ "configMapKeyRef": { "name": "none", "key": "a" } }), "configmap \"none\" not found");
+    check(json!({ "secretKeyRef": { "name": "none", "key": "a" } }), "secret \"none\" not found");
+    check(
+        json!({ "configMapKeyRef": { "name": "cm", "key": "z" } }),
+        "couldn't find key z in ConfigMap ns/cm",
+    );
+    check(json!({ "fieldRef": { "fieldPath": "spec.bogus" } }), "unsupported fieldPath: spec.bogus");
+}
+
+#[test]
+fn maps_are_quoted_lines() {
+    let pod = pod(json!({ "name": "c" }));
+    let read = |path| field(&pod, path, &Runtime::default()).unwrap();
+    assert_eq!(read("metadata.labels"), "app=\"web\"\ntier=\"a\\\"b\"");
+    assert_eq!(read("metadata.annotations"), "note=\"line1\\nline2\"");
+}
+
+#[test]
+fn services_of_the_namespace_and_the_api_servers_are_linked() {
+    let service = |namespace: &str, name: &str, ip: &str| -> Service {
+        serde_json::from_value(json!({
+            "metadata": { "namespace": namespace, "name": name },
+            "spec": { "clusterIP": ip, "ports": [{ "name": "web-ui", "port": 80, "protocol": "TCP" }] },
+        }))
+        .unwrap()
+    };
+    let all = [
+        service("default", "kubernetes", "10.96.0.1"),
+        service("ns", "my-app", "10.96.0.2"),
+        service("ns", "headless", "None"),
+        service("other", "theirs", "10.96.0.3"),
+    ];
+    let linked = services(all.iter(), "ns", true);
+    assert_eq!(linked["MY_APP_SERVICE_HOST"], "10.96.0.2");
+    assert_eq!(linked["MY_APP_SERVICE_PORT_WEB_UI"], "80");
+    assert_eq!(linked["MY_APP_PORT"], "tcp://10.96.0.2:80");
+    assert_eq!(linked["MY_APP_PORT_80_TCP_ADDR"], "10.96.0.2");
+    assert_eq!(linked["KUBERNETES_SERVICE_HOST"], "10.96.0.1");
+    assert!(!linked.keys().any(|key| key.contains("HEADLESS") || key.contains("THEIRS")));
+    let unlinked = services(all.iter(), "ns", false);
+    assert!(unlinked.keys().all(|key| key.starts_with("KUBERNETES_")));
+}
+
+proptest::proptest! {
+    #[test]
+    fn text_without_dollars_is_left_alone(text in "[^$]{0,40}") {
+        proptest::prop_assert_eq!(expand(&text, |_| Some("x")), text);
+    }
+
+    #[test]
+    fn no_text_makes_expansion_panic(text in "[$()A-Z]{0,40}") {
+        let _ = expand(&text, |name| name.starts_with('A').then_some("$(B)"));
+    }
+}

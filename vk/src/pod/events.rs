@@ -1,0 +1,169 @@
+//! Events about pods, as a kubelet writes them. They are told, not kept: when the API server is away or too many come at once, some
+//! are lost and pods go on.
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::{Event, EventSource, ObjectReference, Pod},
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+const COMPONENT: &str = "spillway-vk";
+/// Events that wait to be written.
+const QUEUE: usize = 2048;
+/// Events whose repetition is counted instead of written anew.
+const REMEMBERED: usize = 1024;
+
+/// How serious it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    Normal,
+    Warning,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key {
+    uid: String,
+    field: Option<String>,
+    kind: Kind,
+    reason: String,
+    message: String,
+}
+
+struct Told {
+    about: ObjectReference,
+    key: Key,
+    at: Timestamp,
+}
+
+/// Takes events; never waits.
+#[derive(Clone)]
+pub(crate) struct Recorder(mpsc::Sender<Told>);
+
+/// Writes what the [`Recorder`] takes.
+pub(crate) struct Writer {
+    client: Client,
+    node: String,
+    queue: mpsc::Receiver<Told>,
+}
+
+/// Both ends.
+pub(crate) fn channel(client: Client, node: &str) -> (Recorder, Writer) {
+    let (sender, queue) = mpsc::channel(QUEUE);
+    (Recorder(sender), Writer { client, node: node.to_owned(), queue })
+}
+
+impl Recorder {
+    /// About the whole pod.
+    pub(crate) fn pod(&self, pod: &Pod, kind: Kind, reason: &str, message: &str) {
+        self.tell(pod, None, kind, reason, message);
+    }
+
+    /// About one container of it.
+    pub(crate) fn container(&self, pod: &Pod, name: &str, kind: Kind, reason: &str, message: &str) {
+        let inits = pod.spec.as_ref().and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default();
+        let list =
+            if inits.iter().any(|container| container.name == name) { "initContainers" } else { "containers" };
+        self.tell(pod, Some(format!("spec.{list}{{{name}}}")), kind, reason, message);
+    }
+
+    fn tell(&self, pod: &Pod, field: Option<String>, kind: Kind, reason: &str, message: &str) {
+        let about = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            namespace: pod.metadata.namespace.clone(),
+            name: pod.metadata.name.clone(),
+            uid: pod.metadata.uid.clone(),
+            resource_version: pod.metadata.resource_version.clone(),
+            field_path: field.clone(),
+        };
+        let key = Key {
+            uid: pod.metadata.uid.clone().unwrap_or_default(),
+            field,
+            kind,
+            reason: reason.to_owned(),
+            // The API server refuses longer ones.
+            message: message.chars().take(1024).collect(),
+        };
+        if self.0.try_send(Told { about, key, at: Timestamp::now() }).is_err() {
+            tracing::debug!(reason, message, "an event is lost: too many wait");
+        }
+    }
+}
+
+impl Writer {
+    /// Writes events until stopped.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let mut written: HashMap<Key, (String, i32)> = HashMap::new();
+        loop {
+            let told = tokio::select! {
+                () = stop.cancelled() => return,
+                told = self.queue.recv() => match told {
+                    Some(told) => told,
+                    None => return,
+                },
+            };
+            if written.len() >= REMEMBERED {
+                written.clear();
+            }
+            let namespace = told.about.namespace.clone().unwrap_or_default();
+            let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
+            let key = told.key.clone();
+            let result = match written.get(&key).cloned() {
+                Some((name, count)) => match again(&api, &name, count + 1, told.at).await {
+                    Ok(()) => Ok((name, count + 1)),
+                    // It has expired.
+                    Err(kube::Error::Api(status)) if status.is_not_found() => self.write(&api, told).await,
+                    Err(error) => Err(error),
+                },
+                None => self.write(&api, told).await,
+            };
+            match result {
+                Ok(entry) => drop(written.insert(key, entry)),
+                // A namespace that is going away takes no events.
+                Err(error) => tracing::debug!(reason = key.reason, %error, "an event is lost"),
+            }
+        }
+    }
+
+    async fn write(&self, api: &Api<Event>, told: Told) -> Result<(String, i32), kube::Error> {
+        let name = format!(
+            "{}.{:x}",
+            told.about.name.as_deref().unwrap_or_default(),
+            told.at.as_nanosecond().unsigned_abs()
+        );
+        let event = Event {
+            metadata: ObjectMeta {
+                name: Some(name.clone()),
+                namespace: told.about.namespace.clone(),
+                ..Default::default()
+            },
+            involved_object: told.about,
+            type_: Some(format!("{:?}", told.key.kind)),
+            reason: Some(told.key.reason),
+            message: Some(told.key.message),
+            source: Some(EventSource { component: Some(COMPONENT.to_owned()), host: Some(self.node.clone()) }),
+            reporting_component: Some(COMPONENT.to_owned()),
+            reporting_instance: Some(self.node.clone()),
+            count: Some(1),
+            first_timestamp: Some(Time(told.at)),
+            last_timestamp: Some(Time(told.at)),
+            ..Default::default()
+        };
+        api.create(&PostParams::default(), &event).await?;
+        Ok((name, 1))
+    }
+}
+
+async fn again(api: &Api<Event>, name: &str, count: i32, at: Timestamp) -> Result<(), kube::Error> {
+    let patch = Patch::Merge(json!({ "count": count, "lastTimestamp": Time(at) }));
+    api.patch(name, &PatchParams::default(), &patch).await.map(drop)
+}

@@ -1,0 +1,226 @@
+use serde_json::json;
+
+use super::*;
+use crate::provider::observed::Sandbox;
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+fn spec(policy: &str, inits: &[&str], mains: &[&str]) -> PodSpec {
+    let named = |names: &[&str]| names.iter().map(|name| json!({ "name": name })).collect::<Vec<_>>();
+    serde_json::from_value(json!({
+        "restartPolicy": policy, "initContainers": named(inits), "containers": named(mains),
+    }))
+    .unwrap()
+}
+
+fn container(name: &str, attempt: u32, state: State) -> observed::Container {
+    observed::Container {
+        id: format!("{name}-{attempt}"),
+        sandbox_id: "s0".into(),
+        name: name.into(),
+        attempt,
+        state,
+        image: String::new(),
+        image_id: String::new(),
+        user: None,
+    }
+}
+
+fn exited(code: i32, from: i64, to: i64) -> State {
+    State::Exited(Exit {
+        code,
+        reason: String::new(),
+        message: String::new(),
+        started_at: Some(at(from)),
+        finished_at: Some(at(to)),
+    })
+}
+
+fn running() -> State {
+    State::Running { started_at: at(0) }
+}
+
+fn seen(ready: bool, mut containers: Vec<observed::Container>) -> ObservedPod {
+    containers.sort_by_key(|container| std::cmp::Reverse(container.attempt));
+    let sandbox = Sandbox { id: "s0".into(), attempt: 0, ready, created_at: at(0), ips: Vec::new() };
+    ObservedPod { sandboxes: vec![sandbox], containers }
+}
+
+/// A plan in one line.
+fn planned(spec: &PodSpec, seen: &ObservedPod) -> String {
+    match plan(spec, seen, &mut CrashLoops::default(), at(100)) {
+        Plan::MakeSandbox(attempt) => format!("sandbox {attempt}"),
+        Plan::Finished => "finished".to_owned(),
+        Plan::Run { start, wait } => {
+            let start = start.iter().map(|start| {
+                let made = if start.made.is_some() { " (made)" } else { "" };
+                format!("start {}:{}{made}", start.name, start.attempt)
+            });
+            let wait = wait.iter().map(|(name, time)| format!("{name} waits until {}", time.as_second()));
+            start.chain(wait).collect::<Vec<_>>().join(", ")
+        }
+    }
+}
+
+#[test]
+fn a_new_pod_gets_a_sandbox_and_then_its_containers() {
+    let spec = spec("Always", &[], &["a", "b"]);
+    assert_eq!(planned(&spec, &ObservedPod::default()), "sandbox 0");
+    assert_eq!(planned(&spec, &seen(true, vec![])), "start a:0, start b:0");
+    let half = seen(true, vec![container("a", 0, running())]);
+    assert_eq!(planned(&spec, &half), "start b:0");
+    let made = seen(true, vec![container("a", 0, running()), container("b", 0, State::Created)]);
+    assert_eq!(planned(&spec, &made), "start b:0 (made)");
+}
+
+#[test]
+fn init_containers_run_one_after_the_other() {
+    let spec = spec("OnFailure", &["i", "j"], &["a"]);
+    let check = |containers, expected: &str| assert_eq!(planned(&spec, &seen(true, containers)), expected);
+    check(vec![], "start i:0");
+    check(vec![container("i", 0, running())], "");
+    check(vec![container("i", 0, exited(0, 0, 1))], "start j:0");
+    check(vec![container("i", 0, exited(1, 0, 1))], "start i:1");
+    let done = vec![container("i", 0, exited(0, 0, 1)), container("j", 0, exited(0, 1, 2))];
+    check(done, "start a:0");
+    // Once begun, it does not matter what became of the init containers.
+    check(vec![container("a", 0, running())], "");
+}
+
+#[test]
+fn a_failed_init_container_ends_a_pod_that_runs_once() {
+    let spec = spec("Never", &["i"], &["a"]);
+    assert_eq!(planned(&spec, &seen(true, vec![container("i", 0, exited(1, 0, 1))])), "finished");
+    assert_eq!(planned(&spec, &seen(false, vec![container("i", 0, exited(1, 0, 1))])), "finished");
+}
+
+#[test]
+fn restarts_follow_the_policy() {
+    let check = |policy: &str, code: i32, expected: &str| {
+        let seen = seen(true, vec![container("a", 0, exited(code, 0, 50))]);
+        assert_eq!(planned(&spec(policy, &[], &["a"]), &seen), expected, "{policy} {code}");
+    };
+    check("Always", 0, "start a:1");
+    check("OnFailure", 0, "finished");
+    check("OnFailure", 1, "start a:1");
+    check("Never", 0, "finished");
+    check("Never", 1, "finished");
+}
+
+#[test]
+fn rules_of_a_container_win_over_the_policy() {
+    let mut spec = spec("Never", &[], &["a"]);
+    let rule = json!([{ "action": "Restart", "exitCodes": { "operator": "In", "values": [42] } }]);
+    spec.containers[0].restart_policy_rules = serde_json::from_value(rule).unwrap();
+    let after = |code| planned(&spec, &seen(true, vec![container("a", 0, exited(code, 0, 1))]));
+    assert_eq!((after(42).as_str(), after(1).as_str()), ("start a:1", "finished"));
+}
+
+#[test]
+fn crash_loops_wait_longer_and_longer_until_calm() {
+    let mut loops = CrashLoops::default();
+    let mut delay = |attempt: u32, from: i64, to: i64| {
+        let container = container("a", attempt, exited(1, from, to));
+        let exit = container.exit().unwrap();
+        loops.restart_at(&container, exit).map(|time| time.as_second() - to)
+    };
+    let delays: Vec<_> = (0..8).map(|attempt| delay(attempt, 0, 1)).collect();
+    assert_eq!(delays, [
+        None,
+        Some(10),
+        Some(20),
+        Some(40),
+        Some(80),
+        Some(160),
+        Some(300),
+        Some(300)
+    ]);
+    assert_eq!(delay(8, 0, 600), None, "it ran for ten minutes");
+    assert_eq!(delay(9, 0, 1), Some(10));
+    assert_eq!(delay(4_000_000, 0, 1), Some(300));
+}
+
+#[test]
+fn a_container_in_a_crash_loop_waits_while_others_run() {
+    let spec = spec("Always", &[], &["a", "b"]);
+    let seen = seen(true, vec![container("a", 2, exited(1, 90, 95)), container("b", 0, running())]);
+    assert_eq!(planned(&spec, &seen), "a waits until 115");
+}
+
+#[test]
+fn a_lost_sandbox_is_replaced_if_anything_shall_run_again() {
+    let check = |policy: &str, containers, expected: &str| {
+        assert_eq!(planned(&spec(policy, &[], &["a"]), &seen(false, containers)), expected, "{policy}");
+    };
+    check("Always", vec![container("a", 0, exited(137, 0, 1))], "sandbox 1");
+    check("Always", vec![container("a", 0, running())], "sandbox 1");
+    check("OnFailure", vec![container("a", 0, exited(0, 0, 1))], "finished");
+    check("Never", vec![container("a", 0, exited(137, 0, 1))], "finished");
+    check("Never", vec![], "sandbox 1");
+}
+
+#[test]
+fn in_a_new_sandbox_old_containers_are_restarted_and_init_containers_run_again() {
+    let spec = spec("Always", &["i"], &["a"]);
+    let mut pod = seen(true, vec![container("i", 0, exited(0, 0, 1)), container("a", 3, exited(137, 2, 3))]);
+    pod.sandboxes.insert(0, Sandbox { id: "s1".into(), attempt: 1, ready: true, created_at: at(9), ips: vec![] });
+    assert_eq!(planned(&spec, &pod), "start i:1");
+    let mut again = container("i", 1, exited(0, 10, 11));
+    again.sandbox_id = "s1".into();
+    pod.containers.insert(0, again);
+    assert_eq!(planned(&spec, &pod), "start a:4");
+    pod.containers.retain(|container| container.name != "a");
+    pod.containers.push(container("a", 3, State::Created));
+    assert_eq!(planned(&spec, &pod), "start a:4", "what was made in the lost sandbox can't be started");
+}
+
+#[test]
+fn what_the_api_server_remembers_is_not_run_again() {
+    let status: PodStatus = serde_json::from_value(json!({ "containerStatuses": [
+        { "name": "a", "image": "x", "imageID": "", "ready": false, "restartCount": 2,
+          "containerID": "containerd://abc",
+          "state": { "terminated": { "exitCode": 3, "containerID": "containerd://abc" } } },
+        { "name": "b", "image": "x", "imageID": "", "ready": true, "restartCount": 0,
+          "containerID": "containerd://def", "state": { "running": { "startedAt": "2026-01-01T00:00:00Z" } } },
+        { "name": "c", "image": "x", "imageID": "", "ready": false, "restartCount": 0,
+          "state": { "waiting": { "reason": "ContainerCreating" } } },
+    ] }))
+    .unwrap();
+    let pod = with_history(ObservedPod::default(), Some(&status));
+    let found: Vec<_> = pod
+        .containers
+        .iter()
+        .map(|c| (c.name.as_str(), c.id.as_str(), c.attempt, c.exit().map(|exit| exit.code)))
+        .collect();
+    assert_eq!(found, [("a", "abc", 2, Some(3)), ("b", "def", 0, Some(137))]);
+    assert_eq!(planned(&spec("Never", &[], &["a", "b"]), &pod), "finished");
+    assert_eq!(planned(&spec("Always", &[], &["a", "b"]), &pod), "sandbox 0");
+
+    let known = seen(true, vec![container("a", 2, running()), container("b", 1, running())]);
+    assert_eq!(with_history(known.clone(), Some(&status)), known, "the runtime knows better");
+}
+
+#[test]
+fn only_the_last_ended_attempt_is_kept() {
+    let pod = seen(true, vec![
+        container("a", 3, running()),
+        container("a", 2, exited(1, 0, 1)),
+        container("a", 1, exited(1, 0, 1)),
+        container("a", 0, exited(1, 0, 1)),
+        container("b", 0, exited(0, 0, 1)),
+    ]);
+    assert_eq!(superseded(&pod), ["a-1", "a-0"]);
+}
+
+proptest::proptest! {
+    /// Nothing is started twice, and nothing that runs once is started again.
+    #[test]
+    fn no_history_starts_what_must_not_start(codes in proptest::collection::vec(0..3_i32, 0..5), ready in proptest::bool::ANY) {
+        let attempts = codes.iter().zip(0..).map(|(code, n)| container("a", n, exited(*code, 0, 1))).collect();
+        let pod = seen(ready, attempts);
+        let plan = plan(&spec("Never", &[], &["a"]), &pod, &mut CrashLoops::default(), at(100));
+        proptest::prop_assert_eq!(plan == Plan::Finished, !codes.is_empty());
+    }
+}

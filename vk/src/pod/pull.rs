@@ -1,0 +1,115 @@
+//! Registries' credentials from a pod's `imagePullSecrets`. Pure.
+
+use std::collections::BTreeMap;
+
+use base64::Engine as _;
+use k8s_openapi::api::core::v1::Secret;
+use serde::Deserialize;
+
+use crate::provider::runtime::Credentials;
+
+#[derive(Deserialize)]
+struct DockerConfig {
+    #[serde(default)]
+    auths: BTreeMap<String, Entry>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    #[serde(default)]
+    username: String,
+    #[serde(default)]
+    password: String,
+    #[serde(default)]
+    auth: String,
+}
+
+/// All that a secret has for the registry of an image. What can't be read holds nothing.
+pub(crate) fn credentials(secret: &Secret, image: &str) -> Vec<Credentials> {
+    let data = |key: &str| secret.data.as_ref().and_then(|data| data.get(key)).map(|value| value.0.as_slice());
+    let entries = if let Some(bytes) = data(".dockerconfigjson") {
+        serde_json::from_slice::<DockerConfig>(bytes).map(|config| config.auths).unwrap_or_default()
+    } else if let Some(bytes) = data(".dockercfg") {
+        serde_json::from_slice(bytes).unwrap_or_default()
+    } else {
+        BTreeMap::new()
+    };
+    let (host, path) = split(image);
+    let mut found: Vec<(usize, Credentials)> = entries
+        .into_iter()
+        .filter_map(|(registry, entry)| Some((matches(&registry, &host, &path)?, entry.credentials()?)))
+        .collect();
+    // The longest path is meant most.
+    found.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
+    found.into_iter().map(|(_, credentials)| credentials).collect()
+}
+
+impl Entry {
+    fn credentials(self) -> Option<Credentials> {
+        if !self.username.is_empty() {
+            return Some(Credentials { username: self.username, password: self.password });
+        }
+        let bytes = base64::engine::general_purpose::STANDARD.decode(self.auth.trim()).ok()?;
+        let text = String::from_utf8(bytes).ok()?;
+        let (username, password) = text.split_once(':')?;
+        Some(Credentials { username: username.to_owned(), password: password.to_owned() })
+    }
+}
+
+/// Registry and path of an image's name: the first part is a registry if it looks like a host.
+fn split(image: &str) -> (String, String) {
+    match image.split_once('/') {
+        Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => (host.to_owned(), path.to_owned()),
+        Some(_) => ("docker.io".to_owned(), image.to_owned()),
+        None => ("docker.io".to_owned(), format!("library/{image}")),
+    }
+}
+
+/// How much of the image's path a registry key covers, if it covers it at all.
+fn matches(registry: &str, host: &str, path: &str) -> Option<usize> {
+    let registry = registry.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
+    let (key_host, key_path) = registry.split_once('/').unwrap_or((registry, ""));
+    // Docker Hub's historical names.
+    let (key_host, key_path) = match (key_host, key_path) {
+        ("index.docker.io" | "registry-1.docker.io" | "docker.io", "v1" | "v2" | "") => ("docker.io", ""),
+        other => other,
+    };
+    let host_matches = match key_host.strip_prefix("*.") {
+        Some(domain) => host.split_once('.').is_some_and(|(_, rest)| rest == domain),
+        None => key_host == host,
+    };
+    let path_matches = key_path.is_empty() || path == key_path || path.starts_with(&format!("{key_path}/"));
+    (host_matches && path_matches).then_some(key_path.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::ByteString;
+    use serde_json::json;
+
+    use super::*;
+
+    fn users(config: &serde_json::Value, image: &str) -> Vec<String> {
+        let data = [(".dockerconfigjson".to_owned(), ByteString(config.to_string().into_bytes()))];
+        let secret = Secret { data: Some(data.into()), ..Default::default() };
+        credentials(&secret, image).into_iter().map(|c| format!("{}:{}", c.username, c.password)).collect()
+    }
+
+    #[test]
+    fn the_registry_of_the_image_decides() {
+        let config = json!({ "auths": {
+            "https://index.docker.io/v1/": { "auth": "aHViOnB3" },
+            "r.example.com": { "username": "all", "password": "1" },
+            "r.example.com/team": { "username": "team", "password": "2" },
+            "*.wild.example": { "username": "wild", "password": "3" },
+            "broken.example": { "auth": "%%%" },
+        } });
+        assert_eq!(users(&config, "busybox"), ["hub:pw"]);
+        assert_eq!(users(&config, "someone/app:1"), ["hub:pw"]);
+        assert_eq!(users(&config, "r.example.com/team/app"), ["team:2", "all:1"]);
+        assert_eq!(users(&config, "r.example.com/teamster/app"), ["all:1"]);
+        assert_eq!(users(&config, "x.wild.example/app"), ["wild:3"]);
+        assert_eq!(users(&config, "broken.example/app"), [""; 0]);
+        assert_eq!(users(&json!("garbage"), "busybox"), [""; 0]);
+    }
+}

@@ -1,0 +1,384 @@
+//! Who is told what: from the watch of the API server and the news of the provider to the pods' workers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::{Stream, StreamExt as _, stream::BoxStream};
+use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::{
+    Api,
+    api::ListParams,
+    runtime::{WatchStreamExt as _, reflector, watcher},
+};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::{Id, JoinSet},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Pods, PodsError,
+    events,
+    files,
+    objects::Reader,
+    worker::{Entry, Shared, Worker},
+};
+use crate::{
+    backoff::Backoff,
+    provider::{
+        Provider, ProviderError,
+        observed::{ObservedPod, PodRef, State},
+    },
+};
+
+/// The provider's complete list is read this often, although its news should tell everything.
+const RELIST: Duration = Duration::from_secs(30);
+/// And this often where there is no news.
+const POLL: Duration = Duration::from_secs(1);
+
+type Listed = BTreeMap<PodRef, ObservedPod>;
+
+/// From the provider's side.
+enum News {
+    /// This pod changed.
+    Changed(String),
+    /// The complete list.
+    Listed(Listed),
+}
+
+enum Done {
+    Worker(String),
+    Part(&'static str),
+}
+
+impl Pods {
+    /// Watches the node's pods and makes them so, until stopped. Pods go on running then.
+    ///
+    /// # Errors
+    /// When the folder for volumes can't be made. Everything else is tried again.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) -> Result<(), PodsError> {
+        let root = &self.settings.root_dir;
+        std::fs::create_dir_all(root)
+            .map_err(|source| PodsError::RootDir { path: root.clone(), source })?;
+        let Some(scheme) = scheme(&self.provider, &stop).await else { return Ok(()) };
+
+        let mut tasks = JoinSet::new();
+        let (services, writer) = reflector::store::<Service>();
+        let watched = reflector::reflector(writer, watcher(Api::all(self.client.clone()), watcher::Config::default()));
+        tasks.spawn(drain("the watch of services", watched.default_backoff().boxed()));
+        let (recorder, writer) = events::channel(self.client.clone(), &self.settings.node_name);
+        let writer_stop = stop.clone();
+        tasks.spawn(async move {
+            writer.run(writer_stop).await;
+            Done::Part("the writer of events")
+        });
+        let (tell, mut news) = mpsc::channel(1024);
+        tasks.spawn(listen(self.provider.clone(), tell));
+
+        let shared = Arc::new(Shared {
+            client: self.client.clone(),
+            provider: self.provider.clone(),
+            settings: self.settings.clone(),
+            reader: Reader::new(self.client.clone()),
+            recorder,
+            services,
+            changes: Arc::new(Semaphore::new(self.settings.concurrent_changes.max(1))),
+            pulls: std::sync::Mutex::default(),
+            scheme,
+            machine_memory: machine_memory(),
+        });
+        let mut crew = Crew { pods: Arc::clone(&self), shared, tasks, uids: HashMap::new(), stop: stop.clone() };
+        let api: Api<Pod> = Api::all(self.client.clone());
+        let of_node = format!("spec.nodeName={}", self.settings.node_name);
+        let watched = watcher(api, watcher::Config::default().fields(&of_node)).default_backoff();
+        let mut watched = std::pin::pin!(watched);
+        let mut known = Known::default();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                Some(event) = watched.next() => match event {
+                    Ok(event) => {
+                        let complete = matches!(event, watcher::Event::InitDone);
+                        crew.take(event, &mut known);
+                        if complete {
+                            crew.clean_up(&mut known).await;
+                        }
+                    }
+                    Err(error) => tracing::warn!(error = super::worker::chain(&error), "the watch of pods broke; it is tried again"),
+                },
+                Some(news) = news.recv() => match news {
+                    News::Changed(uid) => crew.wake(&uid),
+                    News::Listed(listed) => {
+                        crew.compare(&listed, &mut known);
+                        known.listed = Some(listed);
+                        crew.clean_up(&mut known).await;
+                    }
+                },
+                Some(ended) = crew.tasks.join_next_with_id() => crew.end(ended)?,
+            }
+        }
+    }
+}
+
+/// What both sides have said.
+#[derive(Default)]
+struct Known {
+    /// UIDs in the list that the API server is just giving.
+    initial: BTreeSet<String>,
+    /// The API server has given a complete list.
+    complete: bool,
+    /// The provider's last complete list.
+    listed: Option<Listed>,
+    /// What each pod looked like in it.
+    looks: HashMap<String, Vec<String>>,
+    /// Leftover folders were looked for.
+    swept: bool,
+}
+
+struct Crew {
+    pods: Arc<Pods>,
+    shared: Arc<Shared>,
+    tasks: JoinSet<Done>,
+    uids: HashMap<Id, String>,
+    stop: CancellationToken,
+}
+
+impl Crew {
+    fn hire(&mut self, entry: Arc<Entry>) {
+        let uid = entry.pod.uid.clone();
+        let worker = Worker::new(Arc::clone(&self.shared), entry);
+        let stop = self.stop.clone();
+        let task = self.tasks.spawn(async move { Done::Worker(worker.run(stop).await) });
+        self.uids.insert(task.id(), uid);
+    }
+
+    fn wake(&self, uid: &str) {
+        if let Some(entry) = self.pods.store.get(uid) {
+            entry.wake.notify_one();
+        }
+    }
+
+    fn take(&mut self, event: watcher::Event<Pod>, known: &mut Known) {
+        match event {
+            watcher::Event::Init => known.initial.clear(),
+            watcher::Event::InitApply(pod) => {
+                known.initial.extend(pod.metadata.uid.clone());
+                self.put(pod);
+            }
+            watcher::Event::InitDone => {
+                for uid in self.pods.store.uids() {
+                    if !known.initial.contains(&uid) {
+                        self.pods.store.gone(&uid);
+                    }
+                }
+                known.complete = true;
+            }
+            watcher::Event::Apply(pod) => self.put(pod),
+            watcher::Event::Delete(pod) => {
+                if let Some(uid) = &pod.metadata.uid {
+                    self.pods.store.gone(uid);
+                }
+            }
+        }
+    }
+
+    fn put(&mut self, pod: Pod) {
+        if let Some(entry) = self.pods.store.put(pod) {
+            self.hire(entry);
+        }
+    }
+
+    /// Wakes the pods that look another way than in the list before.
+    fn compare(&self, listed: &Listed, known: &mut Known) {
+        let looks: HashMap<String, Vec<String>> =
+            listed.iter().map(|(pod, seen)| (pod.uid.clone(), look(seen))).collect();
+        let empty = Vec::new();
+        for uid in self.pods.store.uids() {
+            let (before, now) = (known.looks.get(&uid), looks.get(&uid));
+            if before.unwrap_or(&empty) != now.unwrap_or(&empty) {
+                self.wake(&uid);
+            }
+        }
+        known.looks = looks;
+    }
+
+    /// What the provider has of pods that the API server does not have goes. Only after complete lists of both, the API server's
+    /// being the later one.
+    async fn clean_up(&mut self, known: &mut Known) {
+        let Some(listed) = known.listed.as_ref().filter(|_| known.complete) else { return };
+        let mut orphans: Vec<PodRef> =
+            listed.keys().filter(|pod| self.pods.store.get(&pod.uid).is_none()).cloned().collect();
+        if !known.swept {
+            // Folders of pods that never got a sandbox, or no longer have one.
+            for uid in files::pod_uids(&self.shared.settings.root_dir) {
+                let listed = orphans.iter().any(|pod| pod.uid == uid);
+                if !listed && self.pods.store.get(&uid).is_none() {
+                    orphans.push(PodRef { uid, namespace: String::new(), name: String::new() });
+                }
+            }
+        }
+        if orphans.is_empty() {
+            known.swept = true;
+            return;
+        }
+        // Killing is not taken back: ask again.
+        let api: Api<Pod> = Api::all(self.shared.client.clone());
+        let of_node = format!("spec.nodeName={}", self.shared.settings.node_name);
+        let wanted = match api.list(&ListParams::default().fields(&of_node)).await {
+            Ok(list) => list.items.into_iter().filter_map(|pod| pod.metadata.uid).collect::<BTreeSet<_>>(),
+            Err(error) => {
+                tracing::warn!(%error, orphans = orphans.len(), "pods that nobody wants stay until the API server answers");
+                return;
+            }
+        };
+        known.swept = true;
+        for orphan in orphans.into_iter().filter(|orphan| !wanted.contains(&orphan.uid)) {
+            tracing::info!(pod = %orphan, pod.uid = orphan.uid, "the API server has no such pod: it is ended and removed");
+            if let Some(entry) = self.pods.store.put_orphan(orphan) {
+                self.hire(entry);
+            }
+        }
+    }
+
+    fn end(&mut self, ended: Result<(Id, Done), tokio::task::JoinError>) -> Result<(), PodsError> {
+        match ended {
+            Ok((id, Done::Worker(uid))) => {
+                self.uids.remove(&id);
+                self.pods.store.remove(&uid);
+                Ok(())
+            }
+            Ok((_, Done::Part(name))) => Err(PodsError::Ended(name)),
+            Err(error) => {
+                // A pod that makes its worker panic must not take the others along.
+                let uid = self.uids.remove(&error.id()).ok_or(PodsError::Ended("a part of the pods"))?;
+                tracing::error!(pod.uid = uid, %error, "the worker of a pod panicked; it starts anew");
+                if let Some(entry) = self.pods.store.get(&uid) {
+                    self.hire(entry);
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// IDs and states, enough to see a difference.
+fn look(seen: &ObservedPod) -> Vec<String> {
+    let sandboxes = seen.sandboxes.iter().map(|sandbox| format!("{} {}", sandbox.id, sandbox.ready));
+    let containers = seen.containers.iter().map(|container| {
+        let state = match container.state {
+            State::Created => "created",
+            State::Running { .. } => "running",
+            State::Exited(_) => "exited",
+            State::Unknown => "unknown",
+        };
+        format!("{} {state}", container.id)
+    });
+    let mut look: Vec<String> = sandboxes.chain(containers).collect();
+    look.sort();
+    look
+}
+
+/// The provider's name for itself, as soon as it answers.
+async fn scheme(provider: &Provider, stop: &CancellationToken) -> Option<String> {
+    let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
+    loop {
+        match provider.version().await {
+            Ok(version) => {
+                tracing::info!(provider = provider.name(), %version, "the provider answers");
+                return Some(version.name);
+            }
+            Err(error) => tracing::warn!(%error, "no pod can be started or seen until the provider answers"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return None,
+            () = backoff.sleep() => {}
+        }
+    }
+}
+
+/// Tells what the provider says, for ever.
+async fn listen(provider: Provider, tell: mpsc::Sender<News>) -> Done {
+    let done = Done::Part("the watch of the provider");
+    loop {
+        let mut changes = match changes(&provider).await {
+            Ok(changes) => changes,
+            Err(error) => {
+                tracing::warn!(%error, "the provider sends no news");
+                futures::stream::empty().boxed()
+            }
+        };
+        // The stream is asked for first, and the list read once more when it surely flows: so nothing falls between them.
+        let mut relist = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
+        let mut delays = [POLL].into_iter();
+        loop {
+            let said = tokio::select! {
+                biased;
+                change = changes.next() => match change {
+                    Some(uid) => News::Changed(uid),
+                    None => break,
+                },
+                () = &mut relist => {
+                    relist.set(tokio::time::sleep(delays.next().unwrap_or(RELIST)));
+                    match list(&provider).await {
+                        Ok(listed) => News::Listed(listed),
+                        Err(error) => {
+                            tracing::warn!(%error, "the provider's pods can't be listed");
+                            continue;
+                        }
+                    }
+                }
+            };
+            if tell.send(said).await.is_err() {
+                return done;
+            }
+        }
+        match list(&provider).await {
+            Ok(listed) => {
+                if tell.send(News::Listed(listed)).await.is_err() {
+                    return done;
+                }
+            }
+            Err(error) => tracing::warn!(%error, "the provider's pods can't be listed"),
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+async fn changes(provider: &Provider) -> Result<BoxStream<'static, String>, ProviderError> {
+    match provider {
+        Provider::Runtime(runtime) => runtime.changes().await,
+        Provider::PodService(service) => {
+            Ok(service.changes().await?.unwrap_or_else(|| futures::stream::empty().boxed()))
+        }
+    }
+}
+
+async fn list(provider: &Provider) -> Result<Listed, ProviderError> {
+    match provider {
+        Provider::Runtime(runtime) => runtime.list().await,
+        Provider::PodService(service) => service.list().await,
+    }
+}
+
+async fn drain<T>(
+    name: &'static str,
+    mut stream: impl Stream<Item = Result<T, watcher::Error>> + Unpin + Send,
+) -> Done {
+    while let Some(item) = stream.next().await {
+        if let Err(error) = item {
+            tracing::warn!(error = super::worker::chain(&error), "{name} broke; it is tried again");
+        }
+    }
+    Done::Part(name)
+}
+
+/// Bytes of memory that the machine has; what containers' shares of it are counted in.
+fn machine_memory() -> i64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()).and_then(|word| word.parse::<i64>().ok());
+    kib.map_or(0, |kib| kib.saturating_mul(1024))
+}

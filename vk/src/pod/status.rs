@@ -1,0 +1,388 @@
+//! The one builder of pod statuses: from the spec and what was seen to what a kubelet would write
+//! (`generateAPIPodStatus` in `pkg/kubelet/kubelet_pods.go`, conditions in `pkg/kubelet/status/generate.go`). Pure.
+
+mod conditions;
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::{
+        Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
+        ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodIP, PodSpec, PodStatus,
+        VolumeMountStatus,
+    },
+    apimachinery::pkg::apis::meta::v1::Time,
+};
+
+use super::{lifecycle, resources};
+use crate::provider::observed::{self, ObservedPod, State};
+
+/// Why a container does not run (yet).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Waiting {
+    /// A kubelet's word for it.
+    pub(crate) reason: String,
+    /// For people.
+    pub(crate) message: String,
+}
+
+/// Why a pod failed as a whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Verdict {
+    /// A kubelet's word for it.
+    pub(crate) reason: String,
+    /// For people.
+    pub(crate) message: String,
+}
+
+/// All that a status follows from.
+pub(crate) struct Facts<'a> {
+    /// As the API server has it, with its last status.
+    pub(crate) pod: &'a Pod,
+    /// As the provider has it, with [`lifecycle::with_history`].
+    pub(crate) seen: &'a ObservedPod,
+    /// Why containers wait, by name.
+    pub(crate) waiting: &'a BTreeMap<String, Waiting>,
+    /// The machine's addresses.
+    pub(crate) host_ips: &'a [IpAddr],
+    /// `containerd` in `containerd://ID`.
+    pub(crate) scheme: &'a str,
+    /// Nothing will be started any more, and nothing runs: the pod is deleted or condemned.
+    pub(crate) ended: bool,
+    /// The pod has failed as a whole.
+    pub(crate) verdict: Option<&'a Verdict>,
+    /// Now.
+    pub(crate) now: Timestamp,
+}
+
+/// The status that the pod should have.
+pub(crate) fn build(facts: &Facts<'_>) -> PodStatus {
+    let default = PodSpec::default();
+    let spec = facts.pod.spec.as_ref().unwrap_or(&default);
+    let old = facts.pod.status.clone().unwrap_or_default();
+
+    let inits = container_statuses(facts, spec, spec.init_containers.as_deref().unwrap_or_default(), true, &old);
+    let mains = container_statuses(facts, spec, &spec.containers, false, &old);
+    let mut phase = phase(spec, &inits, &mains, facts.ended);
+    let (mut reason, mut message) = (None, None);
+    if let Some(verdict) = facts.verdict {
+        phase = Phase::Failed;
+        (reason, message) = (Some(verdict.reason.clone()), Some(verdict.message.clone()));
+    }
+    // Terminal phases are final.
+    match old.phase.as_deref() {
+        Some("Succeeded") => phase = Phase::Succeeded,
+        Some("Failed") => phase = Phase::Failed,
+        _ => {}
+    }
+    if old.phase.as_deref() == Some(phase.as_str()) && reason.is_none() {
+        (reason, message) = (old.reason.clone(), old.message.clone());
+    }
+
+    let (pod_ip, pod_ips) = addresses(facts, spec, &old);
+    let mut status = PodStatus {
+        phase: Some(phase.as_str().to_owned()),
+        reason,
+        message,
+        host_ip: facts.host_ips.first().map(IpAddr::to_string),
+        host_ips: Some(facts.host_ips.iter().map(|ip| HostIP { ip: ip.to_string() }).collect()),
+        pod_ip,
+        pod_ips,
+        qos_class: old.qos_class.clone().or_else(|| Some(resources::qos(spec).as_str().to_owned())),
+        start_time: old.start_time.clone().or(Some(Time(facts.now))),
+        observed_generation: facts.pod.metadata.generation,
+        init_container_statuses: (!inits.is_empty()).then_some(inits),
+        container_statuses: Some(mains),
+        ephemeral_container_statuses: ephemeral(spec),
+        // Others' fields stay.
+        ..old.clone()
+    };
+    status.conditions = Some(conditions::build(facts, spec, phase, &status, &old));
+    status
+}
+
+/// Whether a condition of this type is written here.
+pub(crate) fn is_own_condition(kind: &str) -> bool {
+    conditions::OWN.contains(&kind)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Pending,
+    Running,
+    Succeeded,
+    Failed,
+}
+
+impl Phase {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "Pending",
+            Self::Running => "Running",
+            Self::Succeeded => "Succeeded",
+            Self::Failed => "Failed",
+        }
+    }
+}
+
+/// Whether a phase is one that a pod never leaves.
+pub(crate) fn is_terminal(status: Option<&PodStatus>) -> bool {
+    matches!(status.and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed"))
+}
+
+fn ended_in(state: Option<&ContainerState>) -> Option<&ContainerStateTerminated> {
+    state.and_then(|state| state.terminated.as_ref())
+}
+
+/// What its exit code says of a container that runs no more: of its state, or of its last state while it waits to run again.
+fn last_exit(status: &ContainerStatus) -> Option<&ContainerStateTerminated> {
+    ended_in(status.state.as_ref()).or_else(|| {
+        let waits = status.state.as_ref().is_some_and(|state| state.waiting.is_some());
+        waits.then(|| ended_in(status.last_state.as_ref())).flatten()
+    })
+}
+
+fn is_running(status: &ContainerStatus) -> bool {
+    status.state.as_ref().is_some_and(|state| state.running.is_some())
+}
+
+fn phase(spec: &PodSpec, inits: &[ContainerStatus], mains: &[ContainerStatus], ended: bool) -> Phase {
+    let status_of = |statuses: &[ContainerStatus], container: &Container| {
+        statuses.iter().find(|status| status.name == container.name).cloned()
+    };
+    let mut pending_init = false;
+    for container in spec.init_containers.iter().flatten() {
+        match status_of(inits, container).as_ref().and_then(last_exit) {
+            Some(exit) if exit.exit_code != 0 => {
+                if !lifecycle::restarts(spec, container, true, exit.exit_code) {
+                    return Phase::Failed;
+                }
+            }
+            Some(_) => {}
+            None => pending_init = true,
+        }
+    }
+    let (mut running, mut waiting, mut stopped, mut restarting, mut succeeded) = (0, 0, 0, 0, 0);
+    for container in &spec.containers {
+        let status = status_of(mains, container);
+        match status.as_ref().map(|status| (is_running(status), last_exit(status))) {
+            Some((true, _)) => running += 1,
+            Some((false, Some(exit))) => {
+                stopped += 1;
+                succeeded += usize::from(exit.exit_code == 0);
+                restarting += usize::from(lifecycle::restarts(spec, container, false, exit.exit_code));
+            }
+            _ => waiting += 1,
+        }
+    }
+    let outcome = if stopped == succeeded { Phase::Succeeded } else { Phase::Failed };
+    match () {
+        // Nothing will run that has not: there is no way left to succeed.
+        () if ended && (pending_init || waiting > 0 || stopped == 0) => Phase::Failed,
+        () if ended => outcome,
+        () if pending_init || waiting > 0 => Phase::Pending,
+        () if running > 0 || restarting > 0 => Phase::Running,
+        () if stopped > 0 => outcome,
+        () => Phase::Pending,
+    }
+}
+
+fn addresses(facts: &Facts<'_>, spec: &PodSpec, old: &PodStatus) -> (Option<String>, Option<Vec<PodIP>>) {
+    let own: Vec<IpAddr> = if spec.host_network.unwrap_or(false) {
+        facts.host_ips.to_vec()
+    } else {
+        facts.seen.sandbox().filter(|sandbox| sandbox.ready).map(|s| s.ips.clone()).unwrap_or_default()
+    };
+    if own.is_empty() {
+        // A pod that has ended keeps the address it had.
+        return (old.pod_ip.clone(), old.pod_ips.clone());
+    }
+    let sorted = primary_first(&own, facts.host_ips);
+    let ips = sorted.iter().map(|ip| PodIP { ip: ip.to_string() }).collect();
+    (sorted.first().map(IpAddr::to_string), Some(ips))
+}
+
+/// One address of each family at most, the machine's own family first.
+pub(crate) fn primary_first(ips: &[IpAddr], host_ips: &[IpAddr]) -> Vec<IpAddr> {
+    let v6_first = host_ips.first().is_some_and(IpAddr::is_ipv6);
+    let of = |v6: bool| ips.iter().find(|ip| ip.is_ipv6() == v6).copied();
+    [of(v6_first), of(!v6_first)].into_iter().flatten().collect()
+}
+
+fn container_statuses(
+    facts: &Facts<'_>,
+    spec: &PodSpec,
+    containers: &[Container],
+    is_init: bool,
+    old: &PodStatus,
+) -> Vec<ContainerStatus> {
+    let mut statuses: Vec<ContainerStatus> =
+        containers.iter().map(|container| container_status(facts, spec, container, is_init, old)).collect();
+    if !is_init {
+        statuses.sort_by(|a, b| a.name.cmp(&b.name));
+    }
+    statuses
+}
+
+fn container_status(
+    facts: &Facts<'_>,
+    spec: &PodSpec,
+    container: &Container,
+    is_init: bool,
+    old: &PodStatus,
+) -> ContainerStatus {
+    let mut seen = facts.seen.containers.iter().filter(|seen| seen.name == container.name);
+    let newest = seen.next();
+    let mut status = ContainerStatus {
+        name: container.name.clone(),
+        image: container.image.clone().unwrap_or_default(),
+        state: Some(waiting(default_reason(spec), "")),
+        last_state: Some(ContainerState::default()),
+        volume_mounts: volume_mounts(container),
+        ..Default::default()
+    };
+    if let Some(newest) = newest {
+        status.restart_count = i32::try_from(newest.attempt).unwrap_or(i32::MAX);
+        status.container_id = (!newest.id.is_empty()).then(|| format!("{}://{}", facts.scheme, newest.id));
+        if !newest.image.is_empty() {
+            status.image.clone_from(&newest.image);
+        }
+        status.image_id.clone_from(&newest.image_id);
+        status.state = Some(state(newest, facts.scheme));
+        status.allocated_resources = container.resources.as_ref().and_then(|resources| resources.requests.clone());
+        status.resources = Some(container.resources.clone().unwrap_or_default());
+        status.user = newest.user.as_ref().map(user);
+        if let Some(previous) = seen.next() {
+            status.last_state = Some(state(previous, facts.scheme));
+        } else if let Some(old) = old_status(old, &container.name, is_init)
+            && old.restart_count == status.restart_count
+            && is_running(&status)
+        {
+            // Its predecessor was removed; what it left is in the last status alone.
+            status.last_state.clone_from(&old.last_state);
+        }
+    }
+    let code = newest.and_then(observed::Container::exit).map(|exit| exit.code);
+    let will_run = newest.is_none_or(|newest| !newest.is_running())
+        && code.is_none_or(|code| lifecycle::restarts(spec, container, is_init, code))
+        && !(is_init && code == Some(0));
+    if !facts.ended
+        && will_run
+        && let Some(why) = facts.waiting.get(&container.name)
+    {
+        if ended_in(status.state.as_ref()).is_some() {
+            status.last_state = status.state.take();
+        }
+        status.state = Some(waiting(&why.reason, &why.message));
+    }
+    if facts.ended && ended_in(status.state.as_ref()).is_none() && has_begun(facts, spec) && !is_init {
+        status.state = Some(ContainerState {
+            terminated: Some(ContainerStateTerminated {
+                exit_code: 137,
+                reason: Some("ContainerStatusUnknown".to_owned()),
+                message: Some("The container could not be located when the pod was terminated".to_owned()),
+                ..Default::default()
+            }),
+            ..Default::default()
+        });
+    }
+    let running = is_running(&status);
+    status.started = Some(running);
+    status.ready =
+        if is_init { ended_in(status.state.as_ref()).is_some_and(|exit| exit.exit_code == 0) } else { running };
+    status
+}
+
+/// Whether the pod got as far as its containers.
+fn has_begun(facts: &Facts<'_>, spec: &PodSpec) -> bool {
+    spec.init_containers.as_ref().is_none_or(Vec::is_empty)
+        || spec.containers.iter().any(|container| facts.seen.container(&container.name).is_some())
+}
+
+fn old_status<'a>(old: &'a PodStatus, name: &str, is_init: bool) -> Option<&'a ContainerStatus> {
+    let statuses = if is_init { &old.init_container_statuses } else { &old.container_statuses };
+    statuses.iter().flatten().find(|status| status.name == name)
+}
+
+fn default_reason(spec: &PodSpec) -> &'static str {
+    match &spec.init_containers {
+        Some(inits) if !inits.is_empty() => "PodInitializing",
+        _ => "ContainerCreating",
+    }
+}
+
+fn waiting(reason: &str, message: &str) -> ContainerState {
+    let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    ContainerState {
+        waiting: Some(ContainerStateWaiting { reason: some(reason), message: some(message) }),
+        ..Default::default()
+    }
+}
+
+fn state(container: &observed::Container, scheme: &str) -> ContainerState {
+    let some = |text: &String| (!text.is_empty()).then(|| text.clone());
+    match &container.state {
+        State::Running { started_at } => ContainerState {
+            running: Some(ContainerStateRunning { started_at: Some(Time(*started_at)) }),
+            ..Default::default()
+        },
+        State::Exited(exit) => ContainerState {
+            terminated: Some(ContainerStateTerminated {
+                exit_code: exit.code,
+                reason: some(&exit.reason),
+                message: some(&exit.message),
+                started_at: exit.started_at.map(Time),
+                finished_at: exit.finished_at.map(Time),
+                container_id: (!container.id.is_empty()).then(|| format!("{scheme}://{}", container.id)),
+                signal: None,
+            }),
+            ..Default::default()
+        },
+        State::Created | State::Unknown => waiting("", ""),
+    }
+}
+
+fn user(user: &observed::User) -> ContainerUser {
+    ContainerUser {
+        linux: Some(LinuxContainerUser {
+            uid: user.uid,
+            gid: user.gid,
+            supplemental_groups: Some(user.supplemental_groups.clone()).filter(|groups| !groups.is_empty()),
+        }),
+    }
+}
+
+fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
+    let mounts = container.volume_mounts.as_ref().filter(|mounts| !mounts.is_empty())?;
+    let status = |mount: &k8s_openapi::api::core::v1::VolumeMount| {
+        let read_only = mount.read_only.unwrap_or(false);
+        VolumeMountStatus {
+            name: mount.name.clone(),
+            mount_path: mount.mount_path.clone(),
+            read_only: mount.read_only,
+            recursive_read_only: read_only.then(|| "Disabled".to_owned()),
+            ..Default::default()
+        }
+    };
+    Some(mounts.iter().map(status).collect())
+}
+
+/// Ephemeral containers come when the pod runs already and can't be refused with it; so each says that it won't run.
+fn ephemeral(spec: &PodSpec) -> Option<Vec<ContainerStatus>> {
+    let containers = spec.ephemeral_containers.as_ref().filter(|containers| !containers.is_empty())?;
+    let refused = |container: &k8s_openapi::api::core::v1::EphemeralContainer| ContainerStatus {
+        name: container.name.clone(),
+        image: container.image.clone().unwrap_or_default(),
+        state: Some(waiting(
+            "PodFeatureUnsupported",
+            "spec.ephemeralContainers is not supported by this virtual node",
+        )),
+        last_state: Some(ContainerState::default()),
+        ..Default::default()
+    };
+    Some(containers.iter().map(refused).collect())
+}
+
+#[cfg(test)]
+mod tests;

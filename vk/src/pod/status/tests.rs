@@ -1,0 +1,259 @@
+use serde_json::json;
+
+use super::*;
+use crate::provider::observed::{Exit, Sandbox};
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_767_225_600 + second).unwrap()
+}
+
+fn pod(spec: serde_json::Value, status: serde_json::Value) -> Pod {
+    serde_json::from_value(json!({
+        "metadata": { "name": "p", "namespace": "ns", "uid": "u", "generation": 1 },
+        "spec": spec, "status": status,
+    }))
+    .unwrap()
+}
+
+fn once() -> serde_json::Value {
+    json!({ "restartPolicy": "Never", "containers": [{ "name": "a", "image": "busybox" }] })
+}
+
+fn seen(ready: bool, containers: Vec<observed::Container>) -> ObservedPod {
+    let ips = if ready { vec!["10.1.0.9".parse().unwrap()] } else { Vec::new() };
+    let sandbox = Sandbox { id: "s".into(), attempt: 0, ready, created_at: at(0), ips };
+    ObservedPod { sandboxes: vec![sandbox], containers }
+}
+
+fn container(name: &str, attempt: u32, state: State) -> observed::Container {
+    observed::Container {
+        id: format!("{name}{attempt}"),
+        sandbox_id: "s".into(),
+        name: name.into(),
+        attempt,
+        state,
+        image: "docker.io/library/busybox:latest".into(),
+        image_id: "sha256:1".into(),
+        user: None,
+    }
+}
+
+fn exited(code: i32) -> State {
+    State::Exited(Exit {
+        code,
+        reason: (if code == 0 { "Completed" } else { "Error" }).into(),
+        message: "bye".into(),
+        started_at: Some(at(1)),
+        finished_at: Some(at(2)),
+    })
+}
+
+fn running() -> State {
+    State::Running { started_at: at(1) }
+}
+
+struct Case<'a> {
+    pod: &'a Pod,
+    seen: ObservedPod,
+    waiting: &'a [(&'a str, &'a str)],
+    ended: bool,
+    verdict: Option<Verdict>,
+}
+
+impl<'a> Case<'a> {
+    fn new(pod: &'a Pod, seen: ObservedPod) -> Self {
+        Self { pod, seen, waiting: &[], ended: false, verdict: None }
+    }
+
+    fn build(&self) -> PodStatus {
+        let waiting = self.waiting.iter().map(|(name, reason)| {
+            ((*name).to_owned(), Waiting { reason: (*reason).to_owned(), message: "why".to_owned() })
+        });
+        build(&Facts {
+            pod: self.pod,
+            seen: &self.seen,
+            waiting: &waiting.collect(),
+            host_ips: &["10.0.0.1".parse().unwrap()],
+            scheme: "containerd",
+            ended: self.ended,
+            verdict: self.verdict.as_ref(),
+            now: at(10),
+        })
+    }
+
+    /// Phase, containers and conditions in a few words.
+    fn brief(&self) -> String {
+        let status = self.build();
+        let word = |state: &Option<ContainerState>| {
+            let Some(state) = state else { return "none".to_owned() };
+            match (&state.waiting, &state.running, &state.terminated) {
+                (Some(waiting), ..) => waiting.reason.clone().unwrap_or_else(|| "waiting".to_owned()),
+                (_, Some(_), _) => "running".to_owned(),
+                (.., Some(ended)) => format!("{}({})", ended.reason.clone().unwrap_or_default(), ended.exit_code),
+                _ => String::new(),
+            }
+        };
+        let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+        let containers = containers
+            .map(|c| {
+                let last = word(&c.last_state);
+                let last = if last.is_empty() { String::new() } else { format!(" after {last}") };
+                format!("{}:{} {}{last}", c.name, c.restart_count, word(&c.state))
+            })
+            .collect::<Vec<_>>();
+        let truths = status.conditions.iter().flatten().filter(|condition| condition.status == "True");
+        let truths = truths.map(|condition| condition.type_.as_str()).collect::<Vec<_>>();
+        format!("{} | {} | {}", status.phase.unwrap_or_default(), containers.join(", "), truths.join(" "))
+    }
+}
+
+#[test]
+fn a_running_pod_as_a_kubelet_writes_it() {
+    let mut spec = once();
+    spec["containers"][0]["resources"] = json!({ "requests": { "cpu": "100m" } });
+    spec["containers"][0]["volumeMounts"] = json!([{ "name": "v", "mountPath": "/v", "readOnly": true }]);
+    let status = json!({ "phase": "Pending", "qosClass": "Burstable", "conditions": [
+        { "type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z" },
+        { "type": "example.com/gate", "status": "False" },
+    ] });
+    let pod = pod(spec, status);
+    let mut running = container("a", 0, running());
+    running.user = Some(observed::User { uid: 0, gid: 0, supplemental_groups: vec![0, 10] });
+    let status = Case::new(&pod, seen(true, vec![running])).build();
+    insta::assert_snapshot!(serde_json::to_string_pretty(&status).unwrap());
+}
+
+#[test]
+fn an_ended_pod_as_a_kubelet_writes_it() {
+    let status = json!({ "phase": "Running", "startTime": "2026-01-01T00:00:00Z", "podIP": "10.1.0.9",
+        "podIPs": [{ "ip": "10.1.0.9" }], "qosClass": "BestEffort" });
+    let pod = pod(once(), status);
+    let status = Case::new(&pod, seen(false, vec![container("a", 0, exited(3))])).build();
+    insta::assert_snapshot!(serde_json::to_string_pretty(&status).unwrap());
+}
+
+#[test]
+fn a_pod_goes_through_its_phases() {
+    let pod = pod(once(), json!({}));
+    let check = |seen: ObservedPod, expected: &str| assert_eq!(Case::new(&pod, seen).brief(), expected);
+    check(
+        ObservedPod::default(),
+        "Pending | a:0 ContainerCreating | Initialized PodScheduled",
+    );
+    check(
+        seen(true, vec![]),
+        "Pending | a:0 ContainerCreating | PodReadyToStartContainers Initialized PodScheduled",
+    );
+    check(
+        seen(true, vec![container("a", 0, running())]),
+        "Running | a:0 running | PodReadyToStartContainers Initialized Ready ContainersReady PodScheduled",
+    );
+    check(
+        seen(true, vec![container("a", 0, exited(0))]),
+        "Succeeded | a:0 Completed(0) | Initialized PodScheduled",
+    );
+    check(seen(false, vec![container("a", 0, exited(1))]), "Failed | a:0 Error(1) | Initialized PodScheduled");
+}
+
+#[test]
+fn init_containers_hold_the_others_back() {
+    let pod = pod(
+        json!({ "restartPolicy": "Never", "initContainers": [{ "name": "i" }], "containers": [{ "name": "a" }] }),
+        json!({}),
+    );
+    let check = |containers, expected: &str| assert_eq!(Case::new(&pod, seen(true, containers)).brief(), expected);
+    check(
+        vec![container("i", 0, running())],
+        "Pending | i:0 running, a:0 PodInitializing | PodReadyToStartContainers PodScheduled",
+    );
+    check(
+        vec![container("i", 0, exited(0))],
+        "Pending | i:0 Completed(0), a:0 PodInitializing | PodReadyToStartContainers Initialized PodScheduled",
+    );
+    check(vec![container("i", 0, exited(1))], "Failed | i:0 Error(1), a:0 PodInitializing | PodScheduled");
+}
+
+#[test]
+fn a_restarting_container_shows_why_it_waits_and_how_it_ended() {
+    let pod = pod(json!({ "restartPolicy": "Always", "containers": [{ "name": "a" }] }), json!({}));
+    let crashed = || vec![container("a", 1, exited(1)), container("a", 0, exited(2))];
+    let mut case = Case::new(&pod, seen(true, crashed()));
+    assert!(case.brief().starts_with("Running | a:1 Error(1) after Error(2) |"));
+    case.waiting = &[("a", "CrashLoopBackOff")];
+    assert!(case.brief().starts_with("Running | a:1 CrashLoopBackOff after Error(1) |"), "{}", case.brief());
+    let mut again = crashed();
+    again.insert(0, container("a", 2, running()));
+    case.seen = seen(true, again);
+    assert!(case.brief().starts_with("Running | a:2 running after Error(1) |"), "{}", case.brief());
+}
+
+#[test]
+fn why_a_container_waits_does_not_hide_that_it_is_done() {
+    let pod = pod(once(), json!({}));
+    let mut case = Case::new(&pod, seen(true, vec![container("a", 0, exited(128))]));
+    case.waiting = &[("a", "RunContainerError")];
+    assert!(case.brief().starts_with("Failed | a:0 Error(128) |"), "{}", case.brief());
+    case.seen = seen(true, vec![]);
+    case.waiting = &[("a", "ErrImagePull")];
+    assert!(case.brief().starts_with("Pending | a:0 ErrImagePull |"), "{}", case.brief());
+}
+
+#[test]
+fn a_deleted_pod_ends_in_a_terminal_phase() {
+    let pod = pod(json!({ "restartPolicy": "Always", "containers": [{ "name": "a" }, { "name": "b" }] }), json!({}));
+    let check = |containers, expected: &str| {
+        let case = Case { ended: true, ..Case::new(&pod, seen(false, containers)) };
+        assert_eq!(case.brief(), expected);
+    };
+    let both = vec![container("a", 0, exited(0)), container("b", 0, exited(0))];
+    check(both, "Succeeded | a:0 Completed(0), b:0 Completed(0) | Initialized PodScheduled");
+    check(
+        vec![container("a", 0, exited(137))],
+        "Failed | a:0 Error(137), b:0 ContainerStatusUnknown(137) | Initialized PodScheduled",
+    );
+}
+
+#[test]
+fn a_condemned_or_refused_pod_says_why_and_stays_failed() {
+    let running = pod(once(), json!({ "phase": "Running" }));
+    let verdict = Verdict { reason: "DeadlineExceeded".into(), message: "too long".into() };
+    let case = Case {
+        ended: true,
+        verdict: Some(verdict),
+        ..Case::new(&running, seen(false, vec![container("a", 0, exited(0))]))
+    };
+    let status = case.build();
+    assert_eq!(status.phase.as_deref(), Some("Failed"));
+    assert_eq!(status.reason.as_deref(), Some("DeadlineExceeded"));
+
+    let failed = pod(once(), json!({ "phase": "Failed", "reason": "DeadlineExceeded", "message": "too long" }));
+    let status = Case::new(&failed, seen(false, vec![container("a", 0, exited(0))])).build();
+    assert_eq!(status.phase.as_deref(), Some("Failed"), "a terminal phase is final");
+    assert_eq!(status.reason.as_deref(), Some("DeadlineExceeded"));
+}
+
+#[test]
+fn readiness_gates_are_for_others_to_open() {
+    let mut spec = once();
+    spec["readinessGates"] = json!([{ "conditionType": "example.com/gate" }]);
+    let ready = |gate: &str| {
+        let conditions = json!([{ "type": "example.com/gate", "status": gate }]);
+        let pod = pod(spec.clone(), json!({ "conditions": conditions }));
+        Case::new(&pod, seen(true, vec![container("a", 0, running())])).brief()
+    };
+    assert!(!ready("False").contains(" Ready"), "{}", ready("False"));
+    assert!(ready("True").contains(" Ready"), "{}", ready("True"));
+}
+
+#[test]
+fn transition_times_move_only_with_the_status() {
+    let old = json!({ "type": "Ready", "status": "False", "lastTransitionTime": "2025-01-01T00:00:00Z" });
+    let pod = pod(once(), json!({ "conditions": [old] }));
+    let time = |seen: ObservedPod| {
+        let status = Case::new(&pod, seen).build();
+        let ready = status.conditions.into_iter().flatten().find(|condition| condition.type_ == "Ready").unwrap();
+        ready.last_transition_time.unwrap().0.to_string()
+    };
+    assert_eq!(time(seen(true, vec![])), "2025-01-01T00:00:00Z");
+    assert_eq!(time(seen(true, vec![container("a", 0, running())])), at(10).to_string());
+}

@@ -1,0 +1,366 @@
+//! One pod's task: observe, decide, act, report, and again when something changed. What it decides is in pure modules
+//! ([`lifecycle`](super::lifecycle), [`status`](super::status), …); what it does is in the modules below.
+//!
+//! It may be dropped at any await, or die with the process: whatever it has done is found again by observing.
+
+mod report;
+mod service;
+mod start;
+mod teardown;
+mod volumes;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::{Client, runtime::reflector};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Settings,
+    admission::Refusal,
+    events::{Kind, Recorder},
+    files::{FilesError, PodFolder},
+    lifecycle::{self, CrashLoops, Plan},
+    objects::Reader,
+    spec::pod_ref,
+    status::{self, Verdict, Waiting},
+    volumes::Tokens,
+};
+use crate::{
+    backoff::Backoff,
+    provider::{
+        Provider, ProviderError,
+        observed::{ObservedPod, PodRef},
+        runtime::ContainerRuntime,
+    },
+};
+
+pub(super) use report::{chain, is_newer};
+
+/// First and longest wait after something went wrong.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+/// A pod that has waited so long for its turn is told to its user.
+const SHOW_PENDING: Duration = Duration::from_secs(1);
+
+/// What all workers use.
+pub(super) struct Shared {
+    pub(super) client: Client,
+    pub(super) provider: Provider,
+    pub(super) settings: Settings,
+    pub(super) reader: Reader,
+    pub(super) recorder: Recorder,
+    pub(super) services: reflector::Store<Service>,
+    /// How many pods are being started or removed.
+    pub(super) changes: Arc<Semaphore>,
+    /// One pull of an image at a time.
+    pub(super) pulls: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// `containerd` in `containerd://ID`.
+    pub(super) scheme: String,
+    /// Bytes.
+    pub(super) machine_memory: i64,
+}
+
+/// What the registry of pods and a pod's worker share.
+pub(super) struct Entry {
+    pub(super) pod: PodRef,
+    /// The newest object; `None`: the API server has it no more.
+    pub(super) latest: watch::Sender<Option<Arc<Pod>>>,
+    /// The provider's side may have changed.
+    pub(super) wake: Notify,
+}
+
+/// Why a step was not taken.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SyncError {
+    #[error(transparent)]
+    Provider(#[from] ProviderError),
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    #[error("the API server refused to {operation}")]
+    Api { operation: &'static str, source: kube::Error },
+    #[error("{0}")]
+    Waiting(String),
+}
+
+/// What to do after a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// Wait for a change, so long at most.
+    Within(Option<Duration>),
+    /// Look again at once.
+    Again,
+    /// Nothing is left of the pod anywhere.
+    Gone,
+}
+
+impl Next {
+    const IDLE: Self = Self::Within(None);
+}
+
+/// What a worker remembers between steps. All of it can be lost.
+struct Memory {
+    first_seen: Instant,
+    retry: Backoff,
+    loops: CrashLoops,
+    waiting: BTreeMap<String, Waiting>,
+    pulls: BTreeMap<String, start::Pull>,
+    tokens: Tokens,
+    volumes: Option<volumes::Mounted>,
+    /// The sandbox that the hosts file was written for.
+    hosts: Option<(String, PathBuf)>,
+    /// The pod was refused or condemned, and why.
+    verdict: Option<Verdict>,
+    /// Everything of a pod that has ended was given back.
+    settled: bool,
+    /// Resource version of the last status that we wrote.
+    written: Option<String>,
+}
+
+/// The task of one pod.
+pub(super) struct Worker {
+    shared: Arc<Shared>,
+    entry: Arc<Entry>,
+    latest: watch::Receiver<Option<Arc<Pod>>>,
+    folder: PodFolder,
+    memory: Memory,
+}
+
+impl Worker {
+    pub(super) fn new(shared: Arc<Shared>, entry: Arc<Entry>) -> Self {
+        let folder = PodFolder::new(&shared.settings.root_dir, &entry.pod.uid);
+        Self {
+            latest: entry.latest.subscribe(),
+            folder,
+            memory: Memory {
+                first_seen: Instant::now(),
+                retry: Backoff::new(RETRY.0, RETRY.1),
+                loops: CrashLoops::default(),
+                waiting: BTreeMap::new(),
+                pulls: BTreeMap::new(),
+                tokens: Tokens::new(),
+                volumes: None,
+                hosts: None,
+                verdict: None,
+                settled: false,
+                written: None,
+            },
+            shared,
+            entry,
+        }
+    }
+
+    /// Looks after the pod until nothing is left of it, or until stopped.
+    pub(super) async fn run(mut self, stop: CancellationToken) -> String {
+        loop {
+            let next = tokio::select! {
+                () = stop.cancelled() => break,
+                next = self.step() => next,
+            };
+            let within = match next {
+                Next::Gone => break,
+                Next::Again => continue,
+                Next::Within(within) => within,
+            };
+            tokio::select! {
+                () = stop.cancelled() => break,
+                _ = self.latest.changed() => {}
+                () = self.entry.wake.notified() => {}
+                () = sleep(within) => {}
+            }
+        }
+        self.entry.pod.uid.clone()
+    }
+
+    async fn step(&mut self) -> Next {
+        let latest = self.latest.borrow_and_update().clone();
+        let result = match (&latest, self.shared.provider.clone()) {
+            (Some(pod), Provider::Runtime(runtime)) => self.sync(pod, runtime.as_ref()).await,
+            (None, Provider::Runtime(runtime)) => self.remove_all(runtime.as_ref()).await,
+            (pod, Provider::PodService(service)) => self.sync_service(pod.as_ref(), service.as_ref()).await,
+        };
+        match result {
+            Ok(next) => {
+                self.memory.retry.reset();
+                next
+            }
+            Err(error) => {
+                let delay = self.memory.retry.delay();
+                let pod = &self.entry.pod;
+                tracing::warn!(
+                    %pod, pod.uid, error = report::chain(&error), retry_in_ms = delay.as_millis(), "a step failed"
+                );
+                Next::Within(Some(delay))
+            }
+        }
+    }
+
+    async fn sync(&mut self, pod: &Arc<Pod>, runtime: &dyn ContainerRuntime) -> Result<Next, SyncError> {
+        if pod.metadata.deletion_timestamp.is_some() {
+            return self.delete(pod, runtime).await;
+        }
+        if status::is_terminal(pod.status.as_ref()) {
+            return self.settle(pod, runtime).await;
+        }
+        let seen = self.observe(runtime, pod).await?;
+        if seen.is_empty()
+            && let Some(refusal) = super::admission::refuse(pod)
+        {
+            return self.refuse(pod, &refusal).await;
+        }
+        let deadline = deadline(pod);
+        if deadline.is_some_and(|deadline| deadline <= Timestamp::now()) {
+            return self.condemn(pod, runtime).await;
+        }
+        let mut next = self.advance(pod, runtime, seen).await?;
+        if let (Next::Within(within), Some(deadline)) = (&mut next, deadline) {
+            let left = until(deadline);
+            *within = Some(within.map_or(left, |within| within.min(left)));
+        }
+        Ok(next)
+    }
+
+    /// One step of a pod that shall run, and its status.
+    async fn advance(
+        &mut self,
+        pod: &Arc<Pod>,
+        runtime: &dyn ContainerRuntime,
+        seen: ObservedPod,
+    ) -> Result<Next, SyncError> {
+        let spec = pod.spec.clone().unwrap_or_default();
+        let plan = lifecycle::plan(&spec, &seen, &mut self.memory.loops, Timestamp::now());
+        match plan {
+            Plan::Finished => {
+                self.report(pod, &seen, false).await?;
+                self.ended()
+            }
+            Plan::MakeSandbox(attempt) => {
+                let Some(permit) = self.turn(pod, &seen).await? else { return Ok(Next::Again) };
+                let made = self.make_sandbox(pod, runtime, attempt).await;
+                if let Err(error) = made {
+                    drop(permit);
+                    self.report(pod, &seen, false).await?;
+                    return Err(error);
+                }
+                let seen = self.observe(runtime, pod).await?;
+                if let Plan::Run { start, .. } =
+                    lifecycle::plan(&spec, &seen, &mut self.memory.loops, Timestamp::now())
+                {
+                    // On the same turn: another wait would let all sandboxes go before the first container.
+                    return self.run_containers(pod, runtime, seen, start, Some(permit)).await;
+                }
+                Ok(Next::Again)
+            }
+            Plan::Run { start, wait } if start.is_empty() => self.watch_over(pod, runtime, &seen, &wait).await,
+            Plan::Run { start, wait } => {
+                self.show_crash_loops(pod, &wait);
+                let Some(permit) = self.turn(pod, &seen).await? else { return Ok(Next::Again) };
+                self.run_containers(pod, runtime, seen, start, Some(permit)).await
+            }
+        }
+    }
+
+    /// Nothing is to be started now: report, keep files fresh, say when to look again.
+    async fn watch_over(
+        &mut self,
+        pod: &Arc<Pod>,
+        runtime: &dyn ContainerRuntime,
+        seen: &ObservedPod,
+        wait: &[(String, Timestamp)],
+    ) -> Result<Next, SyncError> {
+        self.show_crash_loops(pod, wait);
+        self.report(pod, seen, false).await?;
+        for id in lifecycle::superseded(seen) {
+            runtime.remove_container(&id).await?;
+        }
+        for sandbox in seen.sandboxes.iter().skip(1) {
+            // Dead ones of earlier attempts; their containers' ends have just been reported.
+            runtime.stop_sandbox(&sandbox.id).await?;
+            if !seen.containers.iter().any(|container| container.sandbox_id == sandbox.id) {
+                runtime.remove_sandbox(&sandbox.id).await?;
+            }
+        }
+        let refresh = self.refresh_volumes(pod).await;
+        let restart = wait.iter().map(|(_, time)| until(*time)).min();
+        Ok(Next::Within([refresh, restart].into_iter().flatten().min()))
+    }
+
+    fn show_crash_loops(&mut self, pod: &Pod, wait: &[(String, Timestamp)]) {
+        for (name, time) in wait {
+            let pod_ref = pod_ref(pod);
+            let id = format!("{}_{}({})", pod_ref.name, pod_ref.namespace, pod_ref.uid);
+            let before = self.memory.waiting.get(name);
+            if before.is_none_or(|before| before.reason != "CrashLoopBackOff") {
+                let event = format!("Back-off restarting failed container {name} in pod {id}");
+                self.shared.recorder.container(pod, name, Kind::Warning, "BackOff", &event);
+                let seconds = until(*time).as_secs_f64().round();
+                let message = format!("back-off {seconds}s restarting failed container={name} pod={id}");
+                let why = Waiting { reason: "CrashLoopBackOff".to_owned(), message };
+                self.memory.waiting.insert(name.clone(), why);
+            }
+        }
+    }
+
+    /// Waits for this pod's turn to be changed. `None`: the pod itself has changed in the meantime.
+    async fn turn(&mut self, pod: &Arc<Pod>, seen: &ObservedPod) -> Result<Option<OwnedSemaphorePermit>, SyncError> {
+        let mut turn = Box::pin(Arc::clone(&self.shared.changes).acquire_owned());
+        let permit = match tokio::time::timeout(SHOW_PENDING, &mut turn).await {
+            Ok(permit) => permit,
+            Err(_) => {
+                self.report(pod, seen, false).await?;
+                turn.await
+            }
+        };
+        // The semaphore is never closed.
+        let permit = permit.map_err(|error| SyncError::Waiting(error.to_string()))?;
+        Ok((!self.latest.has_changed().unwrap_or(true)).then_some(permit))
+    }
+
+    /// What the provider has, and what the API server remembers beyond it.
+    async fn observe(&self, runtime: &dyn ContainerRuntime, pod: &Pod) -> Result<ObservedPod, SyncError> {
+        let seen = runtime.observe(&self.entry.pod.uid).await?;
+        Ok(lifecycle::with_history(seen, pod.status.as_ref()))
+    }
+
+    async fn refuse(&mut self, pod: &Arc<Pod>, refusal: &Refusal) -> Result<Next, SyncError> {
+        self.shared.recorder.pod(pod, Kind::Warning, &refusal.reason, &refusal.message);
+        let message = format!("Pod was rejected: {}", refusal.message);
+        self.memory.verdict = Some(Verdict { reason: refusal.reason.clone(), message });
+        self.report(pod, &ObservedPod::default(), false).await?;
+        Ok(Next::IDLE)
+    }
+
+    fn pull_lock(&self, image: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.shared.pulls.lock().unwrap_or_else(PoisonError::into_inner);
+        locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+        Arc::clone(locks.entry(image.to_owned()).or_default())
+    }
+}
+
+/// When the pod's `activeDeadlineSeconds` are over.
+fn deadline(pod: &Pod) -> Option<Timestamp> {
+    let seconds = pod.spec.as_ref()?.active_deadline_seconds?;
+    let start = pod.status.as_ref()?.start_time.as_ref()?.0;
+    start.checked_add(jiff::SignedDuration::from_secs(seconds)).ok()
+}
+
+/// How long until then; zero if it has passed.
+fn until(time: Timestamp) -> Duration {
+    Duration::try_from(time.duration_since(Timestamp::now())).unwrap_or_default()
+}
+
+async fn sleep(within: Option<Duration>) {
+    match within {
+        Some(within) => tokio::time::sleep(within).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests;

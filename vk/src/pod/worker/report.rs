@@ -1,0 +1,222 @@
+//! Writing the pod's status, and its end, to the API server.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use kube::{
+    Api,
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
+};
+use serde_json::{Value, json};
+
+use super::{SyncError, Worker};
+use crate::{
+    pod::status::{self, Facts},
+    provider::{
+        LogOptions,
+        observed::{ObservedPod, State},
+    },
+};
+
+/// Kubernetes' limits on what a log gives to a termination message.
+const LOG_LINES: u64 = 80;
+const LOG_BYTES: u64 = 2048;
+
+impl Worker {
+    fn api(&self) -> Api<Pod> {
+        Api::namespaced(self.shared.client.clone(), &self.entry.pod.namespace)
+    }
+
+    /// Writes the status that follows from what was seen, if it is another than the last. `ended`: nothing will run any more.
+    pub(super) async fn report(
+        &mut self,
+        pod: &Arc<Pod>,
+        seen: &ObservedPod,
+        ended: bool,
+    ) -> Result<(), SyncError> {
+        // Since the step began, our own writes may have made it newer.
+        let newest = self.entry.latest.borrow().clone();
+        let pod = newest.as_ref().unwrap_or(pod);
+        let seen = self.with_messages(pod, seen.clone()).await;
+        let wanted = status::build(&Facts {
+            pod,
+            seen: &seen,
+            waiting: &self.memory.waiting,
+            host_ips: &self.shared.settings.host_ips,
+            scheme: &self.shared.scheme,
+            ended,
+            verdict: self.memory.verdict.as_ref(),
+            now: Timestamp::now(),
+        });
+        let Some(patch) = patch(&self.entry.pod.uid, pod.status.as_ref(), &wanted) else { return Ok(()) };
+        let params = PatchParams { field_manager: Some("spillway-vk".to_owned()), ..Default::default() };
+        match self.api().patch_status(&self.entry.pod.name, &params, &Patch::Strategic(patch)).await {
+            Ok(written) => {
+                self.memory.written.clone_from(&written.metadata.resource_version);
+                let written = Arc::new(written);
+                // For others to read; our own news is no reason to look again.
+                self.entry.latest.send_if_modified(|latest| {
+                    if let Some(have) = latest
+                        && is_newer(&written, have)
+                    {
+                        *latest = Some(Arc::clone(&written));
+                    }
+                    false
+                });
+                Ok(())
+            }
+            // Gone, or another pod has the name now: the watch will tell.
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {
+                tracing::debug!(pod = %self.entry.pod, %status, "the status is not wanted any more");
+                Ok(())
+            }
+            Err(source) => Err(SyncError::Api { operation: "take the pod's status", source }),
+        }
+    }
+
+    /// Tells the API server that nothing is left, which ends the object.
+    pub(super) async fn delete_object(&self) -> Result<(), SyncError> {
+        let params = DeleteParams::default().grace_period(0).preconditions(Preconditions {
+            uid: Some(self.entry.pod.uid.clone()),
+            resource_version: None,
+        });
+        match self.api().delete(&self.entry.pod.name, &params).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
+            Err(source) => Err(SyncError::Api { operation: "delete the pod", source }),
+        }
+    }
+
+    /// Adds containers' last words to how they ended.
+    async fn with_messages(&self, pod: &Pod, mut seen: ObservedPod) -> ObservedPod {
+        let spec = pod.spec.as_ref();
+        for container in &mut seen.containers {
+            let State::Exited(exit) = &mut container.state else { continue };
+            // History has the message already.
+            if container.sandbox_id.is_empty() {
+                continue;
+            }
+            let mut message = self.folder.termination_message(&container.name, container.attempt);
+            let policy = spec
+                .and_then(|spec| {
+                    let mut all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+                    all.find(|own| own.name == container.name)
+                })
+                .and_then(|own| own.termination_message_policy.as_deref());
+            if message.is_empty() && exit.code != 0 && policy == Some("FallbackToLogsOnError") {
+                message = self.log_tail(&container.id).await;
+            }
+            exit.message = match (exit.message.is_empty(), message.is_empty()) {
+                (true, _) => message,
+                (false, true) => std::mem::take(&mut exit.message),
+                (false, false) => format!("{}: {message}", exit.message),
+            };
+        }
+        seen
+    }
+
+    async fn log_tail(&self, id: &str) -> String {
+        use futures::StreamExt as _;
+        let Some(logs) = self.shared.provider.logs() else { return String::new() };
+        let options = LogOptions { tail_lines: Some(LOG_LINES), ..Default::default() };
+        let Ok(mut stream) = logs.logs(id, &options).await else { return String::new() };
+        let mut text = Vec::new();
+        while let Some(Ok(bytes)) = stream.next().await {
+            text.extend_from_slice(&bytes);
+        }
+        let from = text.len().saturating_sub(usize::try_from(LOG_BYTES).unwrap_or(usize::MAX));
+        String::from_utf8_lossy(&text[from..]).into_owned()
+    }
+}
+
+/// Whether one version of an object is newer. Kubernetes promises that these numbers can be compared.
+pub(in crate::pod) fn is_newer(a: &Pod, b: &Pod) -> bool {
+    let version = |pod: &Pod| pod.metadata.resource_version.as_deref().and_then(|text| text.parse::<u128>().ok());
+    match (version(a), version(b)) {
+        (Some(a), Some(b)) => a > b,
+        _ => true,
+    }
+}
+
+/// The strategic merge patch from the old status to the wanted one; `None`: they say the same.
+fn patch(uid: &str, old: Option<&PodStatus>, wanted: &PodStatus) -> Option<Value> {
+    let value = |status: &PodStatus| serde_json::to_value(status).unwrap_or_default();
+    let old = old.map(value).unwrap_or_default();
+    let mut new = value(wanted);
+    if old == new {
+        return None;
+    }
+    let fields = new.as_object_mut()?;
+    for key in old.as_object().into_iter().flatten().map(|(key, _)| key) {
+        fields.entry(key.clone()).or_insert(Value::Null);
+    }
+    // Lists that merge by key would keep what is no longer there.
+    for key in ["podIPs", "hostIPs"] {
+        if let Some(list) = fields.get_mut(key).and_then(Value::as_array_mut) {
+            list.insert(0, json!({ "$patch": "replace" }));
+        }
+    }
+    // Conditions do merge, so that others' stay theirs; in ours nothing old must shine through.
+    if let Some(conditions) = fields.get_mut("conditions").and_then(Value::as_array_mut) {
+        conditions.retain(|condition| condition["type"].as_str().is_some_and(status::is_own_condition));
+        for condition in conditions.iter_mut().filter_map(Value::as_object_mut) {
+            for key in ["reason", "message"] {
+                condition.entry(key).or_insert(Value::Null);
+            }
+        }
+    }
+    Some(json!({ "metadata": { "uid": uid }, "status": new }))
+}
+
+/// An error with all its causes, in one line.
+pub(in crate::pod) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_patch_replaces_what_is_ours_and_leaves_the_rest() {
+        let old: PodStatus = serde_json::from_value(json!({
+            "phase": "Pending", "reason": "Old", "podIPs": [{ "ip": "10.0.0.1" }],
+            "conditions": [
+                { "type": "Ready", "status": "False", "reason": "ContainersNotReady" },
+                { "type": "DisruptionTarget", "status": "True" },
+            ],
+        }))
+        .unwrap();
+        assert_eq!(patch("u", Some(&old), &old), None);
+        let mut new = old.clone();
+        new.phase = Some("Running".to_owned());
+        new.reason = None;
+        for condition in new.conditions.iter_mut().flatten().filter(|condition| condition.type_ == "Ready") {
+            condition.status = "True".to_owned();
+            condition.reason = None;
+        }
+        let found = patch("u", Some(&old), &new).unwrap();
+        let expected = json!({ "metadata": { "uid": "u" }, "status": {
+            "phase": "Running", "reason": null, "podIPs": [{ "$patch": "replace" }, { "ip": "10.0.0.1" }],
+            "conditions": [{ "type": "Ready", "status": "True", "reason": null, "message": null }],
+        } });
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        let pod = |version: &str| -> Pod {
+            serde_json::from_value(json!({ "metadata": { "resourceVersion": version } })).unwrap()
+        };
+        assert!(is_newer(&pod("10"), &pod("9")));
+        assert!(!is_newer(&pod("9"), &pod("10")));
+        assert!(!is_newer(&pod("9"), &pod("9")));
+    }
+}

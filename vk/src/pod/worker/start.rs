@@ -1,0 +1,409 @@
+//! Starting: volumes, sandbox, images, containers.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::api::core::v1::{Container, Pod, Secret};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{Next, SyncError, Worker, report};
+use crate::{
+    backoff::Backoff,
+    pod::{
+        env,
+        events::Kind,
+        lifecycle::Start,
+        network, objects, pull, spec,
+        status::{Waiting, primary_first},
+    },
+    provider::{
+        ProviderError,
+        observed::{ObservedPod, Sandbox},
+        runtime::{ContainerRuntime, Image, Mount, SandboxSpec},
+    },
+};
+
+/// First and longest wait between pulls of an image.
+const PULL_AGAIN: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
+/// A failed pull shows as `ErrImagePull` for so long, then as `ImagePullBackOff`.
+const SHOW_PULL_ERROR: Duration = Duration::from_secs(2);
+
+/// The pulls of one image that failed.
+pub(super) struct Pull {
+    again_at: Instant,
+    backoff: Backoff,
+    error: String,
+}
+
+/// Why a container was not started.
+enum NotStarted {
+    /// Its status says so, and it is tried again.
+    Waits(Waiting),
+    /// Nothing is wrong with the container.
+    Failed(SyncError),
+}
+
+impl<E: Into<SyncError>> From<E> for NotStarted {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+fn waits(reason: &str, message: String) -> NotStarted {
+    NotStarted::Waits(Waiting { reason: reason.to_owned(), message })
+}
+
+impl Worker {
+    /// Fills the volumes and makes the sandbox.
+    pub(super) async fn make_sandbox(
+        &mut self,
+        pod: &Arc<Pod>,
+        runtime: &dyn ContainerRuntime,
+        attempt: u32,
+    ) -> Result<(), SyncError> {
+        if attempt > 0 {
+            let message = "Pod sandbox changed, it will be killed and re-created.";
+            self.shared.recorder.pod(pod, Kind::Normal, "SandboxChanged", message);
+        }
+        self.mount_volumes(pod, self.memory.first_seen).await?;
+        let sandbox = self.sandbox_spec(pod, attempt).await?;
+        match runtime.create_sandbox(&sandbox).await {
+            Ok(_) => Ok(()),
+            // An earlier call of ours is at it, or has done it unheard: the next look finds it.
+            Err(error @ ProviderError::Exists { .. }) => Err(error.into()),
+            Err(error) => {
+                let message = format!("Failed to create pod sandbox: {error}");
+                self.shared.recorder.pod(pod, Kind::Warning, "FailedCreatePodSandBox", &message);
+                Err(error.into())
+            }
+        }
+    }
+
+    async fn sandbox_spec(&self, pod: &Pod, attempt: u32) -> Result<SandboxSpec, SyncError> {
+        let settings = &self.shared.settings;
+        let class = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref());
+        let handler = match class.filter(|class| !class.is_empty()) {
+            Some(class) => self
+                .shared
+                .reader
+                .runtime_handler(class)
+                .await
+                .map_err(|source| SyncError::Api { operation: "show the pod's RuntimeClass", source })?,
+            None => String::new(),
+        };
+        let hostname = network::hostname(pod, &settings.cluster_domain).map_err(SyncError::Waiting)?;
+        let text = tokio::fs::read_to_string(&settings.resolv_conf).await.unwrap_or_default();
+        let machine = network::parse_resolv_conf(&text);
+        let (dns, missing) = network::dns(pod, &machine, &settings.cluster_dns, &settings.cluster_domain);
+        if missing {
+            let message = "this node has no clusterDNS configured and can't give the pod \"ClusterFirst\": it gets the machine's DNS";
+            self.shared.recorder.pod(pod, Kind::Warning, "MissingClusterDNS", message);
+        }
+        Ok(spec::sandbox(pod, attempt, handler, hostname.kernel, dns))
+    }
+
+    /// Starts containers in the sandbox, then reports.
+    pub(super) async fn run_containers(
+        &mut self,
+        pod: &Arc<Pod>,
+        runtime: &dyn ContainerRuntime,
+        seen: ObservedPod,
+        starts: Vec<Start>,
+        mut permit: Option<OwnedSemaphorePermit>,
+    ) -> Result<Next, SyncError> {
+        let Some(sandbox) = seen.sandbox() else { return Ok(Next::Again) };
+        if self.memory.volumes.is_none() {
+            self.mount_volumes(pod, self.memory.first_seen).await?;
+        }
+        let mut failure = None;
+        let mut again_in: Option<Duration> = None;
+        for start in starts {
+            match self.start_container(pod, runtime, sandbox, &start, &mut permit).await {
+                Ok(()) => drop(self.memory.waiting.remove(&start.name)),
+                Err(NotStarted::Waits(why)) => {
+                    let delay = self.delay_after(&why, pod, &start.name);
+                    again_in = Some(again_in.map_or(delay, |other| other.min(delay)));
+                    self.memory.waiting.insert(start.name.clone(), why);
+                }
+                Err(NotStarted::Failed(error)) => {
+                    failure = Some(error);
+                    break;
+                }
+            }
+        }
+        drop(permit);
+        let seen = self.observe(runtime, pod).await?;
+        self.report(pod, &seen, false).await?;
+        match (failure, again_in) {
+            (Some(error), _) => Err(error),
+            (None, Some(delay)) => Ok(Next::Within(Some(delay))),
+            (None, None) => {
+                // What has not ended by now will wake us.
+                let all_running = seen.containers.iter().all(|container| container.exit().is_none());
+                Ok(if all_running { Next::Within(self.refresh_volumes(pod).await) } else { Next::Again })
+            }
+        }
+    }
+
+    fn delay_after(&mut self, why: &Waiting, pod: &Pod, name: &str) -> Duration {
+        let image = container_of(pod, name).and_then(|container| container.image.clone()).unwrap_or_default();
+        match (why.reason.as_str(), self.memory.pulls.get(&image)) {
+            ("ErrImagePull", Some(_)) => SHOW_PULL_ERROR,
+            ("ImagePullBackOff", Some(pull)) => pull.again_at.saturating_duration_since(Instant::now()),
+            _ => self.memory.retry.delay(),
+        }
+    }
+
+    async fn start_container(
+        &mut self,
+        pod: &Arc<Pod>,
+        runtime: &dyn ContainerRuntime,
+        sandbox: &Sandbox,
+        start: &Start,
+        permit: &mut Option<OwnedSemaphorePermit>,
+    ) -> Result<(), NotStarted> {
+        let Some(container) = container_of(pod, &start.name) else { return Ok(()) };
+        let id = if let Some(id) = start.made.clone() {
+            id
+        } else {
+            let image = self.ensure_image(pod, runtime, container, permit).await?;
+            let made = self.make_container(pod, runtime, sandbox, start, container, &image).await;
+            let tell = |kind, reason: &str, message: &str| {
+                self.shared.recorder.container(pod, &start.name, kind, reason, message);
+            };
+            match made {
+                Ok(id) => {
+                    tell(Kind::Normal, "Created", "Container created");
+                    id
+                }
+                Err(NotStarted::Waits(why)) => {
+                    tell(Kind::Warning, "Failed", &format!("Error: {}", why.message));
+                    return Err(NotStarted::Waits(why));
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        match runtime.start_container(&id).await {
+            Ok(()) => {
+                self.shared.recorder.container(pod, &start.name, Kind::Normal, "Started", "Container started");
+                Ok(())
+            }
+            Err(ProviderError::Failed { message, .. }) => {
+                tell_failed(self, pod, &start.name, &message);
+                Err(waits("RunContainerError", message))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn make_container(
+        &mut self,
+        pod: &Arc<Pod>,
+        runtime: &dyn ContainerRuntime,
+        sandbox: &Sandbox,
+        start: &Start,
+        container: &Container,
+        image: &Image,
+    ) -> Result<String, NotStarted> {
+        let config_error = |message: String| waits("CreateContainerConfigError", message);
+        let pod_spec = pod.spec.clone().unwrap_or_default();
+        if let Some(message) = spec::refuses_root(&pod_spec, container, image) {
+            return Err(config_error(message));
+        }
+        let settings = &self.shared.settings;
+        let host_network = pod_spec.host_network.unwrap_or(false);
+        let pod_ips = if host_network {
+            settings.host_ips.clone()
+        } else {
+            primary_first(&sandbox.ips, &settings.host_ips)
+        };
+        let references = objects::of_env(container);
+        let objects =
+            self.shared.reader.load(&self.entry.pod.namespace, &references, self.memory.first_seen).await;
+        let runtime_values = self.runtime_values(pod, pod_ips.clone()).await?;
+        let services = self.service_env(pod).await?;
+        let env = env::resolve(pod, container, &objects, &runtime_values, &services)
+            .map_err(|error| config_error(error.to_string()))?;
+        let uses = spec::volume_uses(container, &env).map_err(config_error)?;
+
+        let hosts = self.hosts_text(pod, host_network, &pod_ips).await?;
+        let folder = self.folder.clone();
+        let paths = self.memory.volumes.as_ref().map(|mounted| mounted.paths.clone()).unwrap_or_default();
+        let (name, attempt) = (start.name.clone(), start.attempt);
+        let fresh_hosts = self.memory.hosts.as_ref().is_none_or(|(of, _)| *of != sandbox.id);
+        let known_hosts = self.memory.hosts.as_ref().map(|(_, path)| path.clone());
+        let files = tokio::task::spawn_blocking(move || {
+            let hosts = match known_hosts {
+                Some(path) if !fresh_hosts => path,
+                _ => folder.put_hosts(&hosts)?,
+            };
+            let termination_log = folder.put_termination_log(&name, attempt)?;
+            let mut mounts = Vec::new();
+            for (index, used) in uses.into_iter().enumerate() {
+                let Some(volume) = paths.get(&used.volume) else { continue };
+                let host_path = match &used.sub_path {
+                    Some(sub) => folder.put_sub_path(volume, sub, &name, attempt, index)?,
+                    None => volume.clone(),
+                };
+                mounts.push(Mount { host_path, ..used.mount });
+            }
+            Ok::<_, crate::pod::files::FilesError>((spec::OwnFiles { hosts, termination_log }, mounts))
+        });
+        let (own, mounts) = files
+            .await
+            .map_err(|error| SyncError::Waiting(error.to_string()))?
+            .map_err(|error| config_error(report::chain(&error)))?;
+        self.memory.hosts = Some((sandbox.id.clone(), own.hosts.clone()));
+
+        let sandbox_spec = self.sandbox_spec(pod, sandbox.attempt).await?;
+        let memory = self.shared.machine_memory;
+        let made = spec::container(&pod_spec, container, start.attempt, image, env, mounts, &own, memory);
+        match runtime.create_container(&sandbox.id, &sandbox_spec, &made).await {
+            Ok(id) => Ok(id),
+            Err(ProviderError::Failed { message, .. }) => Err(waits("CreateContainerError", message)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn hosts_text(
+        &self,
+        pod: &Pod,
+        host_network: bool,
+        pod_ips: &[std::net::IpAddr],
+    ) -> Result<String, SyncError> {
+        if host_network {
+            let machine = tokio::fs::read_to_string("/etc/hosts").await.unwrap_or_default();
+            return Ok(network::machine_hosts(pod, &machine));
+        }
+        let hostname =
+            network::hostname(pod, &self.shared.settings.cluster_domain).map_err(SyncError::Waiting)?;
+        Ok(network::hosts(pod, &hostname, pod_ips))
+    }
+
+    async fn service_env(&self, pod: &Pod) -> Result<std::collections::BTreeMap<String, String>, SyncError> {
+        // Without the API server's address a pod's client would be lost; so wait for the first list.
+        let ready = tokio::time::timeout(Duration::from_secs(10), self.shared.services.wait_until_ready()).await;
+        if !matches!(ready, Ok(Ok(()))) {
+            return Err(SyncError::Waiting("services have not yet been read at least once".to_owned()));
+        }
+        let links = pod.spec.as_ref().and_then(|spec| spec.enable_service_links).unwrap_or(true);
+        let services = self.shared.services.state();
+        Ok(env::services(services.iter().map(Arc::as_ref), &self.entry.pod.namespace, links))
+    }
+
+    /// The image, pulled if the pod's policy says so.
+    async fn ensure_image(
+        &mut self,
+        pod: &Arc<Pod>,
+        runtime: &dyn ContainerRuntime,
+        container: &Container,
+        permit: &mut Option<OwnedSemaphorePermit>,
+    ) -> Result<Image, NotStarted> {
+        let name = container.image.clone().unwrap_or_default();
+        let policy = container.image_pull_policy.as_deref().unwrap_or("IfNotPresent");
+        let tell = |kind, reason: &str, message: &str| {
+            self.shared.recorder.container(pod, &container.name, kind, reason, message);
+        };
+        if policy != "Always" {
+            let present = runtime.image(&name).await.map_err(|error| match error {
+                ProviderError::Failed { message, .. } => waits("ImageInspectError", message),
+                error => error.into(),
+            })?;
+            if let Some(image) = present {
+                let message =
+                    format!("Container image {name:?} already present on machine and can be accessed by the pod");
+                tell(Kind::Normal, "Pulled", &message);
+                return Ok(image);
+            }
+            if policy == "Never" {
+                let message = format!("Container image {name:?} is not present with pull policy of Never");
+                tell(Kind::Warning, "ErrImageNeverPull", &message);
+                return Err(waits("ErrImageNeverPull", message));
+            }
+        }
+        if let Some(pull) = self.memory.pulls.get(&name)
+            && pull.again_at > Instant::now()
+        {
+            let message = format!("Back-off pulling image {name:?}");
+            tell(Kind::Normal, "BackOff", &message);
+            return Err(waits("ImagePullBackOff", format!("{message}: {}", pull.error)));
+        }
+        // A registry may take its time; others' turn.
+        drop(permit.take());
+        let lock = self.pull_lock(&name);
+        let asked_at = Instant::now();
+        let _one_at_a_time = lock.lock().await;
+        tell(Kind::Normal, "Pulling", &format!("Pulling image {name:?}"));
+        let started_at = Instant::now();
+        match self.pull(pod, runtime, &name).await {
+            Ok(image) => {
+                let tell = |kind, reason: &str, message: &str| {
+                    self.shared.recorder.container(pod, &container.name, kind, reason, message);
+                };
+                let message = format!(
+                    "Successfully pulled image {name:?} in {:.3}s ({:.3}s including waiting). Image size: {} bytes.",
+                    started_at.elapsed().as_secs_f64(),
+                    asked_at.elapsed().as_secs_f64(),
+                    image.size
+                );
+                tell(Kind::Normal, "Pulled", &message);
+                self.memory.pulls.remove(&name);
+                Ok(image)
+            }
+            Err(error) => {
+                let text = format!("failed to pull image {name:?}: {error}");
+                tell_failed_pull(self, pod, &container.name, &format!("Failed to pull image {name:?}: {error}"));
+                let pull = self.memory.pulls.entry(name).or_insert_with(|| Pull {
+                    again_at: Instant::now(),
+                    backoff: Backoff::new(PULL_AGAIN.0, PULL_AGAIN.1),
+                    error: String::new(),
+                });
+                pull.again_at = Instant::now() + pull.backoff.delay();
+                pull.error = format!("ErrImagePull: {text}");
+                Err(waits("ErrImagePull", text))
+            }
+        }
+    }
+
+    /// Pulls with each of the pod's credentials for the registry, then with none.
+    async fn pull(&self, pod: &Pod, runtime: &dyn ContainerRuntime, image: &str) -> Result<Image, ProviderError> {
+        let named = pod.spec.as_ref().and_then(|spec| spec.image_pull_secrets.as_deref()).unwrap_or_default();
+        let references = objects::References {
+            secrets: named.iter().map(|secret| secret.name.clone()).collect(),
+            ..Default::default()
+        };
+        let objects =
+            self.shared.reader.load(&self.entry.pod.namespace, &references, self.memory.first_seen).await;
+        let secrets: Vec<&Secret> =
+            named.iter().filter_map(|secret| objects.secret(&secret.name, true).ok().flatten()).collect();
+        let mut credentials: Vec<_> =
+            secrets.iter().flat_map(|secret| pull::credentials(secret, image)).map(Some).collect();
+        if credentials.is_empty() {
+            credentials.push(None);
+        }
+        let mut result = Err(ProviderError::Failed { operation: "PullImage", message: String::new() });
+        for credentials in &credentials {
+            result = runtime.pull(image, credentials.as_ref()).await;
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
+    }
+}
+
+fn tell_failed(worker: &Worker, pod: &Pod, name: &str, message: &str) {
+    worker.shared.recorder.container(pod, name, Kind::Warning, "Failed", &format!("Error: {message}"));
+}
+
+fn tell_failed_pull(worker: &Worker, pod: &Pod, name: &str, message: &str) {
+    worker.shared.recorder.container(pod, name, Kind::Warning, "Failed", message);
+    worker.shared.recorder.container(pod, name, Kind::Warning, "Failed", "Error: ErrImagePull");
+}
+
+fn container_of<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
+    let spec = pod.spec.as_ref()?;
+    spec.containers.iter().chain(spec.init_containers.iter().flatten()).find(|container| container.name == name)
+}

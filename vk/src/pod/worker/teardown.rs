@@ -1,0 +1,192 @@
+//! Ending: deleted pods, condemned pods, pods that ended by themselves, and what nobody wants any more.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use futures::future::join_all;
+use k8s_openapi::api::core::v1::Pod;
+
+use super::{Next, SyncError, Worker};
+use crate::{
+    pod::{events::Kind, status::Verdict},
+    provider::{ProviderError, observed::ObservedPod, runtime::ContainerRuntime},
+};
+
+/// Every process gets this long, however hurried the deletion.
+const LEAST_GRACE_SECONDS: u64 = 2;
+/// Kubernetes' default grace period.
+const DEFAULT_GRACE_SECONDS: i64 = 30;
+
+impl Worker {
+    /// The API server wants the pod gone: end it, say how it ended, give everything back, and let the object go. In this order, so that
+    /// no exit code is lost and nothing is left when the object is gone.
+    pub(super) async fn delete(&mut self, pod: &Arc<Pod>, runtime: &dyn ContainerRuntime) -> Result<Next, SyncError> {
+        if self.memory.settled && runtime.observe(&self.entry.pod.uid).await?.is_empty() {
+            // Somebody's finalizer holds the object.
+            return Ok(Next::IDLE);
+        }
+        if !self.stop_containers(runtime, Some(pod)).await? {
+            return Ok(Next::Again);
+        }
+        let seen = self.observe(runtime, pod).await?;
+        self.report(pod, &seen, true).await?;
+        let _turn = Arc::clone(&self.shared.changes).acquire_owned().await;
+        self.give_back(runtime, &seen).await?;
+        self.delete_object().await?;
+        self.memory.settled = true;
+        Ok(Next::IDLE)
+    }
+
+    /// The pod's time is over: end it and say why. Its containers stay to be looked at.
+    pub(super) async fn condemn(
+        &mut self,
+        pod: &Arc<Pod>,
+        runtime: &dyn ContainerRuntime,
+    ) -> Result<Next, SyncError> {
+        let (reason, message) = ("DeadlineExceeded", "Pod was active on the node longer than the specified deadline");
+        if self.memory.verdict.is_none() {
+            self.shared.recorder.pod(pod, Kind::Normal, reason, message);
+        }
+        self.memory.verdict = Some(Verdict { reason: reason.to_owned(), message: message.to_owned() });
+        if !self.stop_containers(runtime, Some(pod)).await? {
+            return Ok(Next::Again);
+        }
+        let seen = self.observe(runtime, pod).await?;
+        self.report(pod, &seen, true).await?;
+        self.ended()
+    }
+
+    /// After a terminal status was written: go on with [`Worker::settle`], unless the object turned out to be gone.
+    #[allow(clippy::unnecessary_wraps)] // It is a step's result.
+    pub(super) fn ended(&self) -> Result<Next, SyncError> {
+        let latest = self.entry.latest.borrow();
+        let written = latest.as_ref().is_some_and(|pod| crate::pod::status::is_terminal(pod.status.as_ref()));
+        Ok(if written { Next::Again } else { Next::Within(Some(std::time::Duration::from_secs(1))) })
+    }
+
+    /// The pod has ended, and the API server knows how. Its address and its volumes are given back; containers and logs stay until the
+    /// object goes.
+    pub(super) async fn settle(&mut self, pod: &Arc<Pod>, runtime: &dyn ContainerRuntime) -> Result<Next, SyncError> {
+        if self.memory.settled {
+            return Ok(Next::IDLE);
+        }
+        // Somebody else may have called it ended while it ran.
+        if !self.stop_containers(runtime, Some(pod)).await? {
+            return Ok(Next::Again);
+        }
+        let seen = runtime.observe(&self.entry.pod.uid).await?;
+        let _turn = Arc::clone(&self.shared.changes).acquire_owned().await;
+        for sandbox in &seen.sandboxes {
+            runtime.stop_sandbox(&sandbox.id).await?;
+        }
+        self.remove_folder().await?;
+        self.memory.settled = true;
+        Ok(Next::IDLE)
+    }
+
+    /// The API server has no such pod: end what runs and leave nothing.
+    pub(super) async fn remove_all(&mut self, runtime: &dyn ContainerRuntime) -> Result<Next, SyncError> {
+        self.stop_containers(runtime, None).await?;
+        let seen = runtime.observe(&self.entry.pod.uid).await?;
+        let _turn = Arc::clone(&self.shared.changes).acquire_owned().await;
+        self.give_back(runtime, &seen).await?;
+        tracing::debug!(pod = %self.entry.pod, pod.uid = self.entry.pod.uid, "nothing is left of the pod");
+        Ok(Next::Gone)
+    }
+
+    /// Ends all containers. `false`: the pod changed meanwhile, so that the grace period may be another.
+    async fn stop_containers(
+        &mut self,
+        runtime: &dyn ContainerRuntime,
+        pod: Option<&Arc<Pod>>,
+    ) -> Result<bool, SyncError> {
+        let seen = runtime.observe(&self.entry.pod.uid).await?;
+        let alive: BTreeSet<&str> = seen
+            .containers
+            .iter()
+            .filter(|container| container.is_running())
+            .map(|container| container.id.as_str())
+            .collect();
+        if alive.is_empty() {
+            return Ok(true);
+        }
+        let grace = pod.map_or(LEAST_GRACE_SECONDS, |pod| grace_seconds(pod));
+        if let Some(pod) = pod {
+            for container in seen.containers.iter().filter(|container| container.is_running()) {
+                let message = format!("Stopping container {}", container.name);
+                self.shared.recorder.container(pod, &container.name, Kind::Normal, "Killing", &message);
+            }
+        }
+        let stops = join_all(alive.iter().map(|id| runtime.stop_container(id, grace)));
+        tokio::select! {
+            results = stops => {
+                results.into_iter().collect::<Result<Vec<()>, ProviderError>>()?;
+                Ok(true)
+            }
+            // More haste: the call is dropped and made again with what is left.
+            () = shorter_grace(&mut self.latest, grace), if pod.is_some() => Ok(false),
+        }
+    }
+
+    /// Sandboxes with all that is in them, the folder with all that is mounted, the cgroup, the logs.
+    async fn give_back(&mut self, runtime: &dyn ContainerRuntime, seen: &ObservedPod) -> Result<(), SyncError> {
+        for sandbox in &seen.sandboxes {
+            runtime.stop_sandbox(&sandbox.id).await?;
+            runtime.remove_sandbox(&sandbox.id).await?;
+        }
+        self.remove_folder().await?;
+        runtime.remove_pod(&self.entry.pod.uid).await?;
+        Ok(())
+    }
+
+    async fn remove_folder(&mut self) -> Result<(), SyncError> {
+        self.memory.volumes = None;
+        self.memory.hosts = None;
+        let folder = self.folder.clone();
+        let removed = tokio::task::spawn_blocking(move || folder.remove()).await;
+        removed.map_err(|error| SyncError::Waiting(error.to_string()))??;
+        Ok(())
+    }
+}
+
+/// The seconds that the pod's processes have: what the deletion says, else what the pod says.
+fn grace_seconds(pod: &Pod) -> u64 {
+    let by_spec = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
+    let seconds =
+        pod.metadata.deletion_grace_period_seconds.or(by_spec).unwrap_or(DEFAULT_GRACE_SECONDS).max(0);
+    seconds.unsigned_abs().max(LEAST_GRACE_SECONDS)
+}
+
+/// Resolves when the pod is gone or has to end sooner than in `grace` seconds.
+async fn shorter_grace(latest: &mut tokio::sync::watch::Receiver<Option<Arc<Pod>>>, grace: u64) {
+    let sooner = latest
+        .wait_for(|latest| latest.as_ref().is_none_or(|pod| grace_seconds(pod) < grace))
+        .await
+        .is_ok();
+    if !sooner {
+        std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_deletions_grace_wins_and_is_never_none() {
+        let check = |deletion: Option<i64>, spec: Option<i64>, expected| {
+            let pod = serde_json::from_value(json!({
+                "metadata": { "deletionGracePeriodSeconds": deletion },
+                "spec": { "containers": [], "terminationGracePeriodSeconds": spec },
+            }))
+            .unwrap();
+            assert_eq!(grace_seconds(&pod), expected);
+        };
+        check(None, None, 30);
+        check(None, Some(5), 5);
+        check(Some(7), Some(5), 7);
+        check(Some(0), Some(5), 2);
+        check(Some(-1), None, 2);
+    }
+}

@@ -1,0 +1,155 @@
+//! A pod's volumes on the machine: filled before its containers, kept fresh while they run.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+
+use super::{SyncError, Worker, report, until};
+use crate::{
+    backoff,
+    pod::{
+        env::Runtime,
+        events::Kind,
+        objects,
+        volumes::{self, Content},
+    },
+};
+
+/// How old the files of a running pod may be, as with a kubelet's sync period. A bit of chance keeps a Job's pods apart.
+const FRESH: Duration = Duration::from_secs(60);
+
+/// Volumes that were filled.
+pub(super) struct Mounted {
+    /// Where they are, by name.
+    pub(super) paths: BTreeMap<String, PathBuf>,
+    refresh_at: Option<Instant>,
+}
+
+impl Worker {
+    /// Fills all volumes, and makes what is wrong with one an event.
+    pub(super) async fn mount_volumes(&mut self, pod: &Pod, not_before: Instant) -> Result<(), SyncError> {
+        let wanted = pod.spec.as_ref().and_then(|spec| spec.volumes.clone()).unwrap_or_default();
+        let objects =
+            self.shared.reader.load(&self.entry.pod.namespace, &objects::of_volumes(pod), not_before).await;
+        self.renew_tokens(pod).await;
+        let runtime = self.runtime_values(pod, Vec::new()).await?;
+        let mut contents: Vec<(String, Content)> = Vec::new();
+        for volume in &wanted {
+            match volumes::content(pod, volume, &objects, &self.memory.tokens, &runtime) {
+                Ok(content) => contents.push((volume.name.clone(), content)),
+                Err(error) => return Err(self.failed_mount(pod, &volume.name, &error)),
+            }
+        }
+        let folder = self.folder.clone();
+        let fs_group = volumes::fs_group(pod).and_then(|group| u32::try_from(group).ok());
+        let put = tokio::task::spawn_blocking(move || {
+            let mut paths = BTreeMap::new();
+            for (name, content) in contents {
+                match folder.put_volume(&name, &content, fs_group) {
+                    Ok(path) => drop(paths.insert(name, path)),
+                    Err(error) => return Err((name, error)),
+                }
+            }
+            Ok(paths)
+        });
+        match put.await.map_err(|error| SyncError::Waiting(error.to_string()))? {
+            Ok(paths) => {
+                let live = wanted.iter().any(volumes::is_live);
+                let refresh_at = live.then(|| Instant::now() + FRESH.mul_f64(1.0 + 0.5 * backoff::random()));
+                self.memory.volumes = Some(Mounted { paths, refresh_at });
+                Ok(())
+            }
+            Err((name, error)) => Err(self.failed_mount(pod, &name, &error)),
+        }
+    }
+
+    fn failed_mount(&self, pod: &Pod, volume: &str, error: &dyn std::error::Error) -> SyncError {
+        let message = format!("MountVolume.SetUp failed for volume {volume:?} : {}", report::chain(error));
+        self.shared.recorder.pod(pod, Kind::Warning, "FailedMount", &message);
+        SyncError::Waiting(message)
+    }
+
+    /// Brings the files of a running pod up to date if it is time to. Says when it will be.
+    pub(super) async fn refresh_volumes(&mut self, pod: &Pod) -> Option<Duration> {
+        let due = match &self.memory.volumes {
+            // After a restart of ours: whatever they are now.
+            None => true,
+            Some(mounted) => mounted.refresh_at.is_some_and(|at| at <= Instant::now()),
+        };
+        if due {
+            // A running pod keeps what it has when something is wrong; the event tells.
+            if let Err(error) = self.mount_volumes(pod, Instant::now().checked_sub(FRESH / 2)?).await {
+                tracing::warn!(pod = %self.entry.pod, error = report::chain(&error), "volumes are not refreshed");
+                return Some(FRESH);
+            }
+        }
+        let refresh = self.memory.volumes.as_ref()?.refresh_at?;
+        let renew = self.memory.tokens.values().flatten().map(|token| until(token.renew_at())).min();
+        let refresh = refresh.saturating_duration_since(Instant::now());
+        Some(renew.map_or(refresh, |renew| renew.min(refresh)).max(Duration::from_secs(1)))
+    }
+
+    async fn renew_tokens(&mut self, pod: &Pod) {
+        for key in volumes::token_keys(pod) {
+            let fresh = matches!(self.memory.tokens.get(&key), Some(Ok(token)) if token.renew_at() > Timestamp::now());
+            if fresh {
+                continue;
+            }
+            let (audience, seconds) = &key;
+            let audience = (!audience.is_empty()).then_some(audience.as_str());
+            let asked = self.shared.reader.token(pod, audience, *seconds).await;
+            // An old token that still holds is better than none.
+            let holds = matches!(self.memory.tokens.get(&key), Some(Ok(token)) if token.expires_at > Timestamp::now());
+            match asked {
+                Ok(token) => drop(self.memory.tokens.insert(key, Ok(token))),
+                Err(error) if holds => {
+                    tracing::warn!(pod = %self.entry.pod, %error, "a service account token is not renewed");
+                }
+                Err(error) => drop(self.memory.tokens.insert(key, Err(error))),
+            }
+        }
+    }
+
+    /// What the pod learns about itself and its node.
+    pub(super) async fn runtime_values(
+        &self,
+        pod: &Pod,
+        pod_ips: Vec<std::net::IpAddr>,
+    ) -> Result<Runtime, SyncError> {
+        let allocatable = if names_resources(pod) {
+            let node = &self.shared.settings.node_name;
+            let asked = self.shared.reader.allocatable(node).await;
+            asked.map_err(|source| SyncError::Api { operation: "show this node", source })?
+        } else {
+            BTreeMap::new()
+        };
+        Ok(Runtime { host_ips: self.shared.settings.host_ips.clone(), pod_ips, allocatable })
+    }
+}
+
+/// Whether a `resourceFieldRef` is anywhere in the pod.
+fn names_resources(pod: &Pod) -> bool {
+    let Some(spec) = &pod.spec else { return false };
+    let in_env = spec
+        .containers
+        .iter()
+        .chain(spec.init_containers.iter().flatten())
+        .flat_map(|container| container.env.iter().flatten())
+        .any(|variable| variable.value_from.as_ref().is_some_and(|source| source.resource_field_ref.is_some()));
+    let of_items = |items: Option<&Vec<k8s_openapi::api::core::v1::DownwardAPIVolumeFile>>| {
+        items.into_iter().flatten().any(|item| item.resource_field_ref.is_some())
+    };
+    in_env
+        || spec.volumes.iter().flatten().any(|volume| {
+            let projected = volume.projected.as_ref().and_then(|source| source.sources.as_ref());
+            of_items(volume.downward_api.as_ref().and_then(|source| source.items.as_ref()))
+                || projected.into_iter().flatten().any(|source| {
+                    of_items(source.downward_api.as_ref().and_then(|source| source.items.as_ref()))
+                })
+        })
+}
