@@ -32,7 +32,7 @@ struct Now {
     registrations: watch::Receiver<Registrations>,
 }
 
-/// One gauge: its name (with the registry's prefix: a collector's descriptors don't get it), help, and values by labels.
+/// One gauge: its name, help, and values by labels. The registry adds its prefix.
 fn gauge<const N: usize>(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
@@ -53,7 +53,7 @@ impl Collector for Now {
         gauge(
             &mut encoder,
             "devices",
-            "Accelerators that are offered to the kubelet",
+            "Accelerators that are offered to the kubelet.",
             inventory.resources().iter().flat_map(|resource| {
                 let count = |healthy: bool| {
                     let matching = inventory
@@ -70,7 +70,7 @@ impl Collector for Now {
         gauge(
             &mut encoder,
             "device_temperature_celsius",
-            "Temperature of an accelerator, where it has a sensor",
+            "Temperature of an accelerator, where it has a sensor.",
             inventory.devices().filter_map(|device| {
                 let labels = [("resource", device.resource.to_string()), ("device", device.id.to_string())];
                 Some((labels, device.temperature_celsius?.into()))
@@ -79,7 +79,7 @@ impl Collector for Now {
         gauge(
             &mut encoder,
             "plugin_registered",
-            "Whether a resource's plugin is registered with the kubelet",
+            "Whether a resource's plugin is registered with the kubelet.",
             registrations
                 .iter()
                 .map(|(resource, state)| ([("resource", resource.to_string())], i64::from(state.is_ok()))),
@@ -87,7 +87,7 @@ impl Collector for Now {
         gauge(
             &mut encoder,
             "discovery_up",
-            "Whether a way of finding devices works",
+            "Whether a way of finding devices works.",
             inventory.backends().map(|(name, state)| {
                 ([("backend", name.to_owned())], i64::from(*state == BackendState::Running))
             }),

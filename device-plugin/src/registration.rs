@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::{
+    causes::one_line,
     device::ResourceName,
     inventory::Inventory,
     metrics::Metrics,
@@ -141,8 +142,8 @@ pub type Registrations = BTreeMap<ResourceName, Result<(), String>>;
 enum Void {
     #[error("the plugin's own socket is gone")]
     OwnSocketGone,
-    #[error("the kubelet's socket is gone or another")]
-    KubeletSocketChanged,
+    #[error("the kubelet's socket is a new one")]
+    KubeletSocketReplaced,
     #[error("the kubelet's stream has ended")]
     StreamEnded,
     #[error("the kubelet has not opened its stream within {} s", STREAM_WITHIN.as_secs())]
@@ -154,7 +155,7 @@ enum Void {
 impl Void {
     /// Whether a file in the folder changed, so that there is something new to register with, or from, at once.
     fn is_about_sockets(&self) -> bool {
-        matches!(self, Self::OwnSocketGone | Self::KubeletSocketChanged)
+        matches!(self, Self::OwnSocketGone | Self::KubeletSocketReplaced)
     }
 }
 
@@ -188,7 +189,7 @@ impl Registration<'_> {
             let server = match self.bind() {
                 Ok(server) => server,
                 Err(error) => {
-                    let message = chain(&error);
+                    let message = one_line(&error);
                     if said != message {
                         tracing::error!(resource = %self.resource, "{message}; trying again every {} s", RETRY.1.as_secs());
                     }
@@ -207,8 +208,8 @@ impl Registration<'_> {
             let streamed = server.streams().borrow().opened > 0;
             server.stop().await;
             if let Some(void) = void {
-                tracing::info!(resource = %self.resource, why = %chain(&void), "registering again");
-                self.set(Err(chain(&void)));
+                tracing::info!(resource = %self.resource, why = %one_line(&void), "registering again");
+                self.set(Err(one_line(&void)));
                 // A kubelet that hangs up again and again is not called ten times a second.
                 let hasty = since.elapsed() < RETRY.1 * 10 && !void.is_about_sockets();
                 pause = if hasty { (pause * 2).min(RETRY.1) } else { SETTLE };
@@ -245,7 +246,7 @@ impl Registration<'_> {
                     .waiting(format!("no {}: the kubelet is not running", self.folder.kubelet().display())),
                 Some(kubelet) => match self.register().await {
                     Ok(()) => break kubelet,
-                    Err(error) => self.waiting(chain(&error)),
+                    Err(error) => self.waiting(one_line(&error)),
                 },
             }
             if timeout(retry, changes.changed()).await.is_ok() {
@@ -263,8 +264,9 @@ impl Registration<'_> {
             if !server.in_place() {
                 return Void::OwnSocketGone;
             }
-            if SocketId::of(&self.folder.kubelet()) != Some(kubelet) {
-                return Void::KubeletSocketChanged;
+            // One that is only gone says nothing yet: the stream ends if the kubelet did.
+            if SocketId::of(&self.folder.kubelet()).is_some_and(|now| now != kubelet) {
+                return Void::KubeletSocketReplaced;
             }
             let seen = *streams.borrow_and_update();
             if seen.ended > 0 {
@@ -335,14 +337,4 @@ where
     timeout(within, exchange)
         .await
         .unwrap_or_else(|_| Err(DialError::Silent { path: path.to_owned(), within }))
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        line = format!("{line}: {cause}");
-        source = cause.source();
-    }
-    line
 }

@@ -198,6 +198,10 @@ async fn a_new_kubelet_socket_is_registered_with() {
     machine
         .run(async {
             kubelet.until("the GPU", |seen| seen.devices(GPU).is_some()).await;
+            // Without a socket, a kubelet still has the stream: health goes on reaching it.
+            std::fs::remove_file(machine.folder.path().join("kubelet.sock")).unwrap();
+            machine.set(vec![sick(GPU, "GPU-0")]);
+            kubelet.until("Unhealthy", |seen| seen.devices(GPU).unwrap() == [("GPU-0", "Unhealthy")]).await;
             kubelet.recreate_socket();
             let again =
                 |seen: &standin_kubelet::Seen| seen.registrations[GPU] == 2 && seen.devices(GPU).is_some();

@@ -25,6 +25,7 @@ use nvml_wrapper::{
 
 use super::{Backend, Complaints, Reporter, Roots};
 use crate::{
+    causes::one_line,
     config::Gpu as GpuConfig,
     device::{Device, DeviceId, Health, ResourceName},
     health::Faults,
@@ -246,16 +247,6 @@ impl Backend for NvmlBackend {
             retry = (retry * 2).min(RETRY.1);
         }
     }
-}
-
-fn one_line(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        line = format!("{line}: {cause}");
-        source = cause.source();
-    }
-    line
 }
 
 /// Registers for critical XIDs of every GPU that has them.
