@@ -47,8 +47,11 @@ async fn count(cluster: &Cluster, dedicated: &str, elastic: &str) -> anyhow::Res
     let (sandboxes, containers) = in_runtime(&elastic, false).await?;
     let ctr = |arguments: &[&str]| elastic.run("ctr", &[&["-n", "k8s.io"], arguments].concat());
     // Committed snapshots are the images' layers; the others are containers' own.
-    let snapshots =
-        ctr(&["snapshots", "ls"])?.lines().skip(1).filter(|line| !line.ends_with("Committed")).count();
+    let snapshots = ctr(&["snapshots", "ls"])?
+        .lines()
+        .skip(1)
+        .filter(|line| !line.trim_end().ends_with("Committed"))
+        .count();
     Ok(vec![
         ("pods in the API server", pods),
         ("sandboxes of the job on the dedicated node", dedicated_sandboxes),
