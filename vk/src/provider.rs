@@ -8,6 +8,7 @@
 //! [`Provider::exec`], and whoever asked gets a clear refusal.
 
 pub mod cri;
+pub mod none;
 pub mod observed;
 pub mod runtime;
 pub mod service;
@@ -18,10 +19,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
-pub use self::{
-    runtime::ContainerRuntime,
-    service::PodService,
-};
+pub use self::{runtime::ContainerRuntime, service::PodService};
 
 /// A provider of either kind.
 #[derive(Clone)]
@@ -182,6 +180,7 @@ pub trait Logs: Send + Sync {
 
 /// A command to run in a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools)] // As the request has them.
 pub struct ExecRequest {
     /// Program and arguments; never empty.
     pub command: Vec<String>,

@@ -38,27 +38,14 @@ fn unsupported(field: &str) -> Refusal {
 /// The first thing that the pod asks for and a container runtime here can't do.
 pub(crate) fn refuse(pod: &Pod) -> Option<Refusal> {
     let spec = pod.spec.as_ref()?;
+    let mut volumes = spec.volumes.iter().flatten().enumerate();
+    let mut inits = spec.init_containers.iter().flatten().enumerate();
+    let mut containers = spec.containers.iter().enumerate();
     system(spec)
         .or_else(|| pod_fields(spec))
-        .or_else(|| {
-            let volumes = spec.volumes.iter().flatten().enumerate();
-            volumes.filter_map(|(n, v)| volume(&format!("spec.volumes[{n}]"), v)).next()
-        })
-        .or_else(|| {
-            let inits = spec.init_containers.iter().flatten().enumerate();
-            inits
-                .filter_map(|(n, c)| {
-                    let path = format!("spec.initContainers[{n}]");
-                    let sidecar = c.restart_policy.as_deref() == Some("Always");
-                    let sidecar = sidecar.then(|| unsupported(&format!("{path}.restartPolicy: Always")));
-                    sidecar.or_else(|| container(&path, c))
-                })
-                .next()
-        })
-        .or_else(|| {
-            let containers = spec.containers.iter().enumerate();
-            containers.filter_map(|(n, c)| container(&format!("spec.containers[{n}]"), c)).next()
-        })
+        .or_else(|| volumes.find_map(|(n, v)| volume(&format!("spec.volumes[{n}]"), v)))
+        .or_else(|| inits.find_map(|(n, c)| init_container(&format!("spec.initContainers[{n}]"), c)))
+        .or_else(|| containers.find_map(|(n, c)| container(&format!("spec.containers[{n}]"), c)))
 }
 
 fn system(spec: &PodSpec) -> Option<Refusal> {
@@ -83,7 +70,10 @@ fn pod_fields(spec: &PodSpec) -> Option<Refusal> {
         (spec.host_users == Some(false), "spec.hostUsers: false"),
         (spec.resource_claims.as_ref().is_some_and(|claims| !claims.is_empty()), "spec.resourceClaims"),
         (spec.resources.is_some(), "spec.resources"),
-        (context.is_some_and(|context| context.windows_options.is_some()), "spec.securityContext.windowsOptions"),
+        (
+            context.is_some_and(|context| context.windows_options.is_some()),
+            "spec.securityContext.windowsOptions",
+        ),
     ];
     cases.into_iter().find(|(asked, _)| *asked).map(|(_, field)| unsupported(field))
 }
@@ -101,8 +91,8 @@ fn volume(path: &str, volume: &Volume) -> Option<Refusal> {
         return None;
     }
     if let Some(source) = &volume.projected {
-        let sources = source.sources.iter().flatten().enumerate();
-        return sources.filter_map(|(n, s)| projection(&format!("{path}.projected.sources[{n}]"), s)).next();
+        let mut sources = source.sources.iter().flatten().enumerate();
+        return sources.find_map(|(n, s)| projection(&format!("{path}.projected.sources[{n}]"), s));
     }
     if volume.config_map.is_some()
         || volume.secret.is_some()
@@ -113,7 +103,8 @@ fn volume(path: &str, volume: &Volume) -> Option<Refusal> {
     }
     // Every other source of the API, by the name it has there.
     let value = serde_json::to_value(volume).unwrap_or_default();
-    let kind = value.as_object().into_iter().flatten().map(|(key, _)| key.as_str()).find(|key| *key != "name");
+    let kind =
+        value.as_object().into_iter().flatten().map(|(key, _)| key.as_str()).find(|key| *key != "name");
     Some(unsupported(&format!("{path}.{}", kind.unwrap_or("source"))))
 }
 
@@ -131,6 +122,12 @@ fn projection(path: &str, source: &VolumeProjection) -> Option<Refusal> {
         (None, None) => "source",
     };
     Some(unsupported(&format!("{path}.{kind}")))
+}
+
+fn init_container(path: &str, init: &Container) -> Option<Refusal> {
+    let sidecar = init.restart_policy.as_deref() == Some("Always");
+    let refusal = sidecar.then(|| unsupported(&format!("{path}.restartPolicy: Always")));
+    refusal.or_else(|| container(path, init))
 }
 
 fn container(path: &str, container: &Container) -> Option<Refusal> {
@@ -209,7 +206,8 @@ mod tests {
             assert!(message.starts_with(field), "{message:?} does not name {field}");
         };
         let unsupported = "PodFeatureUnsupported";
-        let with = |field: &str, value: serde_json::Value| json!({ "containers": [{ "name": "c", field: value }] });
+        let with =
+            |field: &str, value: serde_json::Value| json!({ "containers": [{ "name": "c", field: value }] });
         let volume = |source: serde_json::Value| {
             let mut volume = source;
             volume["name"] = json!("v");

@@ -1,9 +1,6 @@
 //! The environment of a container: values, references, expansion. Pure; what references lead to is fetched elsewhere.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::api::core::v1::{Container, EnvVarSource, Pod, Service};
 
@@ -144,7 +141,9 @@ pub(crate) fn field(pod: &Pod, path: &str, runtime: &Runtime) -> Result<String, 
         "metadata.labels" => lines(meta.labels.as_ref()),
         "metadata.annotations" => lines(meta.annotations.as_ref()),
         "spec.nodeName" => spec.and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
-        "spec.serviceAccountName" => spec.and_then(|spec| spec.service_account_name.clone()).unwrap_or_default(),
+        "spec.serviceAccountName" => {
+            spec.and_then(|spec| spec.service_account_name.clone()).unwrap_or_default()
+        }
         "status.hostIP" => first(&runtime.host_ips),
         "status.hostIPs" => join(&runtime.host_ips),
         "status.podIP" => first(&runtime.pod_ips),
@@ -230,7 +229,8 @@ pub(crate) fn services<'a>(
         let meta = &service.metadata;
         let (Some(name), Some(spec)) = (&meta.name, &service.spec) else { continue };
         let of_api = meta.namespace.as_deref() == Some("default") && name == "kubernetes";
-        if !of_api && !(links && meta.namespace.as_deref() == Some(namespace)) {
+        let linked = links && meta.namespace.as_deref() == Some(namespace);
+        if !(of_api || linked) {
             continue;
         }
         let ip = match spec.cluster_ip.as_deref() {
@@ -244,7 +244,10 @@ pub(crate) fn services<'a>(
         env.insert(format!("{prefix}_SERVICE_PORT"), first.port.to_string());
         for (index, port) in ports.iter().enumerate() {
             if let Some(port_name) = port.name.as_deref().filter(|name| !name.is_empty()) {
-                env.insert(format!("{prefix}_SERVICE_PORT_{}", variable_name(port_name)), port.port.to_string());
+                env.insert(
+                    format!("{prefix}_SERVICE_PORT_{}", variable_name(port_name)),
+                    port.port.to_string(),
+                );
             }
             let protocol = port.protocol.as_deref().unwrap_or("TCP");
             let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };

@@ -70,8 +70,11 @@ impl Recorder {
     /// About one container of it.
     pub(crate) fn container(&self, pod: &Pod, name: &str, kind: Kind, reason: &str, message: &str) {
         let inits = pod.spec.as_ref().and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default();
-        let list =
-            if inits.iter().any(|container| container.name == name) { "initContainers" } else { "containers" };
+        let list = if inits.iter().any(|container| container.name == name) {
+            "initContainers"
+        } else {
+            "containers"
+        };
         self.tell(pod, Some(format!("spec.{list}{{{name}}}")), kind, reason, message);
     }
 
@@ -150,7 +153,10 @@ impl Writer {
             type_: Some(format!("{:?}", told.key.kind)),
             reason: Some(told.key.reason),
             message: Some(told.key.message),
-            source: Some(EventSource { component: Some(COMPONENT.to_owned()), host: Some(self.node.clone()) }),
+            source: Some(EventSource {
+                component: Some(COMPONENT.to_owned()),
+                host: Some(self.node.clone()),
+            }),
             reporting_component: Some(COMPONENT.to_owned()),
             reporting_instance: Some(self.node.clone()),
             count: Some(1),

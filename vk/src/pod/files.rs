@@ -10,7 +10,10 @@ use std::{
         fd::{AsRawFd as _, OwnedFd},
         unix::{
             ffi::OsStringExt as _,
-            fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, symlink},
+            fs::{
+                DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
+                PermissionsExt as _, symlink,
+            },
         },
     },
     path::{Component, Path, PathBuf},
@@ -132,7 +135,9 @@ impl PodFolder {
             .read(true)
             .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
             .open(&path)
-            .and_then(|file| io::Read::read_to_end(&mut io::Read::take(file, MAX_MESSAGE_BYTES as u64), &mut bytes));
+            .and_then(|file| {
+                io::Read::read_to_end(&mut io::Read::take(file, MAX_MESSAGE_BYTES as u64), &mut bytes)
+            });
         match read {
             Ok(_) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(_) => String::new(),
@@ -150,9 +155,8 @@ impl PodFolder {
     ) -> Result<PathBuf, FilesError> {
         let failed = |source| FilesError::SubPath { sub: sub.to_owned(), source };
         let found = open_beneath(volume, Path::new(sub)).map_err(failed)?;
-        let of_attempt = |attempt: u32| {
-            self.path.join("subpaths").join(container).join(format!("{attempt}-{index}"))
-        };
+        let of_attempt =
+            |attempt: u32| self.path.join("subpaths").join(container).join(format!("{attempt}-{index}"));
         if let Some(previous) = attempt.checked_sub(1) {
             // Its container has ended.
             let _ = umount2(&of_attempt(previous), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
@@ -219,15 +223,12 @@ fn unescaped(field: &[u8]) -> PathBuf {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
     while let [first, tail @ ..] = rest {
-        match (first, tail) {
-            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..]) => {
-                out.push((a - b'0') * 64 + (b - b'0') * 8 + (c - b'0'));
-                rest = after;
-            }
-            _ => {
-                out.push(*first);
-                rest = tail;
-            }
+        if let (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..]) = (first, tail) {
+            out.push((a - b'0') * 64 + (b - b'0') * 8 + (c - b'0'));
+            rest = after;
+        } else {
+            out.push(*first);
+            rest = tail;
         }
     }
     PathBuf::from(OsString::from_vec(out))
@@ -351,15 +352,9 @@ fn is_written(data: &Path, files: &Files) -> bool {
 
 fn check_host_path(path: &Path, kind: HostKind) -> Result<(), FilesError> {
     match kind {
-        HostKind::DirectoryOrCreate => {
-            if !path.exists() {
-                make_dirs(path)?;
-            }
-        }
-        HostKind::FileOrCreate => {
-            if !path.exists() {
-                fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(path).at("make", path)?;
-            }
+        HostKind::DirectoryOrCreate if !path.exists() => make_dirs(path)?,
+        HostKind::FileOrCreate if !path.exists() => {
+            fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(path).at("make", path)?;
         }
         _ => {}
     }

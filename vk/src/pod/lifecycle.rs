@@ -1,7 +1,10 @@
 //! What to do next about a pod's sandbox and containers. Pure: from the spec and what was seen to a [`Plan`]; asked again after every
 //! step, so no step has to remember another.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus, PodSpec, PodStatus};
@@ -11,9 +14,9 @@ use crate::provider::observed::{self, Exit, ObservedPod, State};
 /// The first wait of a crash loop; then it doubles.
 const FIRST_DELAY: Duration = Duration::from_secs(10);
 /// The longest wait of a crash loop.
-const LAST_DELAY: Duration = Duration::from_secs(300);
+const LAST_DELAY: Duration = Duration::from_mins(5);
 /// A container that ran for so long has left its crash loop.
-const CALM: Duration = Duration::from_secs(600);
+const CALM: Duration = Duration::from_mins(10);
 
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,8 +92,10 @@ pub(crate) fn with_history(mut seen: ObservedPod, status: Option<&PodStatus>) ->
     let statuses = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
     for status in statuses {
         let attempt = u32::try_from(status.restart_count).unwrap_or(0);
-        let known =
-            seen.containers.iter().any(|container| container.name == status.name && container.attempt >= attempt);
+        let known = seen
+            .containers
+            .iter()
+            .any(|container| container.name == status.name && container.attempt >= attempt);
         if known {
             continue;
         }
@@ -257,11 +262,12 @@ fn next(
 
 /// Ended containers that nothing refers to any more: all but the last ended attempt of each container.
 pub(crate) fn superseded(seen: &ObservedPod) -> Vec<String> {
-    let mut kept: BTreeMap<&str, ()> = BTreeMap::new();
-    let ended = seen.containers.iter().filter(|container| container.exit().is_some() && !container.id.is_empty());
+    let mut kept = BTreeSet::new();
+    let ended =
+        seen.containers.iter().filter(|container| container.exit().is_some() && !container.id.is_empty());
     // Newest first, so the first of each name is the one to keep.
     ended
-        .filter(|container| kept.insert(&container.name, ()).is_some())
+        .filter(|container| !kept.insert(container.name.as_str()))
         .map(|container| container.id.clone())
         .collect()
 }

@@ -30,7 +30,8 @@ pub(crate) fn hostname(pod: &Pod, cluster_domain: &str) -> Result<Hostname, Stri
         return Ok(Hostname { short: name.clone(), full: None, kernel: name });
     }
     let set = |get: fn(&PodSpec) -> Option<&String>| spec.and_then(get).filter(|text| !text.is_empty());
-    let mut short = set(|spec| spec.hostname.as_ref()).or(pod.metadata.name.as_ref()).cloned().unwrap_or_default();
+    let mut short =
+        set(|spec| spec.hostname.as_ref()).or(pod.metadata.name.as_ref()).cloned().unwrap_or_default();
     if short.len() > MAX_HOSTNAME {
         short.truncate(MAX_HOSTNAME);
         short.truncate(short.trim_end_matches(['-', '.']).len());
@@ -42,7 +43,10 @@ pub(crate) fn hostname(pod: &Pod, cluster_domain: &str) -> Result<Hostname, Stri
     let as_full = spec.and_then(|spec| spec.set_hostname_as_fqdn).unwrap_or(false);
     let kernel = match &full {
         Some(full) if as_full && full.len() > MAX_HOSTNAME => {
-            return Err(format!("the FQDN {full} is too long ({MAX_HOSTNAME} characters is the max, {} given)", full.len()));
+            return Err(format!(
+                "the FQDN {full} is too long ({MAX_HOSTNAME} characters is the max, {} given)",
+                full.len()
+            ));
         }
         Some(full) if as_full => full.clone(),
         _ => short.clone(),
@@ -65,7 +69,7 @@ pub(crate) fn hosts(pod: &Pod, hostname: &Hostname, pod_ips: &[IpAddr]) -> Strin
         None => hostname.short.clone(),
     };
     for ip in pod_ips {
-        text.push_str(&format!("{ip}\t{names}\n"));
+        text.extend([ip.to_string().as_str(), "\t", names.as_str(), "\n"]);
     }
     text + &aliases(pod)
 }
@@ -82,7 +86,8 @@ fn aliases(pod: &Pod) -> String {
     }
     let mut text = "\n# Entries added by HostAliases.\n".to_owned();
     for alias in aliases {
-        text.push_str(&format!("{}\t{}\n", alias.ip, alias.hostnames.as_deref().unwrap_or_default().join("\t")));
+        let names = alias.hostnames.as_deref().unwrap_or_default().join("\t");
+        text.extend([alias.ip.as_str(), "\t", names.as_str(), "\n"]);
     }
     text
 }
@@ -96,7 +101,9 @@ pub(crate) fn parse_resolv_conf(text: &str) -> Dns {
         match words.next() {
             Some("nameserver") => dns.servers.extend(words.next().map(str::to_owned)),
             // The last one holds.
-            Some("search") => dns.searches = values(words).into_iter().filter(|domain| domain != ".").collect(),
+            Some("search") => {
+                dns.searches = values(words).into_iter().filter(|domain| domain != ".").collect();
+            }
             Some("options") => dns.options = values(words),
             _ => {}
         }
@@ -164,7 +171,8 @@ mod tests {
     fn pod(spec: serde_json::Value) -> Pod {
         let mut spec = spec;
         spec["containers"] = json!([]);
-        serde_json::from_value(json!({ "metadata": { "name": "web-0", "namespace": "ns" }, "spec": spec })).unwrap()
+        serde_json::from_value(json!({ "metadata": { "name": "web-0", "namespace": "ns" }, "spec": spec }))
+            .unwrap()
     }
 
     #[test]
@@ -218,7 +226,8 @@ mod tests {
                 format!("{} | {} | {}", dns.servers.join(" "), dns.searches.join(" "), dns.options.join(" "));
             (text, missing)
         };
-        let first = "10.96.0.10 | ns.svc.cluster.local svc.cluster.local cluster.local corp.example | ndots:5";
+        let first =
+            "10.96.0.10 | ns.svc.cluster.local svc.cluster.local cluster.local corp.example | ndots:5";
         let machines = "9.9.9.9 | corp.example | timeout:2";
         assert_eq!(check(json!({}), &cluster), (first.to_owned(), false));
         assert_eq!(check(json!({}), &[]), (machines.to_owned(), true));

@@ -1,4 +1,4 @@
-//! ConfigMaps, Secrets, tokens and the little else that pods refer to: read one by one, only those that this node's pods name, which is
+//! Config maps, secrets, tokens and the little else that pods refer to: read one by one, only those that this node's pods name, which is
 //! also all that a node may read.
 //!
 //! What was read once serves every pod that was bound before that moment; a pod bound later gets a fresh read. So a hundred pods of
@@ -21,7 +21,7 @@ use kube::{Api, Client, api::PostParams};
 use super::resources::Amounts;
 
 /// How old the node's allocatable may be.
-const NODE_AGE: Duration = Duration::from_secs(60);
+const NODE_AGE: Duration = Duration::from_mins(1);
 
 /// Why an object is not to be had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -135,7 +135,12 @@ impl Reader {
     }
 
     /// Reads what the references lead to; nothing in the answer was read before `not_before`.
-    pub(crate) async fn load(&self, namespace: &str, references: &References, not_before: Instant) -> Objects {
+    pub(crate) async fn load(
+        &self,
+        namespace: &str,
+        references: &References,
+        not_before: Instant,
+    ) -> Objects {
         let mut objects = Objects::default();
         for name in &references.config_maps {
             let api = Api::namespaced(self.client.clone(), namespace);
@@ -193,7 +198,7 @@ impl Reader {
         Ok(amounts)
     }
 
-    /// The handler that a RuntimeClass names.
+    /// The handler that a `RuntimeClass` names.
     pub(crate) async fn runtime_handler(&self, class: &str) -> Result<String, kube::Error> {
         let api: Api<RuntimeClass> = Api::all(self.client.clone());
         Ok(api.get(class).await?.handler)
@@ -223,7 +228,7 @@ where
             let object = Arc::new(object);
             let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
             // Everything older than an hour has no running reader.
-            cache.retain(|_, (at, _)| at.elapsed() < Duration::from_secs(3600));
+            cache.retain(|_, (at, _)| at.elapsed() < Duration::from_hours(1));
             cache.insert(key, (asked_at, object.clone()));
             Ok(object)
         }

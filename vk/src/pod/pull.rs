@@ -26,7 +26,8 @@ struct Entry {
 
 /// All that a secret has for the registry of an image. What can't be read holds nothing.
 pub(crate) fn credentials(secret: &Secret, image: &str) -> Vec<Credentials> {
-    let data = |key: &str| secret.data.as_ref().and_then(|data| data.get(key)).map(|value| value.0.as_slice());
+    let data =
+        |key: &str| secret.data.as_ref().and_then(|data| data.get(key)).map(|value| value.0.as_slice());
     let entries = if let Some(bytes) = data(".dockerconfigjson") {
         serde_json::from_slice::<DockerConfig>(bytes).map(|config| config.auths).unwrap_or_default()
     } else if let Some(bytes) = data(".dockercfg") {
@@ -59,7 +60,9 @@ impl Entry {
 /// Registry and path of an image's name: the first part is a registry if it looks like a host.
 fn split(image: &str) -> (String, String) {
     match image.split_once('/') {
-        Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => (host.to_owned(), path.to_owned()),
+        Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => {
+            (host.to_owned(), path.to_owned())
+        }
         Some(_) => ("docker.io".to_owned(), image.to_owned()),
         None => ("docker.io".to_owned(), format!("library/{image}")),
     }
@@ -67,7 +70,8 @@ fn split(image: &str) -> (String, String) {
 
 /// How much of the image's path a registry key covers, if it covers it at all.
 fn matches(registry: &str, host: &str, path: &str) -> Option<usize> {
-    let registry = registry.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
+    let registry =
+        registry.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
     let (key_host, key_path) = registry.split_once('/').unwrap_or((registry, ""));
     // Docker Hub's historical names.
     let (key_host, key_path) = match (key_host, key_path) {

@@ -10,6 +10,9 @@ use k8s_openapi::{
 
 use crate::provider::runtime::{CPU_PERIOD_US, PodCgroup, QosClass, Resources};
 
+/// Reads a quantity in some unit.
+type Unit = fn(&Quantity) -> Option<i64>;
+
 /// Amounts by resource name.
 pub(crate) type Amounts = BTreeMap<String, Quantity>;
 
@@ -70,7 +73,7 @@ fn nano(text: &str) -> Option<i128> {
     }
 }
 
-fn amount(amounts: Option<&Amounts>, name: &str, unit: fn(&Quantity) -> Option<i64>) -> i64 {
+fn amount(amounts: Option<&Amounts>, name: &str, unit: Unit) -> i64 {
     amounts.and_then(|amounts| amounts.get(name)).and_then(unit).unwrap_or(0)
 }
 
@@ -85,7 +88,7 @@ fn limits(resources: Option<&ResourceRequirements>) -> Option<&Amounts> {
 /// Class by what containers ask for, as `GetPodQOS` decides.
 pub(crate) fn qos(spec: &PodSpec) -> QosClass {
     let containers = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    let kinds: [(&str, fn(&Quantity) -> Option<i64>); 2] = [("cpu", milli), ("memory", whole)];
+    let kinds: [(&str, Unit); 2] = [("cpu", milli), ("memory", whole)];
     let mut any = false;
     let mut guaranteed = true;
     for container in containers() {
@@ -128,9 +131,7 @@ pub(crate) fn container(spec: &PodSpec, container: &Container, machine_memory: i
 
 /// Class and limits of the whole pod. A limit holds only where every container has one.
 pub(crate) fn pod(spec: &PodSpec) -> PodCgroup {
-    let sum = |of: fn(Option<&ResourceRequirements>) -> Option<&Amounts>,
-               name: &str,
-               unit: fn(&Quantity) -> Option<i64>| {
+    let sum = |of: fn(Option<&ResourceRequirements>) -> Option<&Amounts>, name: &str, unit: Unit| {
         let one = |container: &Container| amount(of(container.resources.as_ref()), name, unit);
         let running: i64 = spec.containers.iter().map(one).sum();
         // Init containers run one at a time, before the others.
@@ -284,8 +285,9 @@ mod tests {
 
     #[test]
     fn resource_fields_round_up_and_default_to_the_node() {
-        let pod: Pod = serde_json::from_value(json!({ "spec": spec(&[json!({ "limits": { "cpu": "1200m" } })]) }))
-            .unwrap();
+        let pod: Pod =
+            serde_json::from_value(json!({ "spec": spec(&[json!({ "limits": { "cpu": "1200m" } })]) }))
+                .unwrap();
         let own = &pod.spec.as_ref().unwrap().containers[0];
         let allocatable = Amounts::from([("memory".to_owned(), Quantity("4Gi".to_owned()))]);
         let check = |selector: serde_json::Value| {

@@ -20,9 +20,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Pods, PodsError,
-    events,
-    files,
+    Pods, PodsError, events, files,
     objects::Reader,
     worker::{Entry, Shared, Worker},
 };
@@ -61,13 +59,13 @@ impl Pods {
     /// When the folder for volumes can't be made. Everything else is tried again.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) -> Result<(), PodsError> {
         let root = &self.settings.root_dir;
-        std::fs::create_dir_all(root)
-            .map_err(|source| PodsError::RootDir { path: root.clone(), source })?;
+        std::fs::create_dir_all(root).map_err(|source| PodsError::RootDir { path: root.clone(), source })?;
         let Some(scheme) = scheme(&self.provider, &stop).await else { return Ok(()) };
 
         let mut tasks = JoinSet::new();
         let (services, writer) = reflector::store::<Service>();
-        let watched = reflector::reflector(writer, watcher(Api::all(self.client.clone()), watcher::Config::default()));
+        let watched =
+            reflector::reflector(writer, watcher(Api::all(self.client.clone()), watcher::Config::default()));
         tasks.spawn(drain("the watch of services", watched.default_backoff().boxed()));
         let (recorder, writer) = events::channel(self.client.clone(), &self.settings.node_name);
         let writer_stop = stop.clone();
@@ -90,7 +88,8 @@ impl Pods {
             scheme,
             machine_memory: machine_memory(),
         });
-        let mut crew = Crew { pods: Arc::clone(&self), shared, tasks, uids: HashMap::new(), stop: stop.clone() };
+        let mut crew =
+            Crew { pods: Arc::clone(&self), shared, tasks, uids: HashMap::new(), stop: stop.clone() };
         let api: Api<Pod> = Api::all(self.client.clone());
         let of_node = format!("spec.nodeName={}", self.settings.node_name);
         let watched = watcher(api, watcher::Config::default().fields(&of_node)).default_backoff();

@@ -10,8 +10,8 @@ use super::{env, resources};
 use crate::provider::{
     observed::PodRef,
     runtime::{
-        ContainerSecurity, ContainerSpec, Dns, HostPort, Image, ImageUser, Mount, Namespaces, Profile, Propagation,
-        Protocol, SandboxSecurity, SandboxSpec, Selinux,
+        ContainerSecurity, ContainerSpec, Dns, HostPort, Image, ImageUser, Mount, Namespaces, Profile,
+        Propagation, Protocol, SandboxSecurity, SandboxSpec, Selinux,
     },
 };
 
@@ -30,7 +30,13 @@ pub(crate) fn pod_ref(pod: &Pod) -> PodRef {
 }
 
 /// The sandbox of a pod.
-pub(crate) fn sandbox(pod: &Pod, attempt: u32, runtime_handler: String, hostname: String, dns: Dns) -> SandboxSpec {
+pub(crate) fn sandbox(
+    pod: &Pod,
+    attempt: u32,
+    runtime_handler: String,
+    hostname: String,
+    dns: Dns,
+) -> SandboxSpec {
     let default = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&default);
     let namespaces = Namespaces {
@@ -50,7 +56,11 @@ pub(crate) fn sandbox(pod: &Pod, attempt: u32, runtime_handler: String, hostname
         // A pod on the machine's network has the machine's name.
         hostname: if namespaces.host_network { String::new() } else { hostname },
         dns: Some(dns),
-        ports: if namespaces.host_network { Vec::new() } else { spec.containers.iter().flat_map(host_ports).collect() },
+        ports: if namespaces.host_network {
+            Vec::new()
+        } else {
+            spec.containers.iter().flat_map(host_ports).collect()
+        },
         sysctls: context.sysctls.iter().flatten().map(|s| (s.name.clone(), s.value.clone())).collect(),
         namespaces,
         privileged: containers().any(is_privileged),
@@ -162,9 +172,8 @@ pub(crate) fn refuses_root(spec: &PodSpec, container: &Container, image: &Image)
     let user = own.and_then(|own| own.run_as_user).or(pod.and_then(|pod| pod.run_as_user));
     match (user, &image.user) {
         (Some(0), _) => Some("container's runAsUser breaks non-root policy".to_owned()),
-        (Some(_), _) => None,
         (None, ImageUser::Id(0)) => Some("container has runAsNonRoot and image will run as root".to_owned()),
-        (None, ImageUser::Id(_)) => None,
+        (Some(_), _) | (None, ImageUser::Id(_)) => None,
         (None, ImageUser::Name(name)) => Some(format!(
             "container has runAsNonRoot and image has non-numeric user ({name}), cannot verify user is non-root"
         )),
@@ -207,8 +216,11 @@ fn volume_use(mount: &VolumeMount, env: &BTreeMap<&str, &str>) -> Result<VolumeU
         }
         (None, None) => None,
     };
-    let container_path =
-        if mount.mount_path.starts_with('/') { mount.mount_path.clone() } else { format!("/{}", mount.mount_path) };
+    let container_path = if mount.mount_path.starts_with('/') {
+        mount.mount_path.clone()
+    } else {
+        format!("/{}", mount.mount_path)
+    };
     Ok(VolumeUse {
         volume: mount.name.clone(),
         sub_path,
@@ -233,7 +245,8 @@ pub(crate) struct OwnFiles {
     pub(crate) termination_log: PathBuf,
 }
 
-/// A container of a pod.
+/// A container of a pod, from everything that it depends on.
+#[allow(clippy::too_many_arguments)]
 pub(crate) fn container(
     spec: &PodSpec,
     container: &Container,

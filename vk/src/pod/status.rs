@@ -56,13 +56,27 @@ pub(crate) struct Facts<'a> {
     pub(crate) now: Timestamp,
 }
 
+/// The status of a pod that is not taken in: no containers, because none was ever looked at.
+pub(crate) fn rejected(pod: &Pod, verdict: &Verdict, now: Timestamp) -> PodStatus {
+    let old = pod.status.clone().unwrap_or_default();
+    PodStatus {
+        phase: Some(Phase::Failed.as_str().to_owned()),
+        reason: Some(verdict.reason.clone()),
+        message: Some(verdict.message.clone()),
+        start_time: old.start_time.clone().or(Some(Time(now))),
+        observed_generation: pod.metadata.generation,
+        ..old
+    }
+}
+
 /// The status that the pod should have.
 pub(crate) fn build(facts: &Facts<'_>) -> PodStatus {
     let default = PodSpec::default();
     let spec = facts.pod.spec.as_ref().unwrap_or(&default);
     let old = facts.pod.status.clone().unwrap_or_default();
 
-    let inits = container_statuses(facts, spec, spec.init_containers.as_deref().unwrap_or_default(), true, &old);
+    let inits =
+        container_statuses(facts, spec, spec.init_containers.as_deref().unwrap_or_default(), true, &old);
     let mains = container_statuses(facts, spec, &spec.containers, false, &old);
     let mut phase = phase(spec, &inits, &mains, facts.ended);
     let (mut reason, mut message) = (None, None);
@@ -250,7 +264,8 @@ fn container_status(
         }
         status.image_id.clone_from(&newest.image_id);
         status.state = Some(state(newest, facts.scheme));
-        status.allocated_resources = container.resources.as_ref().and_then(|resources| resources.requests.clone());
+        status.allocated_resources =
+            container.resources.as_ref().and_then(|resources| resources.requests.clone());
         status.resources = Some(container.resources.clone().unwrap_or_default());
         status.user = newest.user.as_ref().map(user);
         if let Some(previous) = seen.next() {
@@ -289,8 +304,11 @@ fn container_status(
     }
     let running = is_running(&status);
     status.started = Some(running);
-    status.ready =
-        if is_init { ended_in(status.state.as_ref()).is_some_and(|exit| exit.exit_code == 0) } else { running };
+    status.ready = if is_init {
+        ended_in(status.state.as_ref()).is_some_and(|exit| exit.exit_code == 0)
+    } else {
+        running
+    };
     status
 }
 
@@ -362,7 +380,6 @@ fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
             mount_path: mount.mount_path.clone(),
             read_only: mount.read_only,
             recursive_read_only: read_only.then(|| "Disabled".to_owned()),
-            ..Default::default()
         }
     };
     Some(mounts.iter().map(status).collect())

@@ -82,7 +82,8 @@ impl Store {
     /// The newest pod of this name.
     pub(super) fn by_name(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
         let entries = self.lock();
-        let named = entries.values().filter(|entry| entry.pod.namespace == namespace && entry.pod.name == name);
+        let named =
+            entries.values().filter(|entry| entry.pod.namespace == namespace && entry.pod.name == name);
         let pods = named.filter_map(|entry| entry.latest.borrow().clone());
         pods.max_by_key(|pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0))
     }

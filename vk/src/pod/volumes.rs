@@ -160,7 +160,10 @@ pub(crate) fn content(
         projected(&mut files, pod, source, objects, tokens, runtime)?;
         return Ok(Content::Files { files, memory: true });
     }
-    Err(VolumeError::Unsupported(format!("volume {:?} is of a kind that this node does not have", volume.name)))
+    Err(VolumeError::Unsupported(format!(
+        "volume {:?} is of a kind that this node does not have",
+        volume.name
+    )))
 }
 
 fn projected(
@@ -182,10 +185,8 @@ fn projected(
         } else if let Some(source) = &source.downward_api {
             downward(files, pod, source.items.as_deref(), mode, runtime)?;
         } else if let Some(source) = &source.service_account_token {
-            let failed = |message: &str| VolumeError::Token {
-                path: source.path.clone(),
-                message: message.to_owned(),
-            };
+            let failed =
+                |message: &str| VolumeError::Token { path: source.path.clone(), message: message.to_owned() };
             let token = match tokens.get(&token_key(source)) {
                 Some(Ok(token)) => token,
                 Some(Err(message)) => return Err(failed(message)),
@@ -228,7 +229,9 @@ fn config_map(
     mode: i32,
     optional: bool,
 ) -> Result<(), VolumeError> {
-    let Some(object) = objects.config_map(name, optional).map_err(VolumeError::Object)? else { return Ok(()) };
+    let Some(object) = objects.config_map(name, optional).map_err(VolumeError::Object)? else {
+        return Ok(());
+    };
     let text = object.data.iter().flatten().map(|(key, value)| (key, value.as_bytes()));
     let binary = object.binary_data.iter().flatten().map(|(key, value)| (key, value.0.as_slice()));
     let data: BTreeMap<&str, &[u8]> = text.chain(binary).map(|(key, value)| (key.as_str(), value)).collect();

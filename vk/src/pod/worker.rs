@@ -115,12 +115,10 @@ struct Memory {
     volumes: Option<volumes::Mounted>,
     /// The sandbox that the hosts file was written for.
     hosts: Option<(String, PathBuf)>,
-    /// The pod was refused or condemned, and why.
+    /// The pod was condemned, and why.
     verdict: Option<Verdict>,
     /// Everything of a pod that has ended was given back.
     settled: bool,
-    /// Resource version of the last status that we wrote.
-    written: Option<String>,
 }
 
 /// The task of one pod.
@@ -149,7 +147,6 @@ impl Worker {
                 hosts: None,
                 verdict: None,
                 settled: false,
-                written: None,
             },
             shared,
             entry,
@@ -257,7 +254,9 @@ impl Worker {
                 }
                 Ok(Next::Again)
             }
-            Plan::Run { start, wait } if start.is_empty() => self.watch_over(pod, runtime, &seen, &wait).await,
+            Plan::Run { start, wait } if start.is_empty() => {
+                self.watch_over(pod, runtime, &seen, &wait).await
+            }
             Plan::Run { start, wait } => {
                 self.show_crash_loops(pod, &wait);
                 let Some(permit) = self.turn(pod, &seen).await? else { return Ok(Next::Again) };
@@ -308,14 +307,17 @@ impl Worker {
     }
 
     /// Waits for this pod's turn to be changed. `None`: the pod itself has changed in the meantime.
-    async fn turn(&mut self, pod: &Arc<Pod>, seen: &ObservedPod) -> Result<Option<OwnedSemaphorePermit>, SyncError> {
+    async fn turn(
+        &mut self,
+        pod: &Arc<Pod>,
+        seen: &ObservedPod,
+    ) -> Result<Option<OwnedSemaphorePermit>, SyncError> {
         let mut turn = Box::pin(Arc::clone(&self.shared.changes).acquire_owned());
-        let permit = match tokio::time::timeout(SHOW_PENDING, &mut turn).await {
-            Ok(permit) => permit,
-            Err(_) => {
-                self.report(pod, seen, false).await?;
-                turn.await
-            }
+        let permit = if let Ok(permit) = tokio::time::timeout(SHOW_PENDING, &mut turn).await {
+            permit
+        } else {
+            self.report(pod, seen, false).await?;
+            turn.await
         };
         // The semaphore is never closed.
         let permit = permit.map_err(|error| SyncError::Waiting(error.to_string()))?;
@@ -331,8 +333,8 @@ impl Worker {
     async fn refuse(&mut self, pod: &Arc<Pod>, refusal: &Refusal) -> Result<Next, SyncError> {
         self.shared.recorder.pod(pod, Kind::Warning, &refusal.reason, &refusal.message);
         let message = format!("Pod was rejected: {}", refusal.message);
-        self.memory.verdict = Some(Verdict { reason: refusal.reason.clone(), message });
-        self.report(pod, &ObservedPod::default(), false).await?;
+        let verdict = Verdict { reason: refusal.reason.clone(), message };
+        self.write(pod, &status::rejected(pod, &verdict, Timestamp::now())).await?;
         Ok(Next::IDLE)
     }
 

@@ -35,9 +35,9 @@ use super::{
 use cgroup::{Driver, Tree};
 
 /// Runtimes answer within this, or are taken as unreachable. Waiting for a container to stop comes on top.
-const CALL_TIMEOUT: Duration = Duration::from_secs(120);
+const CALL_TIMEOUT: Duration = Duration::from_mins(2);
 /// A pull goes on as long as a registry does.
-const PULL_TIMEOUT: Duration = Duration::from_secs(3600);
+const PULL_TIMEOUT: Duration = Duration::from_hours(1);
 /// Lists of hundreds of containers exceed gRPC's 4 MiB.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
@@ -160,7 +160,8 @@ impl Cri {
             ..Default::default()
         };
         let request = wire::ListPodSandboxRequest { filter: Some(filter) };
-        let answer = self.call("ListPodSandbox", CALL_TIMEOUT, self.runtime().list_pod_sandbox(request)).await?;
+        let answer =
+            self.call("ListPodSandbox", CALL_TIMEOUT, self.runtime().list_pod_sandbox(request)).await?;
         Ok(answer.items)
     }
 
@@ -170,7 +171,8 @@ impl Cri {
             ..Default::default()
         };
         let request = wire::ListContainersRequest { filter: Some(filter) };
-        let answer = self.call("ListContainers", CALL_TIMEOUT, self.runtime().list_containers(request)).await?;
+        let answer =
+            self.call("ListContainers", CALL_TIMEOUT, self.runtime().list_containers(request)).await?;
         Ok(answer.containers)
     }
 
@@ -245,8 +247,12 @@ impl ContainerRuntime for Cri {
             .conditions
             .into_iter()
             // The two that a kubelet asks for; runtimes report others, such as pending deprecations.
-            .filter(|condition| !condition.status && matches!(&*condition.r#type, "RuntimeReady" | "NetworkReady"))
-            .map(|condition| format!("{}=false: {} {}", condition.r#type, condition.reason, condition.message))
+            .filter(|condition| {
+                !condition.status && matches!(&*condition.r#type, "RuntimeReady" | "NetworkReady")
+            })
+            .map(|condition| {
+                format!("{}=false: {} {}", condition.r#type, condition.reason, condition.message)
+            })
             .collect();
         if unready.is_empty() {
             return Ok(());
@@ -319,7 +325,8 @@ impl ContainerRuntime for Cri {
 
     async fn stop_sandbox(&self, id: &str) -> Result<(), ProviderError> {
         let request = wire::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
-        let answer = self.call("StopPodSandbox", CALL_TIMEOUT, self.runtime().stop_pod_sandbox(request)).await;
+        let answer =
+            self.call("StopPodSandbox", CALL_TIMEOUT, self.runtime().stop_pod_sandbox(request)).await;
         absent_is_done(answer)
     }
 
@@ -346,7 +353,8 @@ impl ContainerRuntime for Cri {
             config: Some(config),
             sandbox_config: Some(sandbox_config),
         };
-        let answer = self.call(operation, CALL_TIMEOUT, self.runtime().create_container(request)).await?;
+        let call = Box::pin(async move { self.runtime().create_container(request).await });
+        let answer = self.call(operation, CALL_TIMEOUT, call).await?;
         Ok(answer.container_id)
     }
 
@@ -395,7 +403,8 @@ impl ContainerRuntime for Cri {
 
     async fn image(&self, image: &str) -> Result<Option<Image>, ProviderError> {
         let request = wire::ImageStatusRequest { image: Some(convert::image_spec(image)), verbose: false };
-        let answer = self.call("ImageStatus", CALL_TIMEOUT, self.images.clone().image_status(request)).await?;
+        let answer =
+            self.call("ImageStatus", CALL_TIMEOUT, self.images.clone().image_status(request)).await?;
         Ok(answer.image.map(convert::image))
     }
 
@@ -408,7 +417,8 @@ impl ContainerRuntime for Cri {
         });
         let request =
             wire::PullImageRequest { image: Some(convert::image_spec(image)), auth, sandbox_config: None };
-        let answer = self.call(operation, PULL_TIMEOUT, self.images.clone().pull_image(request)).await?;
+        let call = Box::pin(async move { self.images.clone().pull_image(request).await });
+        let answer = self.call(operation, PULL_TIMEOUT, call).await?;
         match self.image(&answer.image_ref).await? {
             Some(image) => Ok(image),
             None => Err(ProviderError::NotFound { operation, what: image.to_owned() }),
@@ -451,7 +461,9 @@ impl Logs for Cri {
                 }
             }
         };
-        logs::open(PathBuf::from(status.log_path), options, running).await.map_err(|error| failed(error.into()))
+        logs::open(PathBuf::from(status.log_path), options, running)
+            .await
+            .map_err(|error| failed(error.into()))
     }
 }
 
@@ -460,7 +472,7 @@ impl Exec for Cri {
     async fn exec(&self, container_id: &str, request: &ExecRequest) -> Result<http::Uri, ExecError> {
         let failed = |source| ExecError::Failed { id: container_id.to_owned(), source };
         let status = self.container_status(container_id).await.map_err(|error| failed(error.into()))?;
-        if !status.is_some_and(|status| status.state() == wire::ContainerState::ContainerRunning) {
+        if status.is_none_or(|status| status.state() != wire::ContainerState::ContainerRunning) {
             return Err(ExecError::NotRunning(container_id.to_owned()));
         }
         let request = wire::ExecRequest {

@@ -1,10 +1,6 @@
 //! Providers that are given sandboxes and containers, and what they are given: every decision is already in these values.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    path::PathBuf,
-};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -129,7 +125,7 @@ pub struct SandboxSpec {
     pub labels: BTreeMap<String, String>,
     /// Annotations of the pod; some runtimes take settings from them.
     pub annotations: BTreeMap<String, String>,
-    /// The handler that the pod's RuntimeClass names; empty: the default one.
+    /// The handler that the pod's `RuntimeClass` names; empty: the default one.
     pub runtime_handler: String,
     /// Empty on the node's network.
     pub hostname: String,
@@ -254,15 +250,15 @@ pub struct SandboxSecurity {
     pub run_as_group: Option<i64>,
     /// Further groups.
     pub supplemental_groups: Vec<i64>,
-    /// SELinux label.
+    /// `SELinux` label.
     pub selinux: Option<Selinux>,
     /// System calls.
     pub seccomp: Option<Profile>,
-    /// AppArmor.
+    /// `AppArmor`.
     pub apparmor: Option<Profile>,
 }
 
-/// An SELinux label.
+/// An `SELinux` label.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Selinux {
     /// User part.
@@ -275,7 +271,7 @@ pub struct Selinux {
     pub level: String,
 }
 
-/// A seccomp or AppArmor profile.
+/// A seccomp or `AppArmor` profile.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Profile {
     /// The runtime's own.
@@ -348,6 +344,7 @@ pub enum Propagation {
 
 /// Who a container is and what it may.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[allow(clippy::struct_excessive_bools)] // As the pod has them.
 pub struct ContainerSecurity {
     /// User ID; `None`: the image's.
     pub run_as_user: Option<i64>,
@@ -367,11 +364,11 @@ pub struct ContainerSecurity {
     pub add_capabilities: Vec<String>,
     /// Dropped, without `CAP_`.
     pub drop_capabilities: Vec<String>,
-    /// SELinux label.
+    /// `SELinux` label.
     pub selinux: Option<Selinux>,
     /// System calls.
     pub seccomp: Option<Profile>,
-    /// AppArmor.
+    /// `AppArmor`.
     pub apparmor: Option<Profile>,
     /// Show all of `/proc` as it is.
     pub unmasked_proc: bool,

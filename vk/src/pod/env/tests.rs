@@ -1,3 +1,5 @@
+#![allow(clippy::needless_pass_by_value)] // `json!` reads best where it is used.
+
 use serde_json::json;
 
 use super::*;
@@ -88,7 +90,8 @@ fn references_lead_to_fields_and_keys() {
 #[test]
 fn what_is_missing_is_named() {
     let check = |source: serde_json::Value, expected: &str| {
-        let error = env_of(json!({ "name": "c", "env": [{ "name": "X", "valueFrom": source }] })).unwrap_err();
+        let error =
+            env_of(json!({ "name": "c", "env": [{ "name": "X", "valueFrom": source }] })).unwrap_err();
         assert_eq!(error.to_string(), expected);
     };
     check(json!({ "configMapKeyRef": { "name": "none", "key": "a" } }), "configmap \"none\" not found");

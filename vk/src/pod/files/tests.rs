@@ -1,3 +1,5 @@
+#![allow(clippy::needless_pass_by_value)] // `json!` reads best where it is used.
+
 use super::*;
 
 fn files(entries: &[(&str, &str)]) -> Files {

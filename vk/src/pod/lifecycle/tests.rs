@@ -1,3 +1,5 @@
+#![allow(clippy::needless_pass_by_value)] // `json!` reads best where it is used.
+
 use serde_json::json;
 
 use super::*;
@@ -127,16 +129,7 @@ fn crash_loops_wait_longer_and_longer_until_calm() {
         loops.restart_at(&container, exit).map(|time| time.as_second() - to)
     };
     let delays: Vec<_> = (0..8).map(|attempt| delay(attempt, 0, 1)).collect();
-    assert_eq!(delays, [
-        None,
-        Some(10),
-        Some(20),
-        Some(40),
-        Some(80),
-        Some(160),
-        Some(300),
-        Some(300)
-    ]);
+    assert_eq!(delays, [None, Some(10), Some(20), Some(40), Some(80), Some(160), Some(300), Some(300)]);
     assert_eq!(delay(8, 0, 600), None, "it ran for ten minutes");
     assert_eq!(delay(9, 0, 1), Some(10));
     assert_eq!(delay(4_000_000, 0, 1), Some(300));
@@ -165,7 +158,8 @@ fn a_lost_sandbox_is_replaced_if_anything_shall_run_again() {
 fn in_a_new_sandbox_old_containers_are_restarted_and_init_containers_run_again() {
     let spec = spec("Always", &["i"], &["a"]);
     let mut pod = seen(true, vec![container("i", 0, exited(0, 0, 1)), container("a", 3, exited(137, 2, 3))]);
-    pod.sandboxes.insert(0, Sandbox { id: "s1".into(), attempt: 1, ready: true, created_at: at(9), ips: vec![] });
+    pod.sandboxes
+        .insert(0, Sandbox { id: "s1".into(), attempt: 1, ready: true, created_at: at(9), ips: vec![] });
     assert_eq!(planned(&spec, &pod), "start i:1");
     let mut again = container("i", 1, exited(0, 10, 11));
     again.sandbox_id = "s1".into();
@@ -204,13 +198,16 @@ fn what_the_api_server_remembers_is_not_run_again() {
 
 #[test]
 fn only_the_last_ended_attempt_is_kept() {
-    let pod = seen(true, vec![
-        container("a", 3, running()),
-        container("a", 2, exited(1, 0, 1)),
-        container("a", 1, exited(1, 0, 1)),
-        container("a", 0, exited(1, 0, 1)),
-        container("b", 0, exited(0, 0, 1)),
-    ]);
+    let pod = seen(
+        true,
+        vec![
+            container("a", 3, running()),
+            container("a", 2, exited(1, 0, 1)),
+            container("a", 1, exited(1, 0, 1)),
+            container("a", 0, exited(1, 0, 1)),
+            container("b", 0, exited(0, 0, 1)),
+        ],
+    );
     assert_eq!(superseded(&pod), ["a-1", "a-0"]);
 }
 

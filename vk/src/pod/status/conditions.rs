@@ -98,7 +98,9 @@ fn gates(spec: &PodSpec, conditions: &[PodCondition]) -> Verdict {
         .filter_map(|gate| {
             let kind = &gate.condition_type;
             match conditions.iter().find(|condition| &condition.type_ == kind) {
-                None => Some(format!("corresponding condition of pod readiness gate {kind:?} does not exist.")),
+                None => {
+                    Some(format!("corresponding condition of pod readiness gate {kind:?} does not exist."))
+                }
                 Some(condition) if condition.status != "True" => Some(format!(
                     "the status of pod readiness gate {kind:?} is not \"True\", but {}",
                     condition.status

@@ -1,3 +1,5 @@
+#![allow(clippy::needless_pass_by_value)] // `json!` reads best where it is used.
+
 use serde_json::json;
 
 use super::*;
@@ -89,7 +91,9 @@ impl<'a> Case<'a> {
             match (&state.waiting, &state.running, &state.terminated) {
                 (Some(waiting), ..) => waiting.reason.clone().unwrap_or_else(|| "waiting".to_owned()),
                 (_, Some(_), _) => "running".to_owned(),
-                (.., Some(ended)) => format!("{}({})", ended.reason.clone().unwrap_or_default(), ended.exit_code),
+                (.., Some(ended)) => {
+                    format!("{}({})", ended.reason.clone().unwrap_or_default(), ended.exit_code)
+                }
                 _ => String::new(),
             }
         };
@@ -136,10 +140,7 @@ fn an_ended_pod_as_a_kubelet_writes_it() {
 fn a_pod_goes_through_its_phases() {
     let pod = pod(once(), json!({}));
     let check = |seen: ObservedPod, expected: &str| assert_eq!(Case::new(&pod, seen).brief(), expected);
-    check(
-        ObservedPod::default(),
-        "Pending | a:0 ContainerCreating | Initialized PodScheduled",
-    );
+    check(ObservedPod::default(), "Pending | a:0 ContainerCreating | Initialized PodScheduled");
     check(
         seen(true, vec![]),
         "Pending | a:0 ContainerCreating | PodReadyToStartContainers Initialized PodScheduled",
@@ -152,7 +153,10 @@ fn a_pod_goes_through_its_phases() {
         seen(true, vec![container("a", 0, exited(0))]),
         "Succeeded | a:0 Completed(0) | Initialized PodScheduled",
     );
-    check(seen(false, vec![container("a", 0, exited(1))]), "Failed | a:0 Error(1) | Initialized PodScheduled");
+    check(
+        seen(false, vec![container("a", 0, exited(1))]),
+        "Failed | a:0 Error(1) | Initialized PodScheduled",
+    );
 }
 
 #[test]
@@ -161,7 +165,8 @@ fn init_containers_hold_the_others_back() {
         json!({ "restartPolicy": "Never", "initContainers": [{ "name": "i" }], "containers": [{ "name": "a" }] }),
         json!({}),
     );
-    let check = |containers, expected: &str| assert_eq!(Case::new(&pod, seen(true, containers)).brief(), expected);
+    let check =
+        |containers, expected: &str| assert_eq!(Case::new(&pod, seen(true, containers)).brief(), expected);
     check(
         vec![container("i", 0, running())],
         "Pending | i:0 running, a:0 PodInitializing | PodReadyToStartContainers PodScheduled",
@@ -200,7 +205,10 @@ fn why_a_container_waits_does_not_hide_that_it_is_done() {
 
 #[test]
 fn a_deleted_pod_ends_in_a_terminal_phase() {
-    let pod = pod(json!({ "restartPolicy": "Always", "containers": [{ "name": "a" }, { "name": "b" }] }), json!({}));
+    let pod = pod(
+        json!({ "restartPolicy": "Always", "containers": [{ "name": "a" }, { "name": "b" }] }),
+        json!({}),
+    );
     let check = |containers, expected: &str| {
         let case = Case { ended: true, ..Case::new(&pod, seen(false, containers)) };
         assert_eq!(case.brief(), expected);
@@ -226,7 +234,8 @@ fn a_condemned_or_refused_pod_says_why_and_stays_failed() {
     assert_eq!(status.phase.as_deref(), Some("Failed"));
     assert_eq!(status.reason.as_deref(), Some("DeadlineExceeded"));
 
-    let failed = pod(once(), json!({ "phase": "Failed", "reason": "DeadlineExceeded", "message": "too long" }));
+    let failed =
+        pod(once(), json!({ "phase": "Failed", "reason": "DeadlineExceeded", "message": "too long" }));
     let status = Case::new(&failed, seen(false, vec![container("a", 0, exited(0))])).build();
     assert_eq!(status.phase.as_deref(), Some("Failed"), "a terminal phase is final");
     assert_eq!(status.reason.as_deref(), Some("DeadlineExceeded"));
@@ -251,9 +260,21 @@ fn transition_times_move_only_with_the_status() {
     let pod = pod(once(), json!({ "conditions": [old] }));
     let time = |seen: ObservedPod| {
         let status = Case::new(&pod, seen).build();
-        let ready = status.conditions.into_iter().flatten().find(|condition| condition.type_ == "Ready").unwrap();
+        let ready =
+            status.conditions.into_iter().flatten().find(|condition| condition.type_ == "Ready").unwrap();
         ready.last_transition_time.unwrap().0.to_string()
     };
     assert_eq!(time(seen(true, vec![])), "2025-01-01T00:00:00Z");
     assert_eq!(time(seen(true, vec![container("a", 0, running())])), at(10).to_string());
+}
+
+#[test]
+fn a_rejected_pod_fails_without_containers() {
+    let pod = pod(once(), json!({ "phase": "Pending", "qosClass": "BestEffort" }));
+    let verdict = Verdict { reason: "PodFeatureUnsupported".into(), message: "Pod was rejected: x".into() };
+    let status = rejected(&pod, &verdict, at(3));
+    let found = serde_json::to_value(status).unwrap();
+    let expected = json!({ "phase": "Failed", "reason": "PodFeatureUnsupported", "message": "Pod was rejected: x",
+        "qosClass": "BestEffort", "startTime": "2026-01-01T00:00:03Z", "observedGeneration": 1 });
+    assert_eq!(found, expected);
 }

@@ -1,3 +1,5 @@
+#![allow(clippy::needless_pass_by_value)] // `json!` reads best where it is used.
+
 use serde_json::json;
 
 use super::*;
@@ -32,17 +34,22 @@ fn listing(content: Result<Content, VolumeError>) -> Vec<String> {
     files
         .iter()
         .map(|(path, file)| {
-            format!("{} {:o} {}", path.display(), file.mode, String::from_utf8_lossy(&file.data).escape_debug())
+            format!(
+                "{} {:o} {}",
+                path.display(),
+                file.mode,
+                String::from_utf8_lossy(&file.data).escape_debug()
+            )
         })
         .collect()
 }
 
 #[test]
 fn config_maps_and_secrets_become_files() {
-    assert_eq!(listing(content_of(json!({ "configMap": { "name": "cm" } }), json!({}))), [
-        "a 644 1",
-        "b 644 \\0\\u{1}"
-    ]);
+    assert_eq!(
+        listing(content_of(json!({ "configMap": { "name": "cm" } }), json!({}))),
+        ["a 644 1", "b 644 \\0\\u{1}"]
+    );
     let items = json!([{ "key": "pw", "path": "deep/er", "mode": 0o400 }]);
     let volume = json!({ "secret": { "secretName": "s", "defaultMode": 0o600, "items": items } });
     assert_eq!(listing(content_of(volume, json!({}))), ["deep/er 400 secret"]);

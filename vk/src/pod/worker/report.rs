@@ -49,11 +49,15 @@ impl Worker {
             verdict: self.memory.verdict.as_ref(),
             now: Timestamp::now(),
         });
-        let Some(patch) = patch(&self.entry.pod.uid, pod.status.as_ref(), &wanted) else { return Ok(()) };
+        self.write(pod, &wanted).await
+    }
+
+    /// Writes a status, if it is another than the last.
+    pub(super) async fn write(&mut self, pod: &Arc<Pod>, wanted: &PodStatus) -> Result<(), SyncError> {
+        let Some(patch) = patch(&self.entry.pod.uid, pod.status.as_ref(), wanted) else { return Ok(()) };
         let params = PatchParams { field_manager: Some("spillway-vk".to_owned()), ..Default::default() };
         match self.api().patch_status(&self.entry.pod.name, &params, &Patch::Strategic(patch)).await {
             Ok(written) => {
-                self.memory.written.clone_from(&written.metadata.resource_version);
                 let written = Arc::new(written);
                 // For others to read; our own news is no reason to look again.
                 self.entry.latest.send_if_modified(|latest| {
@@ -77,10 +81,9 @@ impl Worker {
 
     /// Tells the API server that nothing is left, which ends the object.
     pub(super) async fn delete_object(&self) -> Result<(), SyncError> {
-        let params = DeleteParams::default().grace_period(0).preconditions(Preconditions {
-            uid: Some(self.entry.pod.uid.clone()),
-            resource_version: None,
-        });
+        let params = DeleteParams::default()
+            .grace_period(0)
+            .preconditions(Preconditions { uid: Some(self.entry.pod.uid.clone()), resource_version: None });
         match self.api().delete(&self.entry.pod.name, &params).await {
             Ok(_) => Ok(()),
             Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
@@ -132,7 +135,8 @@ impl Worker {
 
 /// Whether one version of an object is newer. Kubernetes promises that these numbers can be compared.
 pub(in crate::pod) fn is_newer(a: &Pod, b: &Pod) -> bool {
-    let version = |pod: &Pod| pod.metadata.resource_version.as_deref().and_then(|text| text.parse::<u128>().ok());
+    let version =
+        |pod: &Pod| pod.metadata.resource_version.as_deref().and_then(|text| text.parse::<u128>().ok());
     match (version(a), version(b)) {
         (Some(a), Some(b)) => a > b,
         _ => true,

@@ -41,7 +41,8 @@ impl Worker {
             if let Err(error) = service.create(pod).await {
                 self.shared.recorder.pod(pod, Kind::Warning, "FailedCreatePod", &error.to_string());
                 for container in pod.spec.iter().flat_map(|spec| &spec.containers) {
-                    let why = Waiting { reason: "CreateContainerError".to_owned(), message: error.to_string() };
+                    let why =
+                        Waiting { reason: "CreateContainerError".to_owned(), message: error.to_string() };
                     self.memory.waiting.insert(container.name.clone(), why);
                 }
                 self.report(pod, &seen, false).await?;

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// First and longest wait between pulls of an image.
-const PULL_AGAIN: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
+const PULL_AGAIN: (Duration, Duration) = (Duration::from_secs(10), Duration::from_mins(5));
 /// A failed pull shows as `ErrImagePull` for so long, then as `ImagePullBackOff`.
 const SHOW_PULL_ERROR: Duration = Duration::from_secs(2);
 
@@ -187,7 +187,13 @@ impl Worker {
         };
         match runtime.start_container(&id).await {
             Ok(()) => {
-                self.shared.recorder.container(pod, &start.name, Kind::Normal, "Started", "Container started");
+                self.shared.recorder.container(
+                    pod,
+                    &start.name,
+                    Kind::Normal,
+                    "Started",
+                    "Container started",
+                );
                 Ok(())
             }
             Err(ProviderError::Failed { message, .. }) => {
@@ -284,7 +290,8 @@ impl Worker {
 
     async fn service_env(&self, pod: &Pod) -> Result<std::collections::BTreeMap<String, String>, SyncError> {
         // Without the API server's address a pod's client would be lost; so wait for the first list.
-        let ready = tokio::time::timeout(Duration::from_secs(10), self.shared.services.wait_until_ready()).await;
+        let ready =
+            tokio::time::timeout(Duration::from_secs(10), self.shared.services.wait_until_ready()).await;
         if !matches!(ready, Ok(Ok(()))) {
             return Err(SyncError::Waiting("services have not yet been read at least once".to_owned()));
         }
@@ -312,8 +319,9 @@ impl Worker {
                 error => error.into(),
             })?;
             if let Some(image) = present {
-                let message =
-                    format!("Container image {name:?} already present on machine and can be accessed by the pod");
+                let message = format!(
+                    "Container image {name:?} already present on machine and can be accessed by the pod"
+                );
                 tell(Kind::Normal, "Pulled", &message);
                 return Ok(image);
             }
@@ -354,7 +362,12 @@ impl Worker {
             }
             Err(error) => {
                 let text = format!("failed to pull image {name:?}: {error}");
-                tell_failed_pull(self, pod, &container.name, &format!("Failed to pull image {name:?}: {error}"));
+                tell_failed_pull(
+                    self,
+                    pod,
+                    &container.name,
+                    &format!("Failed to pull image {name:?}: {error}"),
+                );
                 let pull = self.memory.pulls.entry(name).or_insert_with(|| Pull {
                     again_at: Instant::now(),
                     backoff: Backoff::new(PULL_AGAIN.0, PULL_AGAIN.1),
@@ -368,7 +381,12 @@ impl Worker {
     }
 
     /// Pulls with each of the pod's credentials for the registry, then with none.
-    async fn pull(&self, pod: &Pod, runtime: &dyn ContainerRuntime, image: &str) -> Result<Image, ProviderError> {
+    async fn pull(
+        &self,
+        pod: &Pod,
+        runtime: &dyn ContainerRuntime,
+        image: &str,
+    ) -> Result<Image, ProviderError> {
         let named = pod.spec.as_ref().and_then(|spec| spec.image_pull_secrets.as_deref()).unwrap_or_default();
         let references = objects::References {
             secrets: named.iter().map(|secret| secret.name.clone()).collect(),
@@ -405,5 +423,8 @@ fn tell_failed_pull(worker: &Worker, pod: &Pod, name: &str, message: &str) {
 
 fn container_of<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
     let spec = pod.spec.as_ref()?;
-    spec.containers.iter().chain(spec.init_containers.iter().flatten()).find(|container| container.name == name)
+    spec.containers
+        .iter()
+        .chain(spec.init_containers.iter().flatten())
+        .find(|container| container.name == name)
 }

@@ -19,7 +19,11 @@ const DEFAULT_GRACE_SECONDS: i64 = 30;
 impl Worker {
     /// The API server wants the pod gone: end it, say how it ended, give everything back, and let the object go. In this order, so that
     /// no exit code is lost and nothing is left when the object is gone.
-    pub(super) async fn delete(&mut self, pod: &Arc<Pod>, runtime: &dyn ContainerRuntime) -> Result<Next, SyncError> {
+    pub(super) async fn delete(
+        &mut self,
+        pod: &Arc<Pod>,
+        runtime: &dyn ContainerRuntime,
+    ) -> Result<Next, SyncError> {
         if self.memory.settled && runtime.observe(&self.entry.pod.uid).await?.is_empty() {
             // Somebody's finalizer holds the object.
             return Ok(Next::IDLE);
@@ -42,7 +46,8 @@ impl Worker {
         pod: &Arc<Pod>,
         runtime: &dyn ContainerRuntime,
     ) -> Result<Next, SyncError> {
-        let (reason, message) = ("DeadlineExceeded", "Pod was active on the node longer than the specified deadline");
+        let (reason, message) =
+            ("DeadlineExceeded", "Pod was active on the node longer than the specified deadline");
         if self.memory.verdict.is_none() {
             self.shared.recorder.pod(pod, Kind::Normal, reason, message);
         }
@@ -65,7 +70,11 @@ impl Worker {
 
     /// The pod has ended, and the API server knows how. Its address and its volumes are given back; containers and logs stay until the
     /// object goes.
-    pub(super) async fn settle(&mut self, pod: &Arc<Pod>, runtime: &dyn ContainerRuntime) -> Result<Next, SyncError> {
+    pub(super) async fn settle(
+        &mut self,
+        pod: &Arc<Pod>,
+        runtime: &dyn ContainerRuntime,
+    ) -> Result<Next, SyncError> {
         if self.memory.settled {
             return Ok(Next::IDLE);
         }
@@ -128,7 +137,11 @@ impl Worker {
     }
 
     /// Sandboxes with all that is in them, the folder with all that is mounted, the cgroup, the logs.
-    async fn give_back(&mut self, runtime: &dyn ContainerRuntime, seen: &ObservedPod) -> Result<(), SyncError> {
+    async fn give_back(
+        &mut self,
+        runtime: &dyn ContainerRuntime,
+        seen: &ObservedPod,
+    ) -> Result<(), SyncError> {
         for sandbox in &seen.sandboxes {
             runtime.stop_sandbox(&sandbox.id).await?;
             runtime.remove_sandbox(&sandbox.id).await?;
@@ -158,10 +171,8 @@ fn grace_seconds(pod: &Pod) -> u64 {
 
 /// Resolves when the pod is gone or has to end sooner than in `grace` seconds.
 async fn shorter_grace(latest: &mut tokio::sync::watch::Receiver<Option<Arc<Pod>>>, grace: u64) {
-    let sooner = latest
-        .wait_for(|latest| latest.as_ref().is_none_or(|pod| grace_seconds(pod) < grace))
-        .await
-        .is_ok();
+    let sooner =
+        latest.wait_for(|latest| latest.as_ref().is_none_or(|pod| grace_seconds(pod) < grace)).await.is_ok();
     if !sooner {
         std::future::pending::<()>().await;
     }

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// How old the files of a running pod may be, as with a kubelet's sync period. A bit of chance keeps a Job's pods apart.
-const FRESH: Duration = Duration::from_secs(60);
+const FRESH: Duration = Duration::from_mins(1);
 
 /// Volumes that were filled.
 pub(super) struct Mounted {
@@ -140,7 +140,9 @@ fn names_resources(pod: &Pod) -> bool {
         .iter()
         .chain(spec.init_containers.iter().flatten())
         .flat_map(|container| container.env.iter().flatten())
-        .any(|variable| variable.value_from.as_ref().is_some_and(|source| source.resource_field_ref.is_some()));
+        .any(|variable| {
+            variable.value_from.as_ref().is_some_and(|source| source.resource_field_ref.is_some())
+        });
     let of_items = |items: Option<&Vec<k8s_openapi::api::core::v1::DownwardAPIVolumeFile>>| {
         items.into_iter().flatten().any(|item| item.resource_field_ref.is_some())
     };

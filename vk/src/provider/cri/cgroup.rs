@@ -110,10 +110,7 @@ fn unit_name(name: &str) -> String {
     name.replace('-', "_")
 }
 
-fn limit(
-    cgroup: &Cgroup,
-    limits: Resources,
-) -> Result<(), (&'static str, cgroups_rs::fs::error::Error)> {
+fn limit(cgroup: &Cgroup, limits: Resources) -> Result<(), (&'static str, cgroups_rs::fs::error::Error)> {
     if let Some(cpu) = cgroup.controller_of::<CpuController>() {
         // The crate converts shares to a weight where the hierarchy has weights.
         cpu.set_shares(limits.cpu_shares.max(2)).map_err(|error| ("the CPU weight", error))?;

@@ -272,11 +272,7 @@ fn mount(mount: &Mount) -> wire::Mount {
 }
 
 pub(super) fn image_spec(image: &str) -> wire::ImageSpec {
-    wire::ImageSpec {
-        image: image.to_owned(),
-        user_specified_image: image.to_owned(),
-        ..Default::default()
-    }
+    wire::ImageSpec { image: image.to_owned(), user_specified_image: image.to_owned(), ..Default::default() }
 }
 
 pub(super) fn image(image: wire::Image) -> Image {
@@ -509,10 +505,7 @@ mod tests {
     fn process_namespaces_are_the_containers_own_unless_asked() {
         let pid = |shared| namespaces(shared).pid();
         assert_eq!(pid(Namespaces::default()), wire::NamespaceMode::Container);
-        assert_eq!(
-            pid(Namespaces { share_process: true, ..Default::default() }),
-            wire::NamespaceMode::Pod
-        );
+        assert_eq!(pid(Namespaces { share_process: true, ..Default::default() }), wire::NamespaceMode::Pod);
         assert_eq!(pid(Namespaces { host_pid: true, ..Default::default() }), wire::NamespaceMode::Node);
     }
 }
