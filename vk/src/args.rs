@@ -55,7 +55,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE", help_heading = "Provider")]
     pub provider_config: Option<PathBuf>,
 
-    /// How to reach the API server. With --bootstrap-kubeconfig: where to write the resulting kubeconfig (default: CERT_DIR/kubeconfig).
+    /// How to reach the API server. With --bootstrap-kubeconfig: where to write the resulting kubeconfig (default: kubeconfig in the certificate folder).
     #[arg(long, value_name = "FILE", env = "KUBECONFIG", help_heading = "Identity")]
     pub kubeconfig: Option<PathBuf>,
 
@@ -65,7 +65,12 @@ pub struct Args {
     pub bootstrap_kubeconfig: Option<PathBuf>,
 
     /// Folder for certificates, keys and the resulting kubeconfig.
-    #[arg(long, value_name = "FOLDER", default_value = "/var/lib/spillway-vk/pki", help_heading = "Identity")]
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        default_value = "/var/lib/spillway-vk/pki",
+        help_heading = "Identity"
+    )]
     pub cert_dir: PathBuf,
 
     /// Address that the kubelet API listens on.
@@ -73,7 +78,13 @@ pub struct Args {
     pub kubelet_address: IpAddr,
 
     /// Port of the kubelet API; 0 does not serve it.
-    #[arg(long, value_name = "PORT", default_value_t = 10250, env = "KUBELET_PORT", help_heading = "Kubelet API")]
+    #[arg(
+        long,
+        value_name = "PORT",
+        default_value_t = 10250,
+        env = "KUBELET_PORT",
+        help_heading = "Kubelet API"
+    )]
     pub kubelet_port: u16,
 
     /// CA bundle that clients' certificates are checked with. Default: the cluster's own, from
@@ -84,14 +95,20 @@ pub struct Args {
     /// Serving certificate (PEM chain), watched for changes. Default: asked of the cluster with a CSR for the signer
     /// kubernetes.io/kubelet-serving, which an admin approves.
     #[arg(
-        long, value_name = "FILE", env = "APISERVER_CERT_LOCATION", requires = "tls_private_key_file",
+        long,
+        value_name = "FILE",
+        env = "APISERVER_CERT_LOCATION",
+        requires = "tls_private_key_file",
         help_heading = "Kubelet API"
     )]
     pub tls_cert_file: Option<PathBuf>,
 
     /// Key of the serving certificate (PEM).
     #[arg(
-        long, value_name = "FILE", env = "APISERVER_KEY_LOCATION", requires = "tls_cert_file",
+        long,
+        value_name = "FILE",
+        env = "APISERVER_KEY_LOCATION",
+        requires = "tls_cert_file",
         help_heading = "Kubelet API"
     )]
     pub tls_private_key_file: Option<PathBuf>,

@@ -155,7 +155,9 @@ impl Config {
             }
             Some("none") => ProviderConfig::None,
             Some(other) => {
-                return Err(ConfigError::Value(format!("unknown provider {other:?}: choose `cri` or `none`")));
+                return Err(ConfigError::Value(format!(
+                    "unknown provider {other:?}: choose `cri` or `none`"
+                )));
             }
         };
         let name = match args.nodename.clone().or(file.node_name.take()) {
@@ -219,8 +221,9 @@ fn taints(args: &Args, file: Vec<file::FileTaint>, provider: &str) -> Result<Vec
         None
     } else {
         let effect = args.taint_effect.clone().unwrap_or_else(|| "NoSchedule".to_owned());
-        let effect = file::Effect::try_from(effect)
-            .map_err(|message| ConfigError::Value(format!("--taint-effect (VKUBELET_TAINT_EFFECT): {message}")))?;
+        let effect = file::Effect::try_from(effect).map_err(|message| {
+            ConfigError::Value(format!("--taint-effect (VKUBELET_TAINT_EFFECT): {message}"))
+        })?;
         Some(Taint {
             key: args.taint_key.clone().unwrap_or_else(|| "virtual-kubelet.io/provider".to_owned()),
             value: Some(args.taint_value.clone().unwrap_or_else(|| provider.to_owned())),

@@ -8,7 +8,7 @@ use http::{Request, Response};
 use http_body_util::BodyExt as _;
 use kube::{Client, client::Body};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinSet};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 /// What a client asked.
@@ -18,6 +18,8 @@ pub(crate) struct Call {
     pub(crate) path: String,
     pub(crate) query: String,
     pub(crate) body: Value,
+    /// Whether it came with a token.
+    pub(crate) with_token: bool,
 }
 
 impl Call {
@@ -63,32 +65,58 @@ impl Calls {
 /// A client whose requests `answer` answers.
 pub(crate) fn client(answer: impl Fn(Call) -> Answer + Send + Sync + 'static) -> (Client, Calls) {
     let calls = Calls::default();
-    let log = calls.clone();
-    let answer = Arc::new(answer);
+    let handler = Handler { answer: Arc::new(answer), calls: calls.clone() };
     let service = tower::service_fn(move |request: Request<Body>| {
-        let (answer, log) = (Arc::clone(&answer), log.clone());
-        async move {
-            let (parts, body) = request.into_parts();
-            let body = body.collect().await?.to_bytes();
-            let call = Call {
-                method: parts.method.to_string(),
-                path: parts.uri.path().to_owned(),
-                query: parts.uri.query().unwrap_or_default().to_owned(),
-                body: serde_json::from_slice(&body).unwrap_or(Value::Null),
-            };
-            log.0.lock().unwrap().push(call.name());
-            let response = Response::builder();
-            Ok::<_, kube::Error>(match answer(call) {
-                Answer::Json(code, value) => {
-                    response.status(code).body(axum::body::Body::from(value.to_string())).unwrap()
-                }
-                Answer::Events(events) => {
-                    let lines = UnboundedReceiverStream::new(events)
-                        .map(|event| Ok::<_, std::io::Error>(Bytes::from(format!("{event}\n"))));
-                    response.body(axum::body::Body::from_stream(lines)).unwrap()
-                }
-            })
-        }
+        let handler = handler.clone();
+        async move { Ok::<_, kube::Error>(handler.handle(request.map(axum::body::Body::new)).await) }
     });
     (Client::new(service, "default"), calls)
+}
+
+/// The same on a port of loopback, without TLS, for what reads a kubeconfig. Ends with its tasks.
+pub(crate) async fn serve(
+    answer: impl Fn(Call) -> Answer + Send + Sync + 'static,
+) -> (String, Calls, JoinSet<()>) {
+    let calls = Calls::default();
+    let handler = Handler { answer: Arc::new(answer), calls: calls.clone() };
+    let router = axum::Router::new().fallback(move |request: Request<axum::body::Body>| {
+        let handler = handler.clone();
+        async move { handler.handle(request).await }
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { axum::serve(listener, router).await.unwrap() });
+    (url, calls, tasks)
+}
+
+#[derive(Clone)]
+struct Handler {
+    answer: Arc<dyn Fn(Call) -> Answer + Send + Sync>,
+    calls: Calls,
+}
+
+impl Handler {
+    async fn handle(&self, request: Request<axum::body::Body>) -> Response<axum::body::Body> {
+        let (parts, body) = request.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        let call = Call {
+            method: parts.method.to_string(),
+            path: parts.uri.path().to_owned(),
+            query: parts.uri.query().unwrap_or_default().to_owned(),
+            body: serde_json::from_slice(&body).unwrap_or(Value::Null),
+            with_token: parts.headers.contains_key(http::header::AUTHORIZATION),
+        };
+        self.calls.0.lock().unwrap().push(call.name());
+        match (self.answer)(call) {
+            Answer::Json(code, value) => {
+                Response::builder().status(code).body(axum::body::Body::from(value.to_string())).unwrap()
+            }
+            Answer::Events(events) => {
+                let lines = UnboundedReceiverStream::new(events)
+                    .map(|event| Ok::<_, std::io::Error>(Bytes::from(format!("{event}\n"))));
+                Response::new(axum::body::Body::from_stream(lines))
+            }
+        }
+    }
 }

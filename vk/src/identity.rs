@@ -166,52 +166,57 @@ impl Identity {
         bootstrap: Option<&Path>,
         kubeconfig: &Path,
     ) -> Result<(), IdentityError> {
-        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
-        let mut credential = store.load(CLIENT)?.filter(|found| self.fits(found));
+        let kept = store.load(CLIENT)?.filter(|found| self.fits(found) && found.is_current());
+        let mut credential = match kept {
+            Some(kept) => kept,
+            None => self.first(store, bootstrap).await?,
+        };
         loop {
-            credential = match credential.filter(Credential::is_current) {
-                Some(credential) => {
-                    self.publish(&credential, store, bootstrap, kubeconfig).await?;
-                    let renewal = credential.renewal();
-                    tracing::info!(certificate.expires = %credential.not_after, certificate.renewal = %renewal, "client certificate is in use");
-                    sleep_until(renewal).await;
-                    // Renewed with itself, while it is still good.
-                    let client = self.current.borrow().clone();
-                    match self.request(client.as_ref(), store).await {
-                        Ok(renewed) => {
-                            backoff.reset();
-                            Some(renewed)
-                        }
-                        Err(error) => {
-                            tracing::warn!(error = chain(&error), "can't renew the client certificate; trying again");
-                            backoff.sleep().await;
-                            Some(credential)
-                        }
-                    }
-                }
-                None => {
-                    let Some(bootstrap) = bootstrap else {
-                        return Err(IdentityError::NoBootstrap {
-                            node: self.node.clone(),
-                            folder: store.folder().to_owned(),
-                        });
-                    };
-                    match self.bootstrap(bootstrap, store).await {
-                        Ok(first) => {
-                            backoff.reset();
-                            Some(first)
-                        }
-                        Err(error) => {
-                            let error = chain(&error);
-                            tracing::warn!(error, "can't get a client certificate yet; trying again");
-                            self.readiness.set(CONDITION, Err(error));
-                            backoff.sleep().await;
-                            None
-                        }
-                    }
-                }
+            self.publish(&credential, store, bootstrap, kubeconfig).await?;
+            sleep_until(credential.renewal()).await;
+            credential = match self.renewed(&credential, store).await {
+                Some(renewed) => renewed,
+                None => self.first(store, bootstrap).await?,
             };
         }
+    }
+
+    async fn first(&self, store: &Store, bootstrap: Option<&Path>) -> Result<Credential, IdentityError> {
+        let Some(bootstrap) = bootstrap else {
+            return Err(IdentityError::NoBootstrap {
+                node: self.node.clone(),
+                folder: store.folder().to_owned(),
+            });
+        };
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_mins(1));
+        loop {
+            match self.bootstrap(bootstrap, store).await {
+                Ok(credential) => return Ok(credential),
+                Err(error) => {
+                    let error = chain(&error);
+                    tracing::warn!(error, "can't get a client certificate yet; trying again");
+                    self.readiness.set(CONDITION, Err(error));
+                    backoff.sleep().await;
+                }
+            }
+        }
+    }
+
+    /// With the certificate that it replaces, while that is good; `None` when it no longer is.
+    async fn renewed(&self, credential: &Credential, store: &Store) -> Option<Credential> {
+        let client = self.current.borrow().clone()?;
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_mins(1));
+        while credential.is_current() {
+            match self.request(&client, store, |_| {}).await {
+                Ok(renewed) => return Some(renewed),
+                Err(error) => {
+                    let error = chain(&error);
+                    tracing::warn!(error, "can't renew the client certificate; trying again");
+                    backoff.sleep().await;
+                }
+            }
+        }
+        None
     }
 
     /// The file is read each time: an admin may put a fresh token into it.
@@ -219,17 +224,25 @@ impl Identity {
         let config = load(kubeconfig).await?;
         let server = config.cluster_url.to_string();
         let client = connect(config)?;
-        tracing::info!(server, node = self.node, "asking for a client certificate with the bootstrap kubeconfig");
-        self.request(Some(&client), store).await
+        tracing::info!(
+            server,
+            node = self.node,
+            "asking for a client certificate with the bootstrap kubeconfig"
+        );
+        self.request(&client, store, |how| self.readiness.set(CONDITION, Err(how))).await
     }
 
-    async fn request(&self, client: Option<&Client>, store: &Store) -> Result<Credential, IdentityError> {
-        let Some(client) = client else { return Err(IdentityError::Nothing) };
+    async fn request(
+        &self,
+        client: &Client,
+        store: &Store,
+        waiting: impl Fn(String),
+    ) -> Result<Credential, IdentityError> {
         let request = Request { node: &self.node, signer: Signer::KubeletClient, address: None };
         let pending = |csr: &str| {
             let how = format!("waiting for approval: kubectl certificate approve {csr}");
             tracing::info!(csr, "the client certificate is {how}");
-            self.readiness.set(CONDITION, Err(how));
+            waiting(how);
         };
         Ok(csr::obtain(client, store, CLIENT, &request, pending).await?)
     }
@@ -250,29 +263,32 @@ impl Identity {
         self.current.send_replace(Some(connect(config)?));
         self.readiness.set(CONDITION, Ok(()));
         self.metrics.certificate_expires("client", credential.not_after);
+        tracing::info!(certificate.expires = %credential.not_after, "client certificate is in use");
         Ok(())
     }
 
     fn fits(&self, credential: &Credential) -> bool {
         let fits = credential.common_name == format!("system:node:{}", self.node);
         if !fits {
-            tracing::warn!(found = credential.common_name, node = self.node, "the certificate in the folder is another node's: not used");
+            tracing::warn!(
+                found = credential.common_name,
+                node = self.node,
+                "the certificate in the folder is another node's: not used"
+            );
         }
         fits
     }
 }
 
 async fn load(path: &Path) -> Result<Config, IdentityError> {
-    let failed =
-        |source| IdentityError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
+    let failed = |source| IdentityError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
     let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
     Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(failed)
 }
 
 /// The kubeconfig without its user, whose certificate is loaded from the store.
 async fn load_cluster(path: &Path) -> Result<Config, IdentityError> {
-    let failed =
-        |source| IdentityError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
+    let failed = |source| IdentityError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
     let mut kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
     for user in &mut kubeconfig.auth_infos {
         user.auth_info = Some(AuthInfo::default());
@@ -300,8 +316,10 @@ async fn write_kubeconfig(
     certificate: &Path,
     node: &str,
 ) -> Result<(), IdentityError> {
-    let mut kubeconfig = Kubeconfig::read_from(bootstrap)
-        .map_err(|source| IdentityError::Kubeconfig { path: bootstrap.to_owned(), source: Box::new(source) })?;
+    let mut kubeconfig = Kubeconfig::read_from(bootstrap).map_err(|source| IdentityError::Kubeconfig {
+        path: bootstrap.to_owned(),
+        source: Box::new(source),
+    })?;
     let certificate = certificate.display().to_string();
     let user = AuthInfo {
         client_certificate: Some(certificate.clone()),

@@ -56,7 +56,9 @@ const CONDITION: &str = "kubelet-api";
 #[derive(Debug, thiserror::Error)]
 pub enum KubeletApiError {
     /// The port is taken, or not ours to take.
-    #[error("the kubelet API can't listen on {address}: choose another with --kubelet-address and --kubelet-port")]
+    #[error(
+        "the kubelet API can't listen on {address}: choose another with --kubelet-address and --kubelet-port"
+    )]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -190,8 +192,7 @@ impl KubeletApi {
     }
 
     fn router(&self, tasks: TaskTracker, stop: CancellationToken) -> Router {
-        let shared =
-            Shared { pods: Arc::clone(&self.pods), provider: self.provider.clone(), tasks, stop };
+        let shared = Shared { pods: Arc::clone(&self.pods), provider: self.provider.clone(), tasks, stop };
         let guard = Arc::new(Guard::new(self.client.clone(), &self.node));
         // The last layer is the first to see a request: nothing is answered before the guard has passed it.
         routes::router(shared)

@@ -1,11 +1,16 @@
 //! What `/metrics` tells of the virtual node. Labels are bounded: no pod or client is ever one.
 
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
 use jiff::Timestamp;
 use prometheus_client::{
-    encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _},
+    metrics::{counter::Counter, family::Family, gauge::ConstGauge, gauge::Gauge},
     registry::Registry,
 };
+
+use crate::kubelet_api::PodSource;
 
 /// Handles of all metrics; clones share them.
 #[derive(Debug, Clone, Default)]
@@ -67,6 +72,11 @@ impl Metrics {
         metrics
     }
 
+    /// Counts the pods by phase each time that someone asks.
+    pub fn count_pods(registry: &mut Registry, pods: Arc<dyn PodSource>) {
+        registry.register_collector(Box::new(PodPhases(pods)));
+    }
+
     pub(crate) fn certificate_expires(&self, certificate: &'static str, time: Timestamp) {
         self.certificates.get_or_create(&CertificateLabels { certificate }).set(time.as_second());
     }
@@ -90,5 +100,71 @@ impl Metrics {
 
     pub(crate) fn provider_is_up(&self, up: bool) {
         self.provider_up.set(i64::from(up));
+    }
+}
+
+struct PodPhases(Arc<dyn PodSource>);
+
+impl fmt::Debug for PodPhases {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PodPhases")
+    }
+}
+
+impl Collector for PodPhases {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        // All phases, so that one without pods is a zero and not a gap.
+        let mut phases: BTreeMap<&str, i64> =
+            ["Pending", "Running", "Succeeded", "Failed"].into_iter().map(|phase| (phase, 0)).collect();
+        for pod in self.0.list() {
+            let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending");
+            if let Some(count) = phases.get_mut(phase) {
+                *count += 1;
+            }
+        }
+        let mut family = encoder.encode_descriptor(
+            "spillway_vk_pods",
+            "Pods of the node by phase",
+            None,
+            prometheus_client::metrics::MetricType::Gauge,
+        )?;
+        for (phase, count) in phases {
+            ConstGauge::new(count).encode(family.encode_family(&[("phase", phase)])?)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+    use serde_json::json;
+
+    use super::*;
+
+    struct Fixed;
+
+    impl PodSource for Fixed {
+        fn get(&self, _: &str, _: &str) -> Option<Arc<Pod>> {
+            None
+        }
+
+        fn list(&self) -> Vec<Arc<Pod>> {
+            let pod = |status| Arc::new(serde_json::from_value(json!({ "status": status })).unwrap());
+            vec![pod(json!({ "phase": "Running" })), pod(json!({ "phase": "Running" })), pod(json!({}))]
+        }
+    }
+
+    #[test]
+    fn what_is_told() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry);
+        Metrics::count_pods(&mut registry, Arc::new(Fixed));
+        metrics.certificate_expires("client", Timestamp::from_second(7).unwrap());
+        metrics.request("/exec/{namespace}/{pod}/{container}", http::StatusCode::FORBIDDEN);
+        metrics.provider_is_up(true);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        insta::assert_snapshot!(text);
     }
 }

@@ -34,7 +34,7 @@ use object::Template;
 /// How often the state is looked at; a kubelet's `nodeStatusUpdateFrequency`.
 const UPDATE: Duration = Duration::from_secs(10);
 /// How often it is reported though nothing changed; a kubelet's `nodeStatusReportFrequency`.
-const REPORT: Duration = Duration::from_secs(5 * 60);
+const REPORT: Duration = Duration::from_mins(5);
 /// What one request may take, so that a half-open connection doesn't cost the node its lease.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// The readiness condition that this module sets.
@@ -68,8 +68,13 @@ impl Node {
         metrics: Metrics,
     ) -> Self {
         readiness.set(CONDITION, Err("not registered yet".to_owned()));
-        let template =
-            Template { config, provider: provider.name(), address, kubelet_port, machine: Machine::read("/") };
+        let template = Template {
+            config,
+            provider: provider.name(),
+            address,
+            kubelet_port,
+            machine: Machine::read("/"),
+        };
         Self { client, provider, template, readiness, metrics }
     }
 
@@ -85,7 +90,11 @@ impl Node {
         }
     }
 
-    async fn keep_registered(&self, mut health: watch::Receiver<Health>, uid: &watch::Sender<Option<String>>) {
+    async fn keep_registered(
+        &self,
+        mut health: watch::Receiver<Health>,
+        uid: &watch::Sender<Option<String>>,
+    ) {
         let name = &self.template.config.name;
         let nodes: Api<NodeObject> = Api::all(self.client.clone());
         let mut changes = std::pin::pin!(watch_object(nodes.clone(), name).default_backoff());
@@ -150,7 +159,9 @@ impl Node {
                 Ok(created)
             }
             Err(kube::Error::Api(status)) if status.is_already_exists() => {
-                bounded(nodes.get(&node.name_any())).await?.map_err(|error| format!("can't get it: {}", chain(&error)))
+                bounded(nodes.get(&node.name_any()))
+                    .await?
+                    .map_err(|error| format!("can't get it: {}", chain(&error)))
             }
             Err(error) => Err(format!("can't register it: {}", chain(&error))),
         }

@@ -39,8 +39,7 @@ mod tests {
         let path = folder.path().join("notify");
         let at_path = UnixDatagram::bind(&path).unwrap();
         let name = format!("spillway-notify-test-{}", std::process::id());
-        let at_name =
-            UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
+        let at_name = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
         for (socket, address) in [(at_path, path.display().to_string()), (at_name, format!("@{name}"))] {
             send_to(&address, "READY=1").unwrap();
             let mut buffer = [0; 16];

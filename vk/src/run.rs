@@ -62,6 +62,7 @@ async fn serve(args: &Args, config: Config) -> anyhow::Result<()> {
     });
 
     let pods = Arc::new(Pods::new(client.clone(), provider.clone(), pod_settings(&config, address)));
+    Metrics::count_pods(&mut registry, Arc::clone(&pods) as _);
     supervisor.start("pods", {
         let (pods, stop) = (Arc::clone(&pods), stop.clone());
         async move { Ok(pods.run(stop).await?) }
@@ -101,7 +102,7 @@ async fn serve(args: &Args, config: Config) -> anyhow::Result<()> {
     supervisor.start("node", {
         let stop = stop.clone();
         async move {
-            node.run(stop).await;
+            Box::pin(node.run(stop)).await;
             Ok(())
         }
     });
@@ -128,7 +129,9 @@ fn pod_settings(config: &Config, address: IpAddr) -> pod::Settings {
 
 /// The address that this machine's route to the API server starts from. Nothing is sent.
 fn address_towards(server: &http::Uri) -> anyhow::Result<IpAddr> {
-    let how = || format!("can't find this machine's address towards the API server {server}: give it with --node-ip");
+    let how = || {
+        format!("can't find this machine's address towards the API server {server}: give it with --node-ip")
+    };
     let host = server.host().with_context(how)?.trim_start_matches('[').trim_end_matches(']');
     let find = |local: &str| {
         let socket = UdpSocket::bind((local, 0))?;

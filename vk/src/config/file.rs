@@ -35,9 +35,8 @@ pub(super) fn parse<T: DeserializeOwned + Default>(path: &Path, text: &str) -> R
     }
     serde_saphyr::from_str(text).map_err(|error| {
         let location = error.location();
-        let formatter = UserMessageFormatter::default();
-        let options =
-            serde_saphyr::render_options! { snippets: SnippetMode::Off, formatter: &formatter };
+        let formatter = UserMessageFormatter;
+        let options = serde_saphyr::render_options! { snippets: SnippetMode::Off, formatter: &formatter };
         // The location stands in front already; keep the message alone, on one line.
         let message = error.without_snippet().render_with_options(options).replace('\n', " ");
         ConfigError::Invalid {

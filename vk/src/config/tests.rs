@@ -41,8 +41,16 @@ fn nothing_given_is_a_cri_node_with_the_usual_taint() {
 #[test]
 fn flags_win_over_the_file() {
     let file = "nodeName: file\nnodeIP: 10.0.0.1\nprovider: cri\nclusterDomain: file.local\n";
-    let flags =
-        ["--nodename", "flag", "--node-ip", "10.0.0.2", "--provider", "none", "--cluster-domain", "flag.local"];
+    let flags = [
+        "--nodename",
+        "flag",
+        "--node-ip",
+        "10.0.0.2",
+        "--provider",
+        "none",
+        "--cluster-domain",
+        "flag.local",
+    ];
     let config = load(&flags, file).unwrap();
     assert_eq!(config.node.name, "flag");
     assert_eq!(config.node.address, Some("10.0.0.2".parse().unwrap()));
@@ -105,7 +113,8 @@ fn a_provider_file_has_the_provider_s_keys_alone() {
     let path = folder.path().join("cri.yaml");
     std::fs::write(&path, "endpoint: unix:///run/crio/crio.sock\n").unwrap();
     let path = path.display().to_string();
-    let config = load(&["--nodename", "a", "--provider-config", &path], "cri: {endpoint: \"unix:///x\"}\n").unwrap();
+    let config =
+        load(&["--nodename", "a", "--provider-config", &path], "cri: {endpoint: \"unix:///x\"}\n").unwrap();
     let ProviderConfig::Cri(cri) = config.provider else { panic!() };
     assert_eq!(cri.endpoint, "unix:///run/crio/crio.sock");
 }

@@ -1,4 +1,4 @@
-//! Certificates by CertificateSigningRequest, as a kubelet asks for them. Approving is someone else's right: the controller manager
+//! Certificates by `CertificateSigningRequest`, as a kubelet asks for them. Approving is someone else's right: the controller manager
 //! approves client certificates, nothing in Kubernetes approves serving certificates.
 
 use std::{fmt::Write as _, net::IpAddr, time::Duration};
@@ -146,13 +146,13 @@ pub async fn obtain(
     request: &Request<'_>,
     pending: impl Fn(&str),
 ) -> Result<Credential, CsrError> {
-    let key = match store.pending_key(name)?.map(|pem| KeyPair::from_pem(&pem)) {
-        Some(Ok(key)) => key,
-        Some(Err(_)) | None => {
-            let key = KeyPair::generate()?;
-            store.save_pending_key(name, &key.serialize_pem())?;
-            key
-        }
+    let kept = store.pending_key(name)?.and_then(|pem| KeyPair::from_pem(&pem).ok());
+    let key = if let Some(kept) = kept {
+        kept
+    } else {
+        let key = KeyPair::generate()?;
+        store.save_pending_key(name, &key.serialize_pem())?;
+        key
     };
     let csr = request.object_name(&key);
     let result = signed(client, &csr, request, &key, pending).await.and_then(|chain| {
@@ -196,12 +196,11 @@ async fn signed(
         Err(source) => return Err(CsrError::Create { name: name.to_owned(), source: Box::new(source) }),
     }
     let mut answer = std::pin::pin!(await_condition(api, name, has_answer));
-    let answered = match tokio::time::timeout(APPROVAL_IS_FAST, &mut answer).await {
-        Ok(answered) => answered,
-        Err(_) => {
-            pending(name);
-            answer.await
-        }
+    let answered = if let Ok(answered) = tokio::time::timeout(APPROVAL_IS_FAST, &mut answer).await {
+        answered
+    } else {
+        pending(name);
+        answer.await
     };
     let answered = answered
         .map_err(|source| CsrError::Watch { name: name.to_owned(), source: Box::new(source) })?
@@ -210,7 +209,11 @@ async fn signed(
     if let Some(refusal) = status.conditions.iter().flatten().find(|condition| is_refusal(&condition.type_)) {
         return Err(CsrError::Refused {
             name: name.to_owned(),
-            message: format!("{}: {}", refusal.type_, refusal.message.as_deref().unwrap_or("no reason given")),
+            message: format!(
+                "{}: {}",
+                refusal.type_,
+                refusal.message.as_deref().unwrap_or("no reason given")
+            ),
         });
     }
     let certificate = status.certificate.unwrap_or_default();

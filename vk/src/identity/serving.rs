@@ -30,6 +30,10 @@ const SERVING: &str = "spillway-vk-serving";
 const CONDITION: &str = "serving-certificate";
 /// How often certificate files are looked at: projected secrets change within about a minute.
 const FILES_POLL: Duration = Duration::from_secs(30);
+/// How long a certificate of our own making lives; it is replaced after half of that.
+const SELF_SIGNED_DAYS: u64 = 365;
+/// In seconds.
+const DAY: u64 = 86_400;
 
 /// Gives TLS connections the newest certificate.
 #[derive(Debug, Clone)]
@@ -112,7 +116,7 @@ impl Serving {
     }
 
     async fn keep_requesting(&self) -> Result<(), IdentityError> {
-        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_mins(1));
         let mut kept = self.store.load(SERVING)?.filter(|kept| self.fits(kept));
         loop {
             if let Some(credential) = &kept {
@@ -154,12 +158,13 @@ impl Serving {
 
     async fn tell_how_to_approve(&self, csr: &str, have_one: bool) {
         let how = format!("waiting for approval: kubectl certificate approve {csr}");
-        tracing::warn!(csr, "kubectl logs and exec don't work until the serving certificate is approved: {how}");
-        if !have_one {
+        if have_one {
+            tracing::warn!(csr, "the serving certificate ends soon, and the next one is {how}");
+        } else {
+            tracing::warn!(csr, "kubectl logs and exec don't work yet: the serving certificate is {how}");
             self.readiness.set(CONDITION, Err(how.clone()));
         }
-        let reporter =
-            Reporter { controller: "spillway-vk".to_owned(), instance: Some(self.node.clone()) };
+        let reporter = Reporter { controller: "spillway-vk".to_owned(), instance: Some(self.node.clone()) };
         let node = ObjectReference {
             kind: Some("Node".to_owned()),
             name: Some(self.node.clone()),
@@ -180,30 +185,26 @@ impl Serving {
     }
 
     async fn keep_reading(&self, certificate: &Path, key: &Path) -> Result<(), IdentityError> {
-        let mut last = load_files(certificate, key)?.chain_pem;
+        let mut last =
+            load_files(certificate, key).map(|credential| credential.chain_pem).unwrap_or_default();
         loop {
             tokio::time::sleep(FILES_POLL).await;
             match load_files(certificate, key) {
                 Ok(credential) if credential.chain_pem != last => {
-                    // Caught between the replacement of the one and of the other file, they don't fit: next time they will.
-                    match self.publish(&credential) {
-                        Ok(()) => last.clone_from(&credential.chain_pem),
-                        Err(error) => tracing::warn!(error = chain(&error), "keeping the old serving certificate"),
-                    }
+                    self.publish(&credential)?;
+                    last = credential.chain_pem;
                 }
                 Ok(_) => {}
-                Err(error) => {
-                    tracing::warn!(error = chain(&error), "keeping the old serving certificate");
-                }
+                // Also when one of the two is replaced and the other isn't yet: next time they will fit.
+                Err(error) => tracing::warn!(error = chain(&error), "keeping the old serving certificate"),
             }
         }
     }
 
     async fn keep_signing(&self) -> Result<(), IdentityError> {
         loop {
-            let credential = self_signed(&self.node, self.address)?;
-            self.publish(&credential)?;
-            sleep_until(credential.renewal()).await;
+            tokio::time::sleep(Duration::from_secs(SELF_SIGNED_DAYS * DAY / 2)).await;
+            self.publish(&self_signed(&self.node, self.address)?)?;
         }
     }
 
@@ -226,8 +227,7 @@ impl Serving {
 
 fn load_files(certificate: &Path, key: &Path) -> Result<Credential, StoreError> {
     let read = |path: &Path| {
-        std::fs::read_to_string(path)
-            .map_err(|source| StoreError::Read { path: path.to_owned(), source })
+        std::fs::read_to_string(path).map_err(|source| StoreError::Read { path: path.to_owned(), source })
     };
     let origin = format!("{} and {}", certificate.display(), key.display());
     let credential = Credential::parse(&read(certificate)?, &read(key)?, &origin)?;
@@ -240,15 +240,11 @@ fn self_signed(node: &str, address: IpAddr) -> Result<Credential, StoreError> {
         let key = rcgen::KeyPair::generate()?;
         let mut parameters = rcgen::CertificateParams::new([node.to_owned(), address.to_string()])?;
         parameters.distinguished_name.push(rcgen::DnType::CommonName, format!("system:node:{node}"));
-        let now = jiff::Timestamp::now();
-        let day = |offset_days: i64| {
-            let time = now.as_second() + offset_days * 86_400;
-            let days = time.div_euclid(86_400);
-            let date = jiff::civil::date(1970, 1, 1) + jiff::Span::new().days(days);
-            rcgen::date_time_ymd(i32::from(date.year()), date.month().cast_unsigned(), date.day().cast_unsigned())
-        };
-        parameters.not_before = day(-1);
-        parameters.not_after = day(365);
+        let now = jiff::Timestamp::now().as_second().unsigned_abs();
+        let at = |second| rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(second);
+        // Clocks differ.
+        parameters.not_before = at(now.saturating_sub(DAY));
+        parameters.not_after = at(now + SELF_SIGNED_DAYS * DAY);
         let certificate = parameters.self_signed(&key)?;
         Ok::<_, rcgen::Error>((certificate.pem(), key.serialize_pem()))
     };

@@ -93,7 +93,9 @@ impl Credential {
         let common_name = leaf.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
         let mut dns_names = Vec::new();
         let mut addresses = Vec::new();
-        for name in leaf.subject_alternative_name().ok().flatten().iter().flat_map(|san| &san.value.general_names) {
+        for name in
+            leaf.subject_alternative_name().ok().flatten().iter().flat_map(|san| &san.value.general_names)
+        {
             match name {
                 GeneralName::DNSName(name) => dns_names.push((*name).to_owned()),
                 GeneralName::IPAddress(bytes) => addresses.extend(address(bytes)),
@@ -236,10 +238,56 @@ pub(super) fn write_atomically(path: &Path, content: &[u8]) -> Result<(), StoreE
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         let temporary = path.with_extension("new");
         let _ = std::fs::remove_file(&temporary);
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        let mut file =
+            std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
         file.write_all(content)?;
         file.sync_all()?;
         std::fs::rename(&temporary, path)
     };
     write().map_err(|source| StoreError::Write { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (String, String) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let parameters = rcgen::CertificateParams::new(["vk1".to_owned(), "10.0.0.5".to_owned()]).unwrap();
+        (parameters.self_signed(&key).unwrap().pem(), key.serialize_pem())
+    }
+
+    #[test]
+    fn kept_and_found_again_without_showing_the_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(&folder.path().join("new/folder"));
+        assert!(store.load("x").unwrap().is_none());
+        let (chain, key) = pair();
+        store.save("x", chain.trim_end(), &key).unwrap();
+        let found = store.load("x").unwrap().unwrap();
+        assert_eq!((found.dns_names.as_slice(), found.addresses.len()), (["vk1".to_owned()].as_slice(), 1));
+        assert!(found.is_current() && found.certified_key("x").is_ok());
+        assert!(!format!("{found:?}").contains("PRIVATE"));
+    }
+
+    #[test]
+    fn a_damaged_file_counts_as_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path());
+        let (chain, _) = pair();
+        for damaged in
+            ["", "nonsense", &chain, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"]
+        {
+            std::fs::write(store.path("x"), damaged).unwrap();
+            assert!(store.load("x").unwrap().is_none(), "{damaged}");
+        }
+    }
+
+    #[test]
+    fn renewal_comes_from_70_to_90_percent_of_life() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        assert_eq!(renewal(at(0), at(1000), 0.0), at(700));
+        assert_eq!(renewal(at(0), at(1000), 0.5), at(800));
+        assert!(renewal(at(0), at(1000), 0.999) < at(900));
+    }
 }

@@ -1,5 +1,5 @@
-//! Who may do what: a client certificate or a bearer token says who calls (TokenReview), the API server says whether they may
-//! (SubjectAccessReview, with the attributes that a kubelet asks with). Answers are kept for a short while.
+//! Who may do what: a client certificate or a bearer token says who calls (`TokenReview`), the API server says whether they may
+//! (`SubjectAccessReview`, with the attributes that a kubelet asks with). Answers are kept for a short while.
 
 use std::{
     collections::HashMap,
@@ -26,9 +26,9 @@ use super::caller::Caller;
 use crate::identity::chain;
 
 /// How long a token is believed.
-const TOKEN_TTL: Duration = Duration::from_secs(60);
+const TOKEN_TTL: Duration = Duration::from_mins(1);
 /// How long a right is believed. Short enough that a right taken away is gone soon.
-const ALLOWED_TTL: Duration = Duration::from_secs(60);
+const ALLOWED_TTL: Duration = Duration::from_mins(1);
 /// How long a refusal is believed. Shorter: an admin who just granted a right tries again at once.
 const DENIED_TTL: Duration = Duration::from_secs(5);
 /// What a review may take.
@@ -54,9 +54,8 @@ struct Needed {
 /// As a kubelet maps requests (pkg/kubelet/server/auth.go), except that a command by WebSocket, which is a GET, takes the right to
 /// create as well.
 fn needed(method: &Method, path: &str) -> Needed {
-    let below = |prefix: &str| {
-        path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    };
+    let below =
+        |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     let any_below = |prefixes: &[&str]| prefixes.iter().any(|prefix| below(prefix));
     let mut verbs = vec![match *method {
         Method::GET | Method::HEAD => "get",
@@ -173,7 +172,11 @@ impl Guard {
 
     async fn review<T>(&self, review: &T) -> Result<T, String>
     where
-        T: kube::Resource<DynamicType = ()> + Clone + serde::Serialize + serde::de::DeserializeOwned + std::fmt::Debug,
+        T: kube::Resource<DynamicType = ()>
+            + Clone
+            + serde::Serialize
+            + serde::de::DeserializeOwned
+            + std::fmt::Debug,
     {
         let api: Api<T> = Api::all(self.client.clone());
         match tokio::time::timeout(REVIEW_TIMEOUT, api.create(&PostParams::default(), review)).await {
@@ -207,7 +210,11 @@ pub(super) async fn guard(State(guard): State<Arc<Guard>>, request: Request, nex
             (StatusCode::FORBIDDEN, message).into_response()
         }
         Err(error) => {
-            tracing::warn!(error, user = caller.user, "can't review the rights of a client of the kubelet API");
+            tracing::warn!(
+                error,
+                user = caller.user,
+                "can't review the rights of a client of the kubelet API"
+            );
             (StatusCode::INTERNAL_SERVER_ERROR, "the caller's rights can't be reviewed now").into_response()
         }
     }

@@ -31,7 +31,7 @@ impl Caller {
         Some(Self { user: user.to_owned(), uid: None, groups, extra: BTreeMap::new() })
     }
 
-    /// From a TokenReview's answer.
+    /// From the answer of a token's review.
     pub(super) fn from_review(info: UserInfo) -> Option<Self> {
         let user = info.username.filter(|user| !user.is_empty())?;
         let groups = info.groups.into_iter().flatten().chain([AUTHENTICATED.to_owned()]).collect();

@@ -1,5 +1,5 @@
 //! `/containerLogs`: which container, which attempt, which lines; a kubelet's rules and words (`validateContainerLogStatus` in
-//! pkg/kubelet/kubelet_pods.go, `ValidatePodLogOptions` in pkg/apis/core/validation). Reading is the provider's.
+//! `pkg/kubelet/kubelet_pods.go`, `ValidatePodLogOptions` in pkg/apis/core/validation). Reading is the provider's.
 
 use std::time::{Duration, SystemTime};
 
@@ -110,7 +110,10 @@ pub(super) fn has_container(pod: &Pod, container: &str) -> bool {
     pod.spec.as_ref().is_some_and(|spec| {
         let plain = spec.containers.iter().chain(spec.init_containers.iter().flatten());
         let ephemeral = spec.ephemeral_containers.iter().flatten();
-        plain.map(|container| &container.name).chain(ephemeral.map(|container| &container.name)).any(|name| name == container)
+        plain
+            .map(|container| &container.name)
+            .chain(ephemeral.map(|container| &container.name))
+            .any(|name| name == container)
     })
 }
 
@@ -154,7 +157,9 @@ fn parse(query: &[(String, String)], now: SystemTime) -> Result<(LogOptions, boo
         }
         (None, Some(text)) => match text.parse::<jiff::Timestamp>() {
             Ok(time) => Some(time.into()),
-            Err(_) => return Err((StatusCode::BAD_REQUEST, format!("sinceTime={text:?} is no RFC 3339 time"))),
+            Err(_) => {
+                return Err((StatusCode::BAD_REQUEST, format!("sinceTime={text:?} is no RFC 3339 time")));
+            }
         },
         (Some(_), Some(_)) => {
             let message = "at most one of sinceTime or sinceSeconds may be specified";

@@ -14,25 +14,24 @@ use k8s_openapi::{List, api::core::v1::Pod};
 use super::{Shared, logs, stream};
 
 pub(super) fn router(shared: Shared) -> Router {
-    let not_yet = |what: &'static str| {
-        any(move || async move {
-            (StatusCode::NOT_IMPLEMENTED, format!("spillway-vk does not serve {what} yet")).into_response()
-        })
-    };
+    let not_yet = |what: &'static str| any(move || async move { (StatusCode::NOT_IMPLEMENTED, what) });
     Router::new()
         .route("/healthz", get(|| async { "ok" }))
         .route("/pods", get(pods))
         .route("/runningpods/", get(running_pods))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::container_logs))
         .route("/exec/{namespace}/{pod}/{container}", get(stream::exec).post(stream::exec))
-        .route("/exec/{namespace}/{pod}/{uid}/{container}", get(stream::exec_by_uid).post(stream::exec_by_uid))
-        .route("/attach/{*path}", not_yet("attach"))
-        .route("/portForward/{*path}", not_yet("port forwarding"))
-        .route("/run/{*path}", not_yet("run; use exec"))
-        .route("/stats/{*path}", not_yet("statistics"))
-        .route("/metrics", not_yet("metrics here; see the admin address"))
-        .route("/metrics/{*path}", not_yet("container metrics"))
-        .route("/configz", not_yet("its configuration"))
+        .route(
+            "/exec/{namespace}/{pod}/{uid}/{container}",
+            get(stream::exec_by_uid).post(stream::exec_by_uid),
+        )
+        .route("/attach/{*path}", not_yet("attach is not implemented yet"))
+        .route("/portForward/{*path}", not_yet("port forwarding is not implemented yet"))
+        .route("/run/{*path}", not_yet("run is not implemented: use exec"))
+        .route("/stats/{*path}", not_yet("statistics are not implemented yet"))
+        .route("/metrics", not_yet("metrics of the process are at --admin-address"))
+        .route("/metrics/{*path}", not_yet("metrics of containers are not implemented yet"))
+        .route("/configz", not_yet("configz is not implemented yet"))
         .with_state(shared)
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::{
     body::Body,
     extract::{Path, Query, Request, State},
-    response::{IntoResponse as _, Response},
+    response::{IntoResponse, Response},
 };
 use http::{HeaderMap, StatusCode, Uri, header, uri::PathAndQuery};
 use hyper::upgrade::OnUpgrade;
@@ -35,7 +35,7 @@ pub(super) async fn exec(
     request: Request,
 ) -> Response {
     let result = start(&shared, (namespace, pod, container), None, &query, request).await;
-    result.unwrap_or_else(|refusal| refusal.into_response())
+    result.unwrap_or_else(IntoResponse::into_response)
 }
 
 pub(super) async fn exec_by_uid(
@@ -45,7 +45,7 @@ pub(super) async fn exec_by_uid(
     request: Request,
 ) -> Response {
     let result = start(&shared, (namespace, pod, container), Some(&uid), &query, request).await;
-    result.unwrap_or_else(|refusal| refusal.into_response())
+    result.unwrap_or_else(IntoResponse::into_response)
 }
 
 async fn start(
@@ -75,12 +75,16 @@ async fn start(
     proxy(shared, request, &target).await.map_err(|problem| {
         let address = target.authority().map_or("an address without a host", http::uri::Authority::as_str);
         tracing::warn!(address, problem, "can't proxy to the runtime's streaming server");
-        (StatusCode::BAD_GATEWAY, format!("can't reach the runtime's streaming server at {address}: {problem}"))
+        (
+            StatusCode::BAD_GATEWAY,
+            format!("can't reach the runtime's streaming server at {address}: {problem}"),
+        )
     })
 }
 
 fn parse(query: &[(String, String)]) -> Result<ExecRequest, Refusal> {
-    let flag = |key: &str| query.iter().any(|(name, value)| name == key && matches!(value.as_str(), "1" | "true"));
+    let flag =
+        |key: &str| query.iter().any(|(name, value)| name == key && matches!(value.as_str(), "1" | "true"));
     let command: Vec<_> =
         query.iter().filter(|(name, _)| name == "command").map(|(_, value)| value.clone()).collect();
     let request = ExecRequest {
@@ -102,9 +106,8 @@ fn parse(query: &[(String, String)]) -> Result<ExecRequest, Refusal> {
 }
 
 fn running_container(pod: &Pod, container: &str) -> Result<String, Refusal> {
-    let status = logs::container_status(pod, container).filter(|status| {
-        status.state.as_ref().is_some_and(|state| state.running.is_some())
-    });
+    let status = logs::container_status(pod, container)
+        .filter(|status| status.state.as_ref().is_some_and(|state| state.running.is_some()));
     match status.and_then(|status| status.container_id.as_deref()) {
         Some(id) => Ok(logs::without_scheme(id).to_owned()),
         None if logs::has_container(pod, container) => {
@@ -117,7 +120,8 @@ fn running_container(pod: &Pod, container: &str) -> Result<String, Refusal> {
 /// Sends the request on to `target`; when that switches protocols, joins both connections until one of them ends.
 async fn proxy(shared: &Shared, mut request: Request, target: &Uri) -> Result<Response, String> {
     if target.scheme_str() != Some("http") {
-        return Err("only streaming servers without TLS are supported: turn it off, they listen on loopback".to_owned());
+        return Err("only streaming servers without TLS are supported: turn it off, they listen on loopback"
+            .to_owned());
     }
     let authority = target.authority().ok_or("the URL has no host")?;
     let host = authority.host().trim_start_matches('[').trim_end_matches(']');

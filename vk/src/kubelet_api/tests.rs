@@ -117,7 +117,12 @@ impl Ca {
         Self(CertifiedIssuer::self_signed(parameters, KeyPair::generate().unwrap()).unwrap())
     }
 
-    fn issue(&self, user: &str, group: &str, usage: ExtendedKeyUsagePurpose) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+    fn issue(
+        &self,
+        user: &str,
+        group: &str,
+        usage: ExtendedKeyUsagePurpose,
+    ) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
         let key = KeyPair::generate().unwrap();
         let mut parameters = CertificateParams::new(["vk1".to_owned()]).unwrap();
         parameters.distinguished_name = rcgen::DistinguishedName::new();
@@ -188,8 +193,11 @@ async fn serve() -> Served {
         }
         review(&call)
     });
-    let (chain, key) = server_ca.issue("system:node:vk1", "system:nodes", ExtendedKeyUsagePurpose::ServerAuth);
-    let key = rustls::sign::CertifiedKey::from_der(vec![chain], key, &rustls::crypto::ring::default_provider()).unwrap();
+    let (chain, key) =
+        server_ca.issue("system:node:vk1", "system:nodes", ExtendedKeyUsagePurpose::ServerAuth);
+    let key =
+        rustls::sign::CertifiedKey::from_der(vec![chain], key, &rustls::crypto::ring::default_provider())
+            .unwrap();
     // A port that is free now is most likely free in a moment.
     let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let provider = Arc::new(Fake { streaming: Mutex::default() });
@@ -218,18 +226,21 @@ async fn serve() -> Served {
 }
 
 impl Served {
-    fn user(&self, name: &str) -> Option<Identity> {
-        Some(self.client_ca.issue(name, "testers", ExtendedKeyUsagePurpose::ClientAuth))
+    fn user(&self, name: &str) -> Identity {
+        self.client_ca.issue(name, "testers", ExtendedKeyUsagePurpose::ClientAuth)
     }
 
-    async fn connect(&self, identity: Option<Identity>) -> std::io::Result<tokio_rustls::client::TlsStream<tokio::net::TcpStream>> {
+    async fn connect(
+        &self,
+        identity: impl Into<Option<Identity>>,
+    ) -> std::io::Result<tokio_rustls::client::TlsStream<tokio::net::TcpStream>> {
         let mut roots = RootCertStore::empty();
         roots.add(self.server_ca.0.der().clone()).unwrap();
         let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_root_certificates(roots);
-        let config = match identity {
+        let config = match identity.into() {
             Some((certificate, key)) => config.with_client_auth_cert(vec![certificate], key).unwrap(),
             None => config.with_no_client_auth(),
         };
@@ -241,7 +252,7 @@ impl Served {
     /// One request on a connection of its own; status and body.
     async fn request(
         &self,
-        identity: Option<Identity>,
+        identity: impl Into<Option<Identity>>,
         head: &str,
     ) -> std::io::Result<(StatusCode, String)> {
         let mut socket = self.connect(identity).await?;
@@ -256,7 +267,7 @@ impl Served {
         Ok((status, answer.split_once("\r\n\r\n").unwrap().1.to_owned()))
     }
 
-    async fn status(&self, identity: Option<Identity>, head: &str) -> u16 {
+    async fn status(&self, identity: impl Into<Option<Identity>>, head: &str) -> u16 {
         self.request(identity, head).await.unwrap().0.as_u16()
     }
 }
@@ -286,7 +297,11 @@ async fn who_may_what() {
 
     for method in ["GET", "POST"] {
         let exec = format!("{method} {EXEC}");
-        assert_eq!(served.status(served.user("reader"), &exec).await, 403, "{method}: get is not enough for a command");
+        assert_eq!(
+            served.status(served.user("reader"), &exec).await,
+            403,
+            "{method}: get is not enough for a command"
+        );
         assert_eq!(served.status(None, &with("good", &exec)).await, 403, "{method}");
     }
 }
@@ -296,9 +311,9 @@ async fn a_certificate_that_is_not_a_client_s_of_this_cluster_is_refused() {
     let served = serve().await;
     let other = Ca::new("clients");
     let stranger = other.issue("admin", "system:masters", ExtendedKeyUsagePurpose::ClientAuth);
-    assert!(served.request(Some(stranger), PODS).await.is_err(), "another CA of the same name");
-    let server = served.client_ca.issue("admin", "system:masters", ExtendedKeyUsagePurpose::ServerAuth);
-    assert!(served.request(Some(server), PODS).await.is_err(), "a server's certificate");
+    assert!(served.request(stranger, PODS).await.is_err(), "another CA of the same name");
+    let wrong_usage = served.client_ca.issue("admin", "system:masters", ExtendedKeyUsagePurpose::ServerAuth);
+    assert!(served.request(wrong_usage, PODS).await.is_err(), "a server's certificate");
     assert_eq!(served.calls.count("POST /apis/authorization.k8s.io/v1/subjectaccessreviews"), 0);
 }
 
@@ -328,7 +343,10 @@ async fn logs_reach_the_caller() {
 async fn what_is_followed_is_sent_at_once_and_ends_with_us() {
     let served = serve().await;
     let mut socket = served.connect(served.user("reader")).await.unwrap();
-    socket.write_all(b"GET /containerLogs/default/web/main?follow=true HTTP/1.1\r\nHost: vk1\r\n\r\n").await.unwrap();
+    socket
+        .write_all(b"GET /containerLogs/default/web/main?follow=true HTTP/1.1\r\nHost: vk1\r\n\r\n")
+        .await
+        .unwrap();
     let mut seen = String::new();
     let mut buffer = [0; 1024];
     while !seen.contains("logs of c1") {
@@ -463,7 +481,9 @@ async fn without_a_ca_nothing_listens() {
     let (client, _) = fake_api::client(|_| Answer::status(403, "Forbidden"));
     let ca = Ca::new("server");
     let (chain, key) = ca.issue("system:node:vk1", "system:nodes", ExtendedKeyUsagePurpose::ServerAuth);
-    let key = rustls::sign::CertifiedKey::from_der(vec![chain], key, &rustls::crypto::ring::default_provider()).unwrap();
+    let key =
+        rustls::sign::CertifiedKey::from_der(vec![chain], key, &rustls::crypto::ring::default_provider())
+            .unwrap();
     let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let readiness = Readiness::default();
     let api = |client_ca_file, client: &Client, key: &rustls::sign::CertifiedKey| KubeletApi {

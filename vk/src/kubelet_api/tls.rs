@@ -21,7 +21,7 @@ use crate::{
 use super::CONDITION;
 
 /// How often the CA is looked at again.
-const REFRESH: Duration = Duration::from_secs(60);
+const REFRESH: Duration = Duration::from_mins(1);
 /// Where the API server publishes the CA of clients' certificates.
 const NAMESPACE: &str = "kube-system";
 const CONFIG_MAP: &str = "extension-apiserver-authentication";
@@ -75,7 +75,9 @@ impl Tls {
             loop {
                 let loaded = match load(file.as_ref(), &client).await {
                     Ok(pem) if pem == last => Ok(None),
-                    Ok(pem) => server_config(&pem, Arc::clone(&certificate)).map(|config| Some((pem, config))),
+                    Ok(pem) => {
+                        server_config(&pem, Arc::clone(&certificate)).map(|config| Some((pem, config)))
+                    }
                     Err(error) => Err(error),
                 };
                 match loaded {
@@ -92,7 +94,10 @@ impl Tls {
                     Err(error) => {
                         let error = chain(&error);
                         if last.is_empty() {
-                            tracing::warn!(error, "the kubelet API is not served: it can't check its clients");
+                            tracing::warn!(
+                                error,
+                                "the kubelet API is not served: it can't check its clients"
+                            );
                             readiness.set(CONDITION, Err(error));
                         } else {
                             tracing::warn!(error, "keeping the clients' CA that was loaded before");
@@ -108,7 +113,7 @@ impl Tls {
     /// Waits for the first CA.
     pub(super) async fn ready(&mut self) {
         if self.0.wait_for(Option::is_some).await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

@@ -14,8 +14,8 @@ use tokio::{
 
 use crate::{metrics::Metrics, provider::Provider};
 
-/// How often the provider is asked.
-const PING: Duration = Duration::from_secs(10);
+/// How often the provider is asked; as often as a kubelet asks its runtime.
+const PING: Duration = Duration::from_secs(5);
 /// An answer that takes longer is none.
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an outage is kept quiet.
@@ -119,7 +119,7 @@ impl Health {
                     tracing::warn!(provider, error, "provider does not answer; trying again");
                 }
                 self.outage = Some((since, error));
-                !known
+                !known || since.elapsed() >= PATIENCE
             }
         }
     }
@@ -138,7 +138,11 @@ mod tests {
         let mut health = Health::starting();
         assert_eq!(health.ready("cri", None, Instant::now()).status, "False", "a new node is not ready yet");
         let before = ready_condition("True");
-        assert_eq!(health.ready("cri", Some(&before), Instant::now()).status, "True", "a restart is no outage");
+        assert_eq!(
+            health.ready("cri", Some(&before), Instant::now()).status,
+            "True",
+            "a restart is no outage"
+        );
 
         assert!(health.learn("cri", Ok("containerd://2.2.9".to_owned())));
         assert_eq!(health.ready("cri", None, Instant::now()).status, "True");
@@ -157,7 +161,11 @@ mod tests {
             }
         );
         health.learn("cri", Err("no such file".to_owned()));
-        assert_eq!(health.ready("cri", Some(&before), Instant::now()).status, "False", "still the same outage");
+        assert_eq!(
+            health.ready("cri", Some(&before), Instant::now()).status,
+            "False",
+            "still the same outage"
+        );
         assert!(health.learn("cri", Ok("containerd://2.2.9".to_owned())));
         assert_eq!(health.ready("cri", Some(&ready_condition("False")), Instant::now()).status, "True");
     }

@@ -39,7 +39,15 @@ pub(super) async fn keep(
             Ok(()) = uid.changed() => {}
         }
         let Some(owner) = uid.borrow_and_update().clone() else { continue };
-        match renew(&leases, node, &owner, held.take()).await {
+        let renewed = match held.take() {
+            // A conflict, or a lease that is gone because its node was: look, then try again.
+            Some(lease) => match renew(&leases, node, &owner, Some(lease)).await {
+                Err(_) => renew(&leases, node, &owner, None).await,
+                renewed => renewed,
+            },
+            None => renew(&leases, node, &owner, None).await,
+        };
+        match renewed {
             Ok(lease) => {
                 if std::mem::take(&mut failing) {
                     tracing::info!(node, "the node's lease is renewed again");
@@ -70,7 +78,6 @@ async fn renew(leases: &Api<Lease>, node: &str, owner: &str, held: Option<Lease>
             leases.create(&PostParams::default(), &lease).await
         }
     };
-    // A conflict or a lease that is gone: the next try looks first, because the one in hand is dropped.
     bounded(request).await?.map_err(|error| chain(&error))
 }
 

@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 /// Facts that don't change while we run.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Machine {
-    pub(super) machine_id: String,
+    pub(super) id: String,
     pub(super) system_uuid: String,
     pub(super) boot_id: String,
     pub(super) kernel_version: String,
@@ -36,11 +36,14 @@ impl Machine {
             capacity.insert("ephemeral-storage".to_owned(), Quantity(format!("{}Ki", bytes / 1024)));
         }
         Self {
-            machine_id: text("etc/machine-id"),
+            id: text("etc/machine-id"),
             system_uuid: text("sys/class/dmi/id/product_uuid"),
             boot_id: text("proc/sys/kernel/random/boot_id"),
             kernel_version: text("proc/sys/kernel/osrelease"),
-            os_image: field(&text("etc/os-release"), "PRETTY_NAME=").unwrap_or_default().trim_matches('"').to_owned(),
+            os_image: field(&text("etc/os-release"), "PRETTY_NAME=")
+                .unwrap_or_default()
+                .trim_matches('"')
+                .to_owned(),
             capacity,
         }
     }
@@ -79,6 +82,9 @@ mod tests {
         let machine = Machine::read(root.path());
         assert_eq!(machine.capacity["cpu"].0, "2");
         assert_eq!(machine.capacity["memory"].0, "32780Ki");
-        assert_eq!((machine.kernel_version.as_str(), machine.os_image.as_str()), ("6.1.0-13", "Debian GNU/Linux 12"));
+        assert_eq!(
+            (machine.kernel_version.as_str(), machine.os_image.as_str()),
+            ("6.1.0-13", "Debian GNU/Linux 12")
+        );
     }
 }

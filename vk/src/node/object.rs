@@ -78,9 +78,24 @@ impl Template {
         };
         let ready = health.ready(self.provider, find("Ready"), Instant::now());
         let conditions = [
-            condition("MemoryPressure", "False", "KubeletHasSufficientMemory", "spillway-vk has sufficient memory available"),
-            condition("DiskPressure", "False", "KubeletHasNoDiskPressure", "spillway-vk has no disk pressure"),
-            condition("PIDPressure", "False", "KubeletHasSufficientPID", "spillway-vk has sufficient PID available"),
+            condition(
+                "MemoryPressure",
+                "False",
+                "KubeletHasSufficientMemory",
+                "spillway-vk has sufficient memory available",
+            ),
+            condition(
+                "DiskPressure",
+                "False",
+                "KubeletHasNoDiskPressure",
+                "spillway-vk has no disk pressure",
+            ),
+            condition(
+                "PIDPressure",
+                "False",
+                "KubeletHasSufficientPID",
+                "spillway-vk has sufficient PID available",
+            ),
             condition("NetworkUnavailable", "False", "ProviderNetwork", "pods are connected by the provider"),
             condition("Ready", ready.status, ready.reason, &ready.message),
         ];
@@ -100,7 +115,7 @@ impl Template {
                 "architecture": architecture(),
                 "operatingSystem": "linux",
                 "bootID": self.machine.boot_id,
-                "machineID": self.machine.machine_id,
+                "machineID": self.machine.id,
                 "systemUUID": self.machine.system_uuid,
                 "kernelVersion": self.machine.kernel_version,
                 "osImage": self.machine.os_image,
@@ -122,21 +137,26 @@ impl Template {
     /// Labels and annotations of ours that an existing node lacks or has differently, as a merge patch of its metadata.
     pub(super) fn missing_metadata(&self, node: &Node) -> Option<Value> {
         let missing = |wanted: BTreeMap<String, String>, found: Option<&BTreeMap<String, String>>| {
-            let differs = |(key, value): &(String, String)| found.and_then(|found| found.get(key)) != Some(value);
+            let differs =
+                |(key, value): &(String, String)| found.and_then(|found| found.get(key)) != Some(value);
             wanted.into_iter().filter(differs).collect::<BTreeMap<_, _>>()
         };
         let labels = missing(self.labels(), node.metadata.labels.as_ref());
         let annotations = missing(self.config.annotations.clone(), node.metadata.annotations.as_ref());
-        (!labels.is_empty() || !annotations.is_empty()).then(|| json!({ "labels": labels, "annotations": annotations }))
+        (!labels.is_empty() || !annotations.is_empty())
+            .then(|| json!({ "labels": labels, "annotations": annotations }))
     }
 
     /// Taints of ours that an existing node lacks, as kubectl spells them.
     pub(super) fn missing_taints(&self, node: &Node) -> Vec<String> {
         let found = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
         let same = |a: &Taint, b: &Taint| a.key == b.key && a.value == b.value && a.effect == b.effect;
-        let missing = self.config.taints.iter().filter(|wanted| !found.iter().any(|found| same(wanted, found)));
+        let missing =
+            self.config.taints.iter().filter(|wanted| !found.iter().any(|found| same(wanted, found)));
         missing
-            .map(|taint| format!("{}={}:{}", taint.key, taint.value.as_deref().unwrap_or_default(), taint.effect))
+            .map(|taint| {
+                format!("{}={}:{}", taint.key, taint.value.as_deref().unwrap_or_default(), taint.effect)
+            })
             .collect()
     }
 }

@@ -109,7 +109,11 @@ fn run(before: Option<Value>) -> Run {
         labels: [("zone".to_owned(), "a".to_owned())].into(),
         annotations: std::collections::BTreeMap::default(),
         taints: vec![taint],
-        capacity: [("cpu".to_owned(), k8s_openapi::apimachinery::pkg::api::resource::Quantity("7".to_owned()))].into(),
+        capacity: [(
+            "cpu".to_owned(),
+            k8s_openapi::apimachinery::pkg::api::resource::Quantity("7".to_owned()),
+        )]
+        .into(),
     };
     let provider = Provider::PodService(Arc::new(NoProvider::new()));
     let readiness = Readiness::default();
@@ -156,9 +160,12 @@ async fn registers_with_taint_labels_and_status() {
     assert_eq!(labels["zone"], "a");
     assert!(labels.get("kubernetes.io/role").is_none(), "refused by NodeRestriction");
     let status = &node["status"];
-    assert_eq!(status["addresses"], json!([
-        { "type": "InternalIP", "address": "10.0.0.5" }, { "type": "Hostname", "address": "vk1" },
-    ]));
+    assert_eq!(
+        status["addresses"],
+        json!([
+            { "type": "InternalIP", "address": "10.0.0.5" }, { "type": "Hostname", "address": "vk1" },
+        ])
+    );
     assert_eq!((&status["capacity"]["cpu"], &status["allocatable"]["pods"]), (&json!("7"), &json!("110")));
     assert_eq!(status["daemonEndpoints"]["kubeletEndpoint"]["Port"], 10250);
     for healthy in ["MemoryPressure", "DiskPressure", "PIDPressure", "NetworkUnavailable"] {
@@ -218,8 +225,18 @@ async fn takes_over_an_existing_node_and_leaves_what_others_wrote() {
     assert_eq!((&labels["zone"], labels.get("theirs")), (&json!("a"), None));
     let status = cluster.patches.iter().find(|patch| patch["status"].is_object()).unwrap();
     let ready = condition(&status["status"], "Ready");
-    assert_eq!((&ready["status"], &ready["lastTransitionTime"]), (&json!("True"), &json!(since)), "a restart is no flap");
-    assert!(status["status"]["conditions"].as_array().unwrap().iter().all(|condition| condition["type"] != "Theirs"));
+    assert_eq!(
+        (&ready["status"], &ready["lastTransitionTime"]),
+        (&json!("True"), &json!(since)),
+        "a restart is no flap"
+    );
+    assert!(
+        status["status"]["conditions"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|condition| condition["type"] != "Theirs")
+    );
     assert!(status.get("spec").is_none());
 }
 

@@ -41,12 +41,12 @@ fn a_command_takes_the_right_to_create_whatever_the_method() {
 #[tokio::test(start_paused = true)]
 async fn the_cache_forgets_and_does_not_grow() {
     let cache = Cache::default();
-    cache.put(1, "yes", Duration::from_secs(60));
+    cache.put(1, "yes", Duration::from_mins(1));
     assert_eq!(cache.get(&1), Some("yes"));
-    tokio::time::advance(Duration::from_secs(60)).await;
+    tokio::time::advance(Duration::from_mins(1)).await;
     assert_eq!(cache.get(&1), None);
     for key in 0..10 * MAX_CACHED {
-        cache.put(key, "flood", Duration::from_secs(60));
+        cache.put(key, "flood", Duration::from_mins(1));
     }
     assert!(cache.0.lock().unwrap().len() <= MAX_CACHED);
 }

@@ -20,7 +20,8 @@ fn id(state: &Value, last: &Value, previous: bool) -> Result<String, String> {
         "name": "main", "image": "", "imageID": "", "ready": false, "restartCount": 0,
         "containerID": "containerd://now", "state": state, "lastState": last,
     }] });
-    container_id(&pod(&status), "main", previous).map_err(|(status, message)| format!("{} {message}", status.as_u16()))
+    container_id(&pod(&status), "main", previous)
+        .map_err(|(status, message)| format!("{} {message}", status.as_u16()))
 }
 
 #[test]
@@ -34,7 +35,11 @@ fn the_attempt_that_is_meant() {
     assert_eq!(id(&running, &ended("containerd://before"), true), ok("before"));
     assert_eq!(id(&ended("containerd://ended"), &none, false), ok("ended"));
     assert_eq!(id(&waiting("CrashLoopBackOff"), &ended("containerd://before"), false), ok("before"));
-    assert_eq!(id(&ended(""), &ended("containerd://before"), false), ok("before"), "the newest never started");
+    assert_eq!(
+        id(&ended(""), &ended("containerd://before"), false),
+        ok("before"),
+        "the newest never started"
+    );
 }
 
 #[test]

@@ -35,8 +35,8 @@ async fn read(text: &str, options: LogOptions) -> String {
     collect(open(path, &options, pending).await.unwrap()).await
 }
 
-fn at(time: &str) -> Option<SystemTime> {
-    Some(time.parse::<jiff::Timestamp>().unwrap().into())
+fn at(time: &str) -> SystemTime {
+    time.parse::<jiff::Timestamp>().unwrap().into()
 }
 
 #[tokio::test]
@@ -65,7 +65,7 @@ async fn one_stream_alone() {
 
 #[tokio::test]
 async fn since_is_inclusive() {
-    let options = LogOptions { since: at("2026-11-20T10:00:04Z"), ..LogOptions::default() };
+    let options = LogOptions { since: Some(at("2026-11-20T10:00:04Z")), ..LogOptions::default() };
     assert_eq!(read(SAMPLE, options).await, "zoned\n\n");
 }
 
@@ -79,9 +79,13 @@ async fn limit_counts_bytes_sent_and_cuts_inside_a_line() {
 
 #[tokio::test]
 async fn tail_counts_a_cut_line_once() {
-    for (lines, expected) in
-        [(0, ""), (1, "\n"), (2, "zoned\n\n"), (3, "half and half\nzoned\n\n"), (4, "oops\nhalf and half\nzoned\n\n")]
-    {
+    for (lines, expected) in [
+        (0, ""),
+        (1, "\n"),
+        (2, "zoned\n\n"),
+        (3, "half and half\nzoned\n\n"),
+        (4, "oops\nhalf and half\nzoned\n\n"),
+    ] {
         let options = LogOptions { tail_lines: Some(lines), ..LogOptions::default() };
         assert_eq!(read(SAMPLE, options).await, expected, "--tail={lines}");
     }
@@ -92,7 +96,8 @@ async fn tail_counts_a_cut_line_once() {
 #[tokio::test]
 async fn a_raw_line_without_its_newline_is_shown_when_not_following() {
     let options = LogOptions { tail_lines: Some(2), ..LogOptions::default() };
-    let text = "2026-11-20T10:00:00Z stdout F a\n2026-11-20T10:00:00Z stdout F b\n2026-11-20T10:00:00Z stdout F c";
+    let text =
+        "2026-11-20T10:00:00Z stdout F a\n2026-11-20T10:00:00Z stdout F b\n2026-11-20T10:00:00Z stdout F c";
     assert_eq!(read(text, options).await, "b\nc\n");
 }
 
@@ -111,7 +116,7 @@ async fn a_missing_file_is_an_error() {
 
 fn append(path: &Path, content: &str) {
     let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
-    write!(file, "2026-11-20T10:00:00Z stdout F {content}\n").unwrap();
+    writeln!(file, "2026-11-20T10:00:00Z stdout F {content}").unwrap();
 }
 
 #[tokio::test]
