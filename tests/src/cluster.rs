@@ -35,7 +35,7 @@ use self::{
 use crate::{components, image};
 
 /// How long a step of the bring-up may take. Generous: it only matters when something is broken.
-const STEP: Duration = Duration::from_secs(180);
+const STEP: Duration = Duration::from_mins(3);
 
 /// What a cluster shall consist of.
 #[derive(Debug, Clone)]
@@ -79,10 +79,11 @@ struct Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         let record = self.record.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if self.owned && !record.keep {
-            if let Err(error) = registry::end(record) {
-                eprintln!("cluster {} did not end cleanly: {error:#}", record.id);
-            }
+        if self.owned
+            && !record.keep
+            && let Err(error) = registry::end(record)
+        {
+            eprintln!("cluster {} did not end cleanly: {error:#}", record.id);
         }
     }
 }
@@ -101,9 +102,13 @@ impl Cluster {
 
         let id = unused_id()?;
         let folder = crate::target().join("cluster").join(&id);
-        fs::create_dir_all(folder.join("log")).with_context(|| format!("can't create {}", folder.display()))?;
+        fs::create_dir_all(folder.join("log"))
+            .with_context(|| format!("can't create {}", folder.display()))?;
         fs::create_dir_all(folder.join("shared"))?;
-        let owner = i32::try_from(std::process::id()).ok().and_then(ProcessId::of).context("can't read /proc/self/stat")?;
+        let owner = i32::try_from(std::process::id())
+            .ok()
+            .and_then(ProcessId::of)
+            .context("can't read /proc/self/stat")?;
         let record = Record {
             id,
             folder,
@@ -115,8 +120,9 @@ impl Cluster {
             processes: Vec::new(),
         };
         record.save()?;
-        let cluster =
-            Self { inner: Arc::new(Inner { record: Mutex::new(record), verbose: options.verbose, owned: true }) };
+        let cluster = Self {
+            inner: Arc::new(Inner { record: Mutex::new(record), verbose: options.verbose, owned: true }),
+        };
         cluster.bring_up(options, &images)?;
         if options.keep {
             cluster.keep()?;
@@ -137,9 +143,13 @@ impl Cluster {
             (1, _) => Ok(Self {
                 inner: Arc::new(Inner { record: Mutex::new(records.remove(0)), verbose: true, owned: false }),
             }),
-            (0, Some(id)) => bail!("there is no running cluster {id}; `cargo xtask cluster status` lists them"),
+            (0, Some(id)) => {
+                bail!("there is no running cluster {id}; `cargo xtask cluster status` lists them")
+            }
             (0, None) => bail!("no cluster is running; `cargo xtask cluster up` starts one"),
-            (n, _) => bail!("{n} clusters are running; name one of those that `cargo xtask cluster status` lists"),
+            (n, _) => {
+                bail!("{n} clusters are running; name one of those that `cargo xtask cluster status` lists")
+            }
         }
     }
 
@@ -164,7 +174,14 @@ impl Cluster {
         })?;
         if !options.nodes.is_empty() {
             self.say("waiting for cluster DNS");
-            self.kubectl(&["-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=180s"])?;
+            self.kubectl(&[
+                "-n",
+                "kube-system",
+                "rollout",
+                "status",
+                "deployment/coredns",
+                "--timeout=180s",
+            ])?;
         }
         Ok(())
     }
@@ -245,7 +262,8 @@ impl Cluster {
 
     /// Starts a machine and puts it on record.
     pub(crate) fn start_machine(&self, name: &str) -> anyhow::Result<Machine> {
-        let (folder, log) = (self.folder().join(name), self.folder().join("log").join(format!("{name}-machine.log")));
+        let (folder, log) =
+            (self.folder().join(name), self.folder().join("log").join(format!("{name}-machine.log")));
         let machine =
             Machine::start(name, &folder, &components::folder(), &current_binaries()?, &self.shared(), &log)?;
         self.update(|record| record.machines.push(machine.clone()))?;
@@ -253,7 +271,12 @@ impl Cluster {
     }
 
     /// Starts a component and puts it on record.
-    pub(crate) fn start_process(&self, machine: &Machine, name: &str, arguments: &[String]) -> anyhow::Result<Process> {
+    pub(crate) fn start_process(
+        &self,
+        machine: &Machine,
+        name: &str,
+        arguments: &[String],
+    ) -> anyhow::Result<Process> {
         let process = Process {
             machine: machine.name.clone(),
             name: name.to_owned(),
@@ -293,7 +316,7 @@ impl Cluster {
     /// # Errors
     /// When it doesn't run or doesn't end.
     pub fn stop(&self, machine: &str, name: &str) -> anyhow::Result<()> {
-        self.process(machine, name)?.end(Signal::SIGTERM, Duration::from_secs(60))
+        self.process(machine, name)?.end(Signal::SIGTERM, Duration::from_mins(1))
     }
 
     /// Kills a component with SIGKILL.
@@ -301,7 +324,7 @@ impl Cluster {
     /// # Errors
     /// When it doesn't run.
     pub fn kill(&self, machine: &str, name: &str) -> anyhow::Result<()> {
-        self.process(machine, name)?.end(Signal::SIGKILL, Duration::from_secs(60))
+        self.process(machine, name)?.end(Signal::SIGKILL, Duration::from_mins(1))
     }
 
     /// Stops a component and starts it again.
@@ -331,14 +354,16 @@ impl Cluster {
 
     /// The last lines of each component's log that has ended, or of `only`.
     pub fn log_tails(&self, lines: usize, only: Option<&str>) -> String {
-        self.processes()
-            .iter()
-            .filter(|process| only.map_or_else(|| !process.running(), |only| process.name == only))
-            .map(|process| {
-                let state = if process.running() { "runs" } else { "has ended" };
-                format!("--- {} on {} {state}; {}:\n{}\n", process.name, process.machine, process.log.display(), process.log_tail(lines))
-            })
-            .collect()
+        let mut tails = Vec::new();
+        for process in self.processes() {
+            if only.map_or_else(|| process.running(), |only| process.name != only) {
+                continue;
+            }
+            let state = if process.running() { "runs" } else { "has ended" };
+            let (name, machine, log) = (&process.name, &process.machine, process.log.display());
+            tails.push(format!("--- {name} on {machine} {state}; {log}:\n{}\n", process.log_tail(lines)));
+        }
+        tails.concat()
     }
 
     /// kubectl as the administrator; give it to the caller unrun.
@@ -413,18 +438,29 @@ impl Cluster {
     pub fn install_chart(&self, set: &[&str]) -> anyhow::Result<()> {
         self.say("installing the Helm chart");
         let repository = crate::repository();
-        let (chart, values) = (repository.join("deploy/chart"), repository.join("tests/cluster/standin-values.yaml"));
+        let (chart, values) =
+            (repository.join("deploy/chart"), repository.join("tests/cluster/standin-values.yaml"));
         let (chart, values) = (chart.display().to_string(), values.display().to_string());
         let mut arguments = vec![
-            "upgrade", "--install", "spillway", &chart, "--namespace", "spillway-system", "--create-namespace", "--values",
-            &values, "--wait", "--timeout", "180s",
+            "upgrade",
+            "--install",
+            "spillway",
+            &chart,
+            "--namespace",
+            "spillway-system",
+            "--create-namespace",
+            "--values",
+            &values,
+            "--wait",
+            "--timeout",
+            "180s",
         ];
         for value in set {
             arguments.extend(["--set", value]);
         }
-        self.helm(&arguments).map(drop).with_context(|| {
-            self.kubectl(&["-n", "spillway-system", "describe", "pods"]).unwrap_or_default()
-        })
+        self.helm(&arguments)
+            .map(drop)
+            .with_context(|| self.kubectl(&["-n", "spillway-system", "describe", "pods"]).unwrap_or_default())
     }
 
     /// A client of the API server, as the administrator.
@@ -433,7 +469,9 @@ impl Cluster {
     /// When the kubeconfig can't be read.
     pub async fn client(&self) -> anyhow::Result<kube::Client> {
         let kubeconfig = kube::config::Kubeconfig::read_from(self.kubeconfig())?;
-        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default()).await?;
+        let config =
+            kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default())
+                .await?;
         Ok(kube::Client::try_from(config)?)
     }
 
@@ -483,7 +521,8 @@ fn checked(mut command: Command, program: &str, arguments: &[&str]) -> anyhow::R
 fn unused_id() -> anyhow::Result<String> {
     let taken: Vec<_> = registry::all()?.into_iter().map(|record| record.id).collect();
     loop {
-        let random = fs::read_to_string("/proc/sys/kernel/random/uuid").context("can't read a random UUID")?;
+        let random =
+            fs::read_to_string("/proc/sys/kernel/random/uuid").context("can't read a random UUID")?;
         let id = format!("spw-{}", random.get(..4).context("the kernel's UUID is too short")?);
         if !taken.contains(&id) {
             return Ok(id);

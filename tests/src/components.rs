@@ -108,7 +108,10 @@ fn ensure_tools() -> anyhow::Result<()> {
         return Ok(());
     }
     if !Path::new("/usr/bin/apt-get").exists() {
-        bail!("this machine has no apt-get: install what these Debian packages hold, then run again: {}", missing.join(" "));
+        bail!(
+            "this machine has no apt-get: install what these Debian packages hold, then run again: {}",
+            missing.join(" ")
+        );
     }
     eprintln!("installing Debian packages: {}", missing.join(" "));
     install(&missing).or_else(|_| {
@@ -155,28 +158,30 @@ fn go_version() -> anyhow::Result<String> {
         .split_whitespace()
         .find_map(|word| word.strip_prefix("go1.")?.split('.').next()?.parse::<u32>().ok());
     match minor {
-        Some(minor) if minor < 25 => bail!("{version} is too old: the Kubernetes components need Go 1.25 or newer"),
+        Some(minor) if minor < 25 => {
+            bail!("{version} is too old: the Kubernetes components need Go 1.25 or newer")
+        }
         _ => Ok(version),
     }
 }
 
 fn linker_flags(module: &Module) -> String {
-    let mut flags = "-s -w".to_owned();
+    let mut variables = Vec::new();
     if module.name == "containerd" {
-        flags += &format!(" -X github.com/containerd/containerd/v2/version.Version={CONTAINERD_VERSION}");
+        variables.push(format!("github.com/containerd/containerd/v2/version.Version={CONTAINERD_VERSION}"));
     }
     if module.name == "kubernetes" {
         // Without these a node reports v0.0.0-master.
+        let mut parts = KUBERNETES_VERSION.trim_start_matches('v').split('.');
+        let (major, minor) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
         for package in ["k8s.io/component-base/version", "k8s.io/client-go/pkg/version"] {
-            let mut parts = KUBERNETES_VERSION.trim_start_matches('v').split('.');
-            let (major, minor) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-            flags += &format!(
-                " -X {package}.gitVersion={KUBERNETES_VERSION} -X {package}.gitMajor={major} -X {package}.gitMinor={minor} -X \
-                 {package}.gitTreeState=clean"
-            );
+            variables.push(format!("{package}.gitVersion={KUBERNETES_VERSION}"));
+            variables.push(format!("{package}.gitMajor={major}"));
+            variables.push(format!("{package}.gitMinor={minor}"));
+            variables.push(format!("{package}.gitTreeState=clean"));
         }
     }
-    flags
+    variables.iter().fold("-s -w".to_owned(), |flags, variable| flags + " -X " + variable)
 }
 
 fn build(module: &Module, go: &str, out: &Path) -> anyhow::Result<()> {
@@ -217,7 +222,8 @@ fn build(module: &Module, go: &str, out: &Path) -> anyhow::Result<()> {
         if !child.wait().context("can't wait for go build")?.success() {
             bail!("go build {package} failed in {}:\n{}", source.display(), printed.join("\n"));
         }
-        fs::rename(&fresh, out.join(name)).with_context(|| format!("can't put {name} into {}", out.display()))?;
+        fs::rename(&fresh, out.join(name))
+            .with_context(|| format!("can't put {name} into {}", out.display()))?;
     }
     fs::write(&stamp, key).with_context(|| format!("can't write {}", stamp.display()))?;
     eprintln!("built {} in {:.0} s", module.name, begin.elapsed().as_secs_f64());

@@ -28,7 +28,19 @@ pub fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from)
 }
 
-/// Calls `probe` until it gives a value; an error of it is remembered, not fatal.
+/// An error that no waiting mends: [`wait_for`] gives up on it at once.
+#[derive(Debug)]
+pub struct Fatal(pub String);
+
+impl std::fmt::Display for Fatal {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Fatal {}
+
+/// Calls `probe` until it gives a value; an error of it is remembered, and fatal only if it is [`Fatal`].
 ///
 /// # Errors
 /// When nothing came within `limit`: names `what`, and the last error.
@@ -43,6 +55,7 @@ pub fn wait_for<T>(
         match probe() {
             Ok(Some(value)) => return Ok(value),
             Ok(None) => last = None,
+            Err(error) if error.is::<Fatal>() => return Err(error.context(format!("can't wait for {what}"))),
             Err(error) => last = Some(error),
         }
         if begin.elapsed() > limit {

@@ -64,9 +64,9 @@ pub async fn serve(
     readiness: Readiness,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("can't listen on the admin address {address}: choose another with --admin-address"))?;
+    let listener = TcpListener::bind(address).await.with_context(|| {
+        format!("can't listen on the admin address {address}: choose another with --admin-address")
+    })?;
     tracing::info!(address = %listener.local_addr()?, "admin endpoint serves /metrics, /healthz and /readyz");
     axum::serve(listener, router(registry, readiness))
         .with_graceful_shutdown(stop.cancelled_owned())

@@ -8,7 +8,9 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 use spillway_tests::{
-    bench, cluster::{self, Cluster, forward, node, registry, serverless, signals}, components, demo,
+    bench,
+    cluster::{self, Cluster, forward, node, registry, serverless, signals},
+    components, demo,
 };
 
 /// Spillway's development tasks. All but `cluster status` need root.
@@ -143,7 +145,14 @@ fn set_up() -> anyhow::Result<()> {
     components::ensure()?;
     eprintln!("building the programs of this repository");
     cargo(&[
-        "build", "--package", "spillway-agent", "--package", "spillway-vk", "--package", "spillway-tiles", "--package",
+        "build",
+        "--package",
+        "spillway-agent",
+        "--package",
+        "spillway-vk",
+        "--package",
+        "spillway-tiles",
+        "--package",
         "spillway-standin-nvml",
     ])
 }
@@ -193,7 +202,10 @@ fn by_hand(action: ClusterAction) -> anyhow::Result<()> {
                     .map(|n| node::Options { gpus, fpgas, ..node::Options::named(&format!("dedicated-{n}")) })
                     .collect(),
                 serverless: (1..=virtual_nodes)
-                    .map(|n| serverless::Options { start_vk: !no_vk, ..serverless::Options::named(&format!("virtual-{n}")) })
+                    .map(|n| serverless::Options {
+                        start_vk: !no_vk,
+                        ..serverless::Options::named(&format!("virtual-{n}"))
+                    })
                     .collect(),
                 keep: true,
                 verbose: true,
@@ -210,7 +222,9 @@ fn by_hand(action: ClusterAction) -> anyhow::Result<()> {
                 }
             }
             match id {
-                Some(id) if ended == 0 => bail!("there is no cluster {id}; `cargo xtask cluster status` lists them"),
+                Some(id) if ended == 0 => {
+                    bail!("there is no cluster {id}; `cargo xtask cluster status` lists them")
+                }
                 _ if ended == 0 => println!("no cluster is kept"),
                 _ => {}
             }
@@ -222,7 +236,16 @@ fn by_hand(action: ClusterAction) -> anyhow::Result<()> {
             let command = if command.is_empty() { &shell[..] } else { &command[..] };
             // nsenter keeps the terminal, which a session of the command's own would lose.
             let status = Command::new("nsenter")
-                .args(["--target", &machine.first.pid.to_string(), "--mount", "--uts", "--ipc", "--net", "--pid", "--"])
+                .args([
+                    "--target",
+                    &machine.first.pid.to_string(),
+                    "--mount",
+                    "--uts",
+                    "--ipc",
+                    "--net",
+                    "--pid",
+                    "--",
+                ])
                 .args(["env", "PATH=/opt/spillway/bin:/usr/sbin:/usr/bin:/sbin:/bin"])
                 .args(command)
                 .status()

@@ -4,6 +4,8 @@ use std::{fs, net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, bail};
 
+use crate::Fatal;
+
 use super::{Cluster, STEP, current_binaries, forward, network, pki::Pki, write};
 
 /// Name of the control plane's machine.
@@ -25,8 +27,14 @@ pub(super) fn start(cluster: &Cluster, pki: &Pki) -> anyhow::Result<()> {
         "kube-apiserver",
         &[],
         &[
-            network::CONTROL_PLANE, "127.0.0.1", "10.96.0.1", "localhost", "kubernetes", "kubernetes.default",
-            "kubernetes.default.svc", "kubernetes.default.svc.cluster.local",
+            network::CONTROL_PLANE,
+            "127.0.0.1",
+            "10.96.0.1",
+            "localhost",
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            "kubernetes.default.svc.cluster.local",
         ],
     )?;
     pki.sign("apiserver-kubelet", "kube-apiserver-kubelet-client", &["system:masters"], &[])?;
@@ -47,10 +55,14 @@ pub(super) fn start(cluster: &Cluster, pki: &Pki) -> anyhow::Result<()> {
     write(&etc.join("controller-manager.conf"), &pki.kubeconfig("controller-manager", SERVER)?)?;
     write(&etc.join("scheduler.conf"), &pki.kubeconfig("scheduler", SERVER)?)?;
 
-    cluster.start_process(&machine, "etcd", &arguments(
-        "etcd --data-dir=/var/lib/etcd --unsafe-no-fsync --listen-client-urls=http://127.0.0.1:2379 \
+    cluster.start_process(
+        &machine,
+        "etcd",
+        &arguments(
+            "etcd --data-dir=/var/lib/etcd --unsafe-no-fsync --listen-client-urls=http://127.0.0.1:2379 \
          --advertise-client-urls=http://127.0.0.1:2379 --listen-peer-urls=http://127.0.0.1:2380",
-    ))?;
+        ),
+    )?;
     cluster.start_process(&machine, "kube-apiserver", &arguments(&format!(
         "kube-apiserver --etcd-servers=http://127.0.0.1:2379 --bind-address={address} --advertise-address={address} \
          --secure-port=6443 --service-cluster-ip-range={services} --allow-privileged=true --authorization-mode=Node,RBAC \
@@ -99,7 +111,7 @@ pub(super) fn start(cluster: &Cluster, pki: &Pki) -> anyhow::Result<()> {
     ))?;
     for manifest in MANIFESTS {
         // The namespaces are made by the API server a moment after it is ready.
-        crate::wait_for("the first manifests to be taken", Duration::from_secs(60), || {
+        crate::wait_for("the first manifests to be taken", Duration::from_mins(1), || {
             cluster.apply(manifest).map(Some)
         })?;
     }
@@ -112,7 +124,7 @@ fn wait_ready(cluster: &Cluster) -> anyhow::Result<()> {
         for name in ["etcd", "kube-apiserver"] {
             let process = cluster.process(MACHINE, name)?;
             if !process.running() {
-                bail!("{name} has ended:\n{}", process.log_tail(20));
+                return Err(Fatal(format!("{name} has ended:\n{}", process.log_tail(20))).into());
             }
         }
         cluster.kubectl(&["get", "--raw", "/readyz"]).map(|_| Some(()))

@@ -4,7 +4,10 @@
 use std::{
     fs::File,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    os::{fd::{AsFd as _, OwnedFd}, unix::process::CommandExt as _},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::process::CommandExt as _,
+    },
     path::Path,
     process::{Command, Stdio},
 };
@@ -21,7 +24,12 @@ pub const SUBCOMMAND: &str = "forward";
 ///
 /// # Errors
 /// When the port or the process can't be had.
-pub fn start(xtask: &Path, machine: &Machine, target: SocketAddr, log: &Path) -> anyhow::Result<(ProcessId, u16)> {
+pub fn start(
+    xtask: &Path,
+    machine: &Machine,
+    target: SocketAddr,
+    log: &Path,
+) -> anyhow::Result<(ProcessId, u16)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("can't listen on a loopback port")?;
     let port = listener.local_addr()?.port();
     let log = File::create(log).with_context(|| format!("can't create {}", log.display()))?;

@@ -36,8 +36,8 @@ impl ProcessId {
         // The command's name may hold spaces and parentheses: count fields behind the last one.
         let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
         let state = fields.next()?;
-        let start = fields.nth(18)?.parse().ok()?;
-        (state != "Z" && state != "X").then_some(Self { pid, start })
+        let began = fields.nth(18)?.parse().ok()?;
+        (state != "Z" && state != "X").then_some(Self { pid, start: began })
     }
 
     /// Whether it still runs (a zombie doesn't).
@@ -95,9 +95,10 @@ impl Machine {
             .context("can't run unshare")?;
 
         let parent = unshare.id();
-        let first = crate::wait_for(&format!("machine {name} to start"), Duration::from_secs(60), || {
+        let first = crate::wait_for(&format!("machine {name} to start"), Duration::from_mins(1), || {
             if let Some(status) = unshare.try_wait()? {
-                bail!("it ended with {status}: {}", fs::read_to_string(log).unwrap_or_default());
+                let printed = fs::read_to_string(log).unwrap_or_default();
+                return Err(crate::Fatal(format!("it ended with {status}: {printed}")).into());
             }
             let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
             let Some(first) =
@@ -127,7 +128,10 @@ impl Machine {
     /// Prepares a command to run inside; give it to [`Machine::spawn`].
     pub fn command(program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
-        command.env_clear().env("PATH", "/opt/spillway/bin:/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", "/root");
+        command
+            .env_clear()
+            .env("PATH", "/opt/spillway/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("HOME", "/root");
         command
     }
 
@@ -156,20 +160,10 @@ impl Machine {
         std::thread::spawn(move || {
             setns(&pid_namespace, CloneFlags::CLONE_NEWPID)
                 .with_context(|| format!("can't enter the PID namespace of machine {name}"))?;
-            let enter = move || {
-                for (file, kind) in &others {
-                    setns(file, *kind)?;
-                }
-                nix::unistd::setsid()?;
-                Ok(())
-            };
-            // SAFETY: between fork and exec the closure makes only system calls (setns, setsid) on descriptors opened before the
-            // fork; it allocates nothing and takes no lock.
-            #[allow(unsafe_code)]
-            unsafe {
-                command.pre_exec(enter);
-            }
-            command.spawn().with_context(|| format!("can't start {} on machine {name}", command.get_program().display()))
+            enter_before_exec(&mut command, others);
+            command
+                .spawn()
+                .with_context(|| format!("can't start {} on machine {name}", command.get_program().display()))
         })
         .join()
         .map_err(|_| anyhow::anyhow!("the thread that entered machine {} panicked", self.name))?
@@ -210,5 +204,22 @@ impl Machine {
     /// When it fails; holds what it printed.
     pub fn shell(&self, script: &str) -> anyhow::Result<String> {
         self.run("/bin/sh", &["-euc", script])
+    }
+}
+
+/// Makes the command's process enter these namespaces, and a session of its own, after the fork.
+fn enter_before_exec(command: &mut Command, namespaces: [(File, CloneFlags); 4]) {
+    let enter = move || {
+        for (file, kind) in &namespaces {
+            setns(file, *kind)?;
+        }
+        nix::unistd::setsid()?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes only system calls (setns, setsid) on descriptors opened before the fork; it
+    // allocates nothing and takes no lock.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(enter);
     }
 }

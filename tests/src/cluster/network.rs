@@ -34,7 +34,9 @@ pub fn pods(index: usize) -> String {
 /// When a command fails.
 pub fn make_bridge(control_plane: &Machine) -> anyhow::Result<()> {
     control_plane
-        .shell(&format!("ip link add br0 type bridge; ip addr add {CONTROL_PLANE}/24 dev br0; ip link set br0 up"))
+        .shell(&format!(
+            "ip link add br0 type bridge; ip addr add {CONTROL_PLANE}/24 dev br0; ip link set br0 up"
+        ))
         .map(drop)
 }
 

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 
 use super::{
     Cluster, STEP,
@@ -12,7 +12,7 @@ use super::{
     pki::Pki,
     registry, write,
 };
-use crate::{image::Image, standin};
+use crate::{Fatal, image::Image, standin};
 
 /// A dedicated node as it shall be.
 #[derive(Debug, Clone)]
@@ -42,11 +42,22 @@ impl Options {
     }
 }
 
-pub(super) fn start(cluster: &Cluster, pki: &Pki, options: &Options, index: usize, images: &[Image]) -> anyhow::Result<()> {
+pub(super) fn start(
+    cluster: &Cluster,
+    pki: &Pki,
+    options: &Options,
+    index: usize,
+    images: &[Image],
+) -> anyhow::Result<()> {
     let name = options.name.as_str();
     let machine = cluster.start_machine(name)?;
     network::connect(&cluster.machine(control_plane::MACHINE)?, &machine, index)?;
-    standin::install(&machine.path("/opt/spillway-standin"), &super::current_binaries()?, options.gpus, options.fpgas)?;
+    standin::install(
+        &machine.path("/opt/spillway-standin"),
+        &super::current_binaries()?,
+        options.gpus,
+        options.fpgas,
+    )?;
     for (path, major, minor) in standin::device_nodes(options.gpus, options.fpgas) {
         machine.shell(&format!("mkdir -p $(dirname {path}); mknod -m 666 {path} c {major} {minor}"))?;
     }
@@ -58,8 +69,11 @@ pub(super) fn start(cluster: &Cluster, pki: &Pki, options: &Options, index: usiz
     pki.sign(name, &user, &["system:nodes"], &[&address, name])?;
     let etc = machine.path("/etc/kubernetes");
     write(&etc.join("kubelet.conf"), &pki.kubeconfig(name, SERVER)?)?;
-    for (from, to) in [("ca.crt".to_owned(), "ca.crt"), (format!("{name}.crt"), "kubelet.crt"), (format!("{name}.key"), "kubelet.key")]
-    {
+    for (from, to) in [
+        ("ca.crt".to_owned(), "ca.crt"),
+        (format!("{name}.crt"), "kubelet.crt"),
+        (format!("{name}.key"), "kubelet.key"),
+    ] {
         write(&etc.join(to), &pki.read(&from)?)?;
     }
     write(&etc.join("kubelet.yaml"), &kubelet_configuration(cluster, options))?;
@@ -116,13 +130,16 @@ pub(super) fn make_cgroups(root: &str) -> anyhow::Result<()> {
             // A new v1 cpuset has no CPUs and no memory, and no process can enter it.
             for file in ["cpuset.cpus", "cpuset.mems"] {
                 let (from, to) = (parent.join(file), path.join(file));
-                if parent.join("cpuset.cpu_exclusive").exists() || path.join("cpuset.cpu_exclusive").exists() {
-                    let value = fs::read_to_string(&from).with_context(|| format!("can't read {}", from.display()))?;
+                if parent.join("cpuset.cpu_exclusive").exists() || path.join("cpuset.cpu_exclusive").exists()
+                {
+                    let value = fs::read_to_string(&from)
+                        .with_context(|| format!("can't read {}", from.display()))?;
                     fs::write(&to, value.trim()).with_context(|| format!("can't write {}", to.display()))?;
                 }
             }
             // On v2, controllers are handed down one level at a time.
-            let (offered, handed) = (parent.join("cgroup.controllers"), parent.join("cgroup.subtree_control"));
+            let (offered, handed) =
+                (parent.join("cgroup.controllers"), parent.join("cgroup.subtree_control"));
             if let Ok(controllers) = fs::read_to_string(offered) {
                 for controller in controllers.split_whitespace() {
                     let _ = fs::write(&handed, format!("+{controller}"));
@@ -134,14 +151,23 @@ pub(super) fn make_cgroups(root: &str) -> anyhow::Result<()> {
 }
 
 /// Starts a machine's containerd, and loads the images into it.
-pub(super) fn start_containerd(cluster: &Cluster, machine: &Machine, index: usize, images: &[Image]) -> anyhow::Result<()> {
+pub(super) fn start_containerd(
+    cluster: &Cluster,
+    machine: &Machine,
+    index: usize,
+    images: &[Image],
+) -> anyhow::Result<()> {
     write(&machine.path("/etc/cni/net.d/10-spillway.conflist"), &network::cni(index))?;
     write(&machine.path("/etc/containerd/config.toml"), CONTAINERD)?;
-    cluster.start_process(machine, "containerd", &arguments("containerd --config /etc/containerd/config.toml"))?;
+    cluster.start_process(
+        machine,
+        "containerd",
+        &arguments("containerd --config /etc/containerd/config.toml"),
+    )?;
     crate::wait_for(&format!("containerd on {}", machine.name), STEP, || {
         let process = cluster.process(&machine.name, "containerd")?;
         if !process.running() {
-            bail!("it has ended:\n{}", process.log_tail(20));
+            return Err(Fatal(format!("it has ended:\n{}", process.log_tail(20))).into());
         }
         machine.run("ctr", &["version"]).map(|_| Some(()))
     })?;
@@ -192,7 +218,13 @@ metricsBindAddress: 127.0.0.1:10249
 "
         ),
     )?;
-    cluster.start_process(machine, "kube-proxy", &arguments("kube-proxy --config=/etc/kubernetes/kube-proxy.yaml")).map(drop)
+    cluster
+        .start_process(
+            machine,
+            "kube-proxy",
+            &arguments("kube-proxy --config=/etc/kubernetes/kube-proxy.yaml"),
+        )
+        .map(drop)
 }
 
 /// Waits until a node is Ready; `component` is who makes it so.
@@ -200,10 +232,15 @@ pub(super) fn wait_ready(cluster: &Cluster, name: &str, component: &str) -> anyh
     crate::wait_for(&format!("node {name} to be Ready"), STEP, || {
         let process = cluster.process(name, component)?;
         if !process.running() {
-            bail!("{component} has ended:\n{}", process.log_tail(20));
+            return Err(Fatal(format!("{component} has ended:\n{}", process.log_tail(20))).into());
         }
         let ready = cluster.kubectl(&[
-            "get", "node", name, "-o", "jsonpath={.status.conditions[?(@.type=='Ready')].status}", "--ignore-not-found",
+            "get",
+            "node",
+            name,
+            "-o",
+            "jsonpath={.status.conditions[?(@.type=='Ready')].status}",
+            "--ignore-not-found",
         ])?;
         Ok((ready == "True").then_some(()))
     })

@@ -9,7 +9,8 @@ use std::{
 
 use anyhow::Context as _;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
 };
 
 /// The authority and the folder that holds what it signed.
@@ -28,7 +29,8 @@ impl Pki {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "spillway-test-ca");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+        params.key_usages =
+            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
         let key = KeyPair::generate()?;
         write(&folder.join("ca.crt"), &params.self_signed(&key)?.pem())?;
         write(&folder.join("ca.key"), &key.serialize_pem())?;
@@ -60,7 +62,9 @@ impl Pki {
             });
         }
         let key = KeyPair::generate()?;
-        let certificate = params.signed_by(&key, &self.ca).with_context(|| format!("can't sign a certificate for {user}"))?;
+        let certificate = params
+            .signed_by(&key, &self.ca)
+            .with_context(|| format!("can't sign a certificate for {user}"))?;
         write(&self.folder.join(format!("{name}.crt")), &certificate.pem())?;
         write(&self.folder.join(format!("{name}.key")), &key.serialize_pem())
     }

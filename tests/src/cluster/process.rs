@@ -84,7 +84,12 @@ impl Process {
         let begin = Instant::now();
         while self.running() {
             if begin.elapsed() > limit {
-                bail!("{} on machine {} still runs {} s after {signal}", self.name, self.machine, limit.as_secs());
+                bail!(
+                    "{} on machine {} still runs {} s after {signal}",
+                    self.name,
+                    self.machine,
+                    limit.as_secs()
+                );
             }
             std::thread::sleep(Duration::from_millis(20));
         }

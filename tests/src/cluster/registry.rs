@@ -83,8 +83,12 @@ pub fn all() -> anyhow::Result<Vec<Record>> {
         if path.extension().is_some_and(|extension| extension == "json") {
             // Another run may end its cluster while we look.
             let Ok(text) = fs::read(&path) else { continue };
-            let record: Record = serde_json::from_slice(&text)
-                .with_context(|| format!("{} is not a cluster record; delete it once you know nothing of it runs", path.display()))?;
+            let record: Record = serde_json::from_slice(&text).with_context(|| {
+                format!(
+                    "{} is not a cluster record; delete it once you know nothing of it runs",
+                    path.display()
+                )
+            })?;
             records.push((fs::metadata(&path).and_then(|data| data.modified()).ok(), record));
         }
     }
@@ -118,7 +122,7 @@ pub fn end(record: &Record) -> anyhow::Result<()> {
     }
     let begin = Instant::now();
     while firsts.clone().any(ProcessId::alive) {
-        if begin.elapsed() > Duration::from_secs(60) {
+        if begin.elapsed() > Duration::from_mins(1) {
             bail!("the first process of a machine of cluster {} survived SIGKILL for a minute", record.id);
         }
         std::thread::sleep(Duration::from_millis(20));
@@ -151,7 +155,7 @@ pub fn cgroup_hierarchies() -> Vec<PathBuf> {
 fn remove_cgroups(id: &str) -> anyhow::Result<()> {
     for hierarchy in cgroup_hierarchies() {
         let root = hierarchy.join(id);
-        crate::wait_for(&format!("cgroup {} to go", root.display()), Duration::from_secs(60), || {
+        crate::wait_for(&format!("cgroup {} to go", root.display()), Duration::from_mins(1), || {
             // The kernel refuses while a killed process is not yet reaped.
             remove_cgroup(&root)?;
             Ok(Some(()))
@@ -178,7 +182,7 @@ fn remove_all_but_logs(folder: &Path) -> anyhow::Result<()> {
             continue;
         }
         // A mount's end can lag behind its namespace's: the removal is tried again, never forced.
-        crate::wait_for(&format!("{} to be deleted", path.display()), Duration::from_secs(60), || {
+        crate::wait_for(&format!("{} to be deleted", path.display()), Duration::from_mins(1), || {
             let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             match removed {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),

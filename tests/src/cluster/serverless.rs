@@ -14,7 +14,7 @@ use super::{
     process::Process,
     write,
 };
-use crate::image::Image;
+use crate::{Fatal, image::Image};
 
 /// A serverless runtime as it shall be.
 #[derive(Debug, Clone)]
@@ -34,7 +34,13 @@ impl Options {
     }
 }
 
-pub(super) fn start(cluster: &Cluster, pki: &Pki, options: &Options, index: usize, images: &[Image]) -> anyhow::Result<()> {
+pub(super) fn start(
+    cluster: &Cluster,
+    pki: &Pki,
+    options: &Options,
+    index: usize,
+    images: &[Image],
+) -> anyhow::Result<()> {
     let name = options.name.as_str();
     let machine = cluster.start_machine(name)?;
     network::connect(&cluster.machine(control_plane::MACHINE)?, &machine, index)?;
@@ -89,12 +95,16 @@ fn exec_start(unit: &str) -> anyhow::Result<(Vec<String>, BTreeMap<String, Strin
     for line in unit.lines() {
         if let Some(command) = line.strip_prefix("ExecStart=") {
             arguments = command.split_whitespace().map(str::to_owned).collect();
-        } else if let Some((name, value)) = line.strip_prefix("Environment=").and_then(|rest| rest.split_once('=')) {
+        } else if let Some((name, value)) =
+            line.strip_prefix("Environment=").and_then(|rest| rest.split_once('='))
+        {
             environment.insert(name.trim_matches('"').to_owned(), value.trim_matches('"').to_owned());
         }
     }
     match arguments.first_mut() {
-        Some(program) if program.ends_with("/spillway-vk") => "/opt/spillway/build/spillway-vk".clone_into(program),
+        Some(program) if program.ends_with("/spillway-vk") => {
+            "/opt/spillway/build/spillway-vk".clone_into(program);
+        }
         _ => bail!("ExecStart= doesn't start spillway-vk"),
     }
     Ok((arguments, environment))
@@ -109,7 +119,7 @@ pub fn approve_serving_certificate(cluster: &Cluster, node: &str) -> anyhow::Res
     crate::wait_for(&format!("the serving certificate request of {node}"), STEP, || {
         let process = cluster.process(node, "spillway-vk")?;
         if !process.running() {
-            bail!("spillway-vk has ended:\n{}", process.log_tail(20));
+            return Err(Fatal(format!("spillway-vk has ended:\n{}", process.log_tail(20))).into());
         }
         let listed = cluster.kubectl(&[
             "get", "csr", "-o",
@@ -118,12 +128,10 @@ pub fn approve_serving_certificate(cluster: &Cluster, node: &str) -> anyhow::Res
         for line in listed.lines() {
             if let [request, "kubernetes.io/kubelet-serving", requestor] =
                 line.split_whitespace().collect::<Vec<_>>()[..]
-            {
-                if requestor == user {
+                && requestor == user {
                     cluster.kubectl(&["certificate", "approve", request])?;
                     return Ok(Some(()));
                 }
-            }
         }
         Ok(None)
     })

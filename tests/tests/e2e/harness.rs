@@ -11,7 +11,7 @@ use libtest_mimic::Failed;
 use spillway_tests::cluster::{Cluster, Options};
 
 /// How long any single condition may take. Generous: it only matters when something is broken.
-pub(crate) const LIMIT: Duration = Duration::from_secs(120);
+pub(crate) const LIMIT: Duration = Duration::from_mins(2);
 
 /// The dedicated node.
 pub(crate) const DEDICATED: &str = "dedicated-1";
@@ -39,9 +39,9 @@ pub(crate) fn run(name: &str, test: fn(&Pool) -> anyhow::Result<()>) -> Result<(
     let begin = Instant::now();
     let result = std::panic::catch_unwind(|| test(&pool))
         .unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<String>().cloned();
-            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-            Err(anyhow::anyhow!("it panicked: {}", text.unwrap_or_default()))
+            let said = panic.downcast_ref::<String>().cloned();
+            let said = said.or_else(|| panic.downcast_ref::<&str>().map(|said| (*said).to_owned()));
+            Err(anyhow::anyhow!("it panicked: {}", said.unwrap_or_default()))
         })
         .map_err(|error| {
             let cluster = &pool.cluster;
@@ -130,7 +130,7 @@ impl Namespace<'_> {
         self.apply(&format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n{spec}"))
     }
 
-    /// A field of an object, by JSONPath without the braces.
+    /// A field of an object, by `JSONPath` without the braces.
     pub(crate) fn field(&self, kind: &str, name: &str, path: &str) -> anyhow::Result<String> {
         self.kubectl(&["get", kind, name, "-o", &format!("jsonpath={{{path}}}")])
     }

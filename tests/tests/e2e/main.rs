@@ -21,18 +21,20 @@ fn main() -> ExitCode {
     // One cluster, one test at a time: several kill what the others need.
     arguments.test_threads = Some(1);
     let with_cluster = std::env::var_os(CLUSTER_TESTS).is_some();
-    let tests: Vec<Test> =
-        [cluster::TESTS, agent::TESTS, vk::TESTS, main_job::TESTS, recovery::TESTS].into_iter().flatten().copied().collect();
+    let tests: Vec<Test> = [cluster::TESTS, agent::TESTS, vk::TESTS, main_job::TESTS, recovery::TESTS]
+        .into_iter()
+        .flatten()
+        .copied()
+        .collect();
     if !with_cluster && !arguments.list {
         eprintln!(
             "leaving out {} end-to-end tests: they start a real cluster and need root; `cargo xtask test` runs them",
             tests.len()
         );
-    } else if with_cluster {
-        if let Err(error) = signals::end_clusters_on_signal() {
-            eprintln!("{error:#}");
-            return ExitCode::FAILURE;
-        }
+    }
+    if with_cluster && let Err(error) = signals::end_clusters_on_signal() {
+        eprintln!("{error:#}");
+        return ExitCode::FAILURE;
     }
     let trials = tests
         .into_iter()

@@ -9,7 +9,8 @@ use crate::{
     harness::{DEDICATED, Pool, VIRTUAL, wait},
 };
 
-pub(crate) const TESTS: &[Test] = &[("recovery::every_process_killed_during_a_job", every_process_killed_during_a_job)];
+pub(crate) const TESTS: &[Test] =
+    &[("recovery::every_process_killed_during_a_job", every_process_killed_during_a_job)];
 
 const PODS: usize = 40;
 const PARALLEL: usize = 8;
@@ -51,12 +52,18 @@ spec:
         let (machine, name) = (process.machine.as_str(), process.name.as_str());
         pool.cluster.kill(machine, name)?;
         pool.cluster.start(machine, name)?;
-        wait(&format!("the API server and both nodes to be Ready after {name} on {machine} was killed"), || {
-            let ready = pool.cluster.kubectl(&[
-                "get", "nodes", "-o", "jsonpath={range .items[*]}{.status.conditions[?(@.type=='Ready')].status} {end}",
-            ])?;
-            Ok((ready.trim() == "True True").then_some(()))
-        })?;
+        wait(
+            &format!("the API server and both nodes to be Ready after {name} on {machine} was killed"),
+            || {
+                let ready = pool.cluster.kubectl(&[
+                    "get",
+                    "nodes",
+                    "-o",
+                    "jsonpath={range .items[*]}{.status.conditions[?(@.type=='Ready')].status} {end}",
+                ])?;
+                Ok((ready.trim() == "True True").then_some(()))
+            },
+        )?;
     }
     wait("the job to complete", || {
         let failed = namespace.field("job", "steady", ".status.failed")?;
