@@ -106,7 +106,7 @@ fn prove_ended(cluster: &Cluster) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs the main job on a pool that is up, and removes it again.
+/// Runs the main job on a pool that is up, once, and removes it again; the steady Deployment stays.
 ///
 /// # Errors
 /// When something can't be done, a result is missing or doubled, or anything is left over.
@@ -128,9 +128,7 @@ pub fn on(cluster: &Cluster, options: &DemoOptions, photographs: &Path) -> anyho
     let free = workload::free_millicpu(&node, &pods_of_node()?.items)?;
     let division = workload::divide(free, options.dedicated_slots.into())?;
     start_steady_work(cluster, options, &workload::accelerators(&node), division)?;
-    let outcome = run_job(cluster, options, photographs, division, &runtime, &client);
-    cluster.kubectl(&["delete", "namespace", NAMESPACE, "--wait=false"])?;
-    outcome
+    run_job(cluster, options, photographs, division, &runtime, &client)
 }
 
 /// The Deployment that holds the accelerators, and fills the dedicated node but for the Job's slots.
@@ -145,7 +143,10 @@ fn start_steady_work(
     let offers: Vec<_> = accelerators.iter().map(|(name, amount)| format!("{amount} {name}")).collect();
     println!("\nThe pool");
     println!("  {DEDICATED}  offers {}", offers.join(", "));
-    println!("               the steady Deployment holds them all: {}", held(cluster)?);
+    println!("               the steady Deployment holds them all; its container sees");
+    for line in held(cluster)?.lines() {
+        println!("                 {line}");
+    }
     println!("               {} pods of the Job fit beside it at a time", options.dedicated_slots);
     println!("  {VIRTUAL}    takes what spills: spillway-vk runs it on a container runtime of its own");
     Ok(())
@@ -294,7 +295,7 @@ fn wait_for_accelerators(cluster: &Cluster) -> anyhow::Result<Node> {
 
 /// What the steady Deployment's container sees of its devices.
 fn held(cluster: &Cluster) -> anyhow::Result<String> {
-    let script = "ls -d /dev/nvidia[0-9]* /dev/dfl-* 2>/dev/null | tr '\\n' ' '; echo NVIDIA_VISIBLE_DEVICES=$NVIDIA_VISIBLE_DEVICES";
+    let script = "ls -d /dev/nvidia[0-9]* /dev/dfl-* 2>/dev/null | tr '\\n' ' '; echo; echo NVIDIA_VISIBLE_DEVICES=$NVIDIA_VISIBLE_DEVICES";
     let printed = cluster.kubectl(&[
         "-n",
         NAMESPACE,

@@ -172,17 +172,19 @@ pub async fn follow(
     let mut tick = tokio::time::interval(Duration::from_millis(250));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let (mut changed, mut asked) = (Instant::now(), Instant::now());
+    let mut told_of_outage = false;
     loop {
         tokio::select! {
             event = events.try_next() => match event {
                 Ok(Some(pod)) => {
+                    told_of_outage = false;
                     if progress.observe(&pod, begin.elapsed().as_secs_f64()) {
                         changed = Instant::now();
                     }
                 }
                 Ok(None) => bail!("the watch of the Job's pods ended"),
                 // The watch goes on by itself after an interruption.
-                Err(error) => tell_interruption(&error),
+                Err(error) => tell_outage(&mut told_of_outage, &error),
             },
             _ = tick.tick() => line.show(&progress, sides, begin.elapsed()),
         }
@@ -203,7 +205,7 @@ pub async fn follow(
                 bail!("the Job failed: {why}; {}", progress.failures().join("; "));
             }
             Ok(_) => {}
-            Err(error) => tell_interruption(&error),
+            Err(error) => tell_outage(&mut told_of_outage, &error),
         }
         if changed.elapsed() > STALLED {
             line.end(&progress, sides, begin.elapsed());
@@ -221,8 +223,11 @@ fn wanted(job: &Job) -> usize {
         .unwrap_or(0)
 }
 
-fn tell_interruption(error: &dyn std::error::Error) {
-    eprintln!("\nthe API server doesn't answer, trying again: {error}");
+/// Says that the API server doesn't answer, once an outage.
+fn tell_outage(told: &mut bool, error: &dyn std::error::Error) {
+    if !std::mem::replace(told, true) {
+        eprintln!("\nthe API server doesn't answer, trying again: {error}");
+    }
 }
 
 /// `Some` when the Job is over: complete, or failed and why.
