@@ -1,6 +1,6 @@
 //! Wiring: from arguments to supervised subsystems. Everything that fails here fails the process with one line.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use spillway_daemon::{
@@ -16,7 +16,7 @@ use spillway_device_plugin::{
     plugins,
     registration::{FolderError, KubeletFolder, Registrations},
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{args::Args, metrics, readiness};
@@ -41,6 +41,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 async fn serve(args: &Args, config: &Config) -> anyhow::Result<()> {
+    let folder = take_folder(&args.device_plugin_dir)?;
     let backends = backends(args, config);
     let names = backends.iter().map(|backend| backend.name()).collect::<Vec<_>>();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), backends = names.join(","), "spillway-agent starts");
@@ -70,10 +71,13 @@ async fn serve(args: &Args, config: &Config) -> anyhow::Result<()> {
         });
     }
     supervisor.start("plugins", {
-        let folder = args.device_plugin_dir.clone();
-        let inventory = inventory.subscribe();
+        let (path, inventory) = (args.device_plugin_dir.clone(), inventory.subscribe());
         async move {
-            if let Some(folder) = take_folder(&folder, &stop).await? {
+            let folder = match folder {
+                Some(folder) => Some(folder),
+                None => wait_for_folder(&path, &stop).await?,
+            };
+            if let Some(folder) = folder {
                 plugins::run(folder, inventory, registrations, plugin_metrics, stop).await;
             }
             Ok(())
@@ -95,24 +99,26 @@ fn backends(args: &Args, config: &Config) -> Vec<Box<dyn Backend>> {
     backends
 }
 
-/// Takes the device plugin folder. While another agent holds it, which is so for a moment when one replaces the other, it waits.
-async fn take_folder(
-    path: &std::path::Path,
+/// Takes the device plugin folder; none while another agent holds it.
+fn take_folder(path: &Path) -> Result<Option<KubeletFolder>, FolderError> {
+    match KubeletFolder::open(path) {
+        Err(FolderError::Held(_)) => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+/// Waits until the other agent ends, as it does when this one replaces it. None when this one is to stop first.
+async fn wait_for_folder(
+    path: &Path,
     stop: &CancellationToken,
 ) -> Result<Option<KubeletFolder>, FolderError> {
-    let mut said = false;
+    tracing::warn!(folder = %path.display(), "another spillway-agent holds the device plugin folder: waiting until it ends");
     loop {
-        match KubeletFolder::open(path) {
-            Err(held @ FolderError::Held(_)) => {
-                if !said {
-                    tracing::warn!("{held}: waiting until it ends");
-                    said = true;
-                }
-            }
-            other => return other.map(Some),
-        }
-        if tokio::time::timeout(RETRY, stop.cancelled()).await.is_ok() {
+        if timeout(RETRY, stop.cancelled()).await.is_ok() {
             return Ok(None);
+        }
+        if let Some(folder) = take_folder(path)? {
+            return Ok(Some(folder));
         }
     }
 }

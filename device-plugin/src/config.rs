@@ -15,7 +15,7 @@ use crate::health::APPLICATION_XIDS;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file can't be read.
-    #[error("can't read the configuration {path}: does it exist, and may this user read it?")]
+    #[error("can't read the configuration {path}")]
     Read {
         /// The file.
         path: PathBuf,
@@ -84,18 +84,21 @@ impl Default for Fpga {
 impl Config {
     /// Reads the YAML file at `path`.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text =
-            fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text).map_err(|message| ConfigError::Parse { path: path.to_owned(), message })
+        let bytes = fs::read(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&bytes).map_err(|message| ConfigError::Parse { path: path.to_owned(), message })
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let text = std::str::from_utf8(bytes).map_err(|_| "it is not a text".to_owned())?;
         if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
             return Ok(Self::default());
         }
-        // The parser adds an excerpt of the file below its message; one line is enough for a log.
-        serde_saphyr::from_str(text)
-            .map_err(|error| error.to_string().lines().next().unwrap_or_default().to_owned())
+        serde_saphyr::from_str(text).map_err(|error| {
+            // The parser adds an excerpt of the file below its message; one line is enough for a log.
+            let message = error.to_string();
+            let first = message.lines().next().unwrap_or_default();
+            first.trim_start_matches("error: ").to_owned()
+        })
     }
 }
 
@@ -106,9 +109,9 @@ mod tests {
     #[test]
     fn what_is_not_said_has_its_default() {
         for empty in ["", "# nothing\n\n", "gpu: {}\n"] {
-            assert_eq!(Config::parse(empty).unwrap(), Config::default(), "{empty:?}");
+            assert_eq!(Config::parse(empty.as_bytes()).unwrap(), Config::default(), "{empty:?}");
         }
-        let config = Config::parse("gpu:\n  ignoredXids: [13]\nfpga:\n  enabled: false\n").unwrap();
+        let config = Config::parse(b"gpu:\n  ignoredXids: [13]\nfpga:\n  enabled: false\n").unwrap();
         assert_eq!(config.gpu, Gpu { ignored_xids: vec![13], ..Gpu::default() });
         assert!(!config.fpga.enabled);
     }
@@ -116,7 +119,7 @@ mod tests {
     #[test]
     fn mistakes_are_told_with_their_line() {
         let check = |text: &str, parts: &[&str]| {
-            let message = Config::parse(text).unwrap_err();
+            let message = Config::parse(text.as_bytes()).unwrap_err();
             assert!(parts.iter().all(|part| message.contains(part)), "{message:?} lacks one of {parts:?}");
             assert!(!message.contains('\n'), "{message:?}");
         };
@@ -125,6 +128,7 @@ mod tests {
         check("gpus: {}\n", &["gpus", "line 1"]);
         check("gpu: [\n", &["line"]);
         check("\u{0}\u{1}", &["line"]);
+        assert_eq!(Config::parse(b"\xff\xfe").unwrap_err(), "it is not a text");
     }
 
     #[test]

@@ -38,7 +38,8 @@ const KUBELET_SOCKET: &str = "kubelet.sock";
 /// Sockets of ours start so; a starting agent removes what an earlier one left.
 const PREFIX: &str = "spillway-";
 const SUFFIX: &str = ".sock";
-const LOCK: &str = "spillway.lock";
+/// Written and removed at once, to learn whether the folder can be written to.
+const PROBE: &str = ".spillway-probe";
 
 /// inotify tells of changes at once. It can lose them, or be unavailable: so the sockets are looked at in any case this often.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -64,7 +65,7 @@ pub enum FolderError {
     )]
     Missing(PathBuf),
     /// It can't be written to.
-    #[error("can't write to the device plugin folder {path}: run as root (the folder is the kubelet's)")]
+    #[error("can't use the device plugin folder {path}: it is the kubelet's, so this has to run as root")]
     Unwritable {
         /// The folder.
         path: PathBuf,
@@ -87,18 +88,20 @@ pub struct KubeletFolder {
 }
 
 impl KubeletFolder {
-    /// Takes the folder: locks out other agents, removes the sockets of earlier ones, and watches it.
+    /// Takes the folder: locks out other agents, removes the sockets of earlier ones, and watches it. Nothing but sockets is left in
+    /// it: the lock is on the folder itself, and ends with the process.
     pub fn open(path: &Path) -> Result<Self, FolderError> {
-        if !path.is_dir() {
-            return Err(FolderError::Missing(path.to_owned()));
-        }
         let unwritable = |source| FolderError::Unwritable { path: path.to_owned(), source };
-        let lock_path = path.join(LOCK);
-        let lock = File::options().create(true).append(true).open(&lock_path).map_err(unwritable)?;
+        let lock = File::open(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => FolderError::Missing(path.to_owned()),
+            _ => unwritable(error),
+        })?;
         lock.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => FolderError::Held(lock_path),
+            TryLockError::WouldBlock => FolderError::Held(path.to_owned()),
             TryLockError::Error(source) => unwritable(source),
         })?;
+        let probe = path.join(PROBE);
+        File::create(&probe).and_then(|_| fs::remove_file(&probe)).map_err(unwritable)?;
         for entry in fs::read_dir(path).map_err(unwritable)?.flatten() {
             let name = entry.file_name();
             if name.to_str().is_some_and(is_endpoint) {

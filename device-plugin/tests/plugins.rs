@@ -319,4 +319,7 @@ async fn allocation_grants_or_names_the_id() {
 fn a_folder_that_is_none_is_told_apart() {
     let missing = KubeletFolder::open("/nonexistent/device-plugins".as_ref()).unwrap_err();
     assert!(matches!(missing, FolderError::Missing(_)) && missing.to_string().contains("/nonexistent"));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let file = KubeletFolder::open(file.path()).unwrap_err();
+    assert!(matches!(file, FolderError::Unwritable { .. }), "{file}");
 }

@@ -238,7 +238,7 @@ impl Backend for NvmlBackend {
             reporter.unavailable(&failure);
             if said.as_ref() != Some(&failure) {
                 tracing::warn!(
-                    "{failure}; no GPU is offered until then, looking again every {} s at least",
+                    "{failure} (no GPU can be allocated; trying again at least every {} s)",
                     RETRY.1.as_secs()
                 );
                 said = Some(failure);

@@ -162,7 +162,7 @@ impl Registration for Handler {
             .unwrap()
             .connect()
             .await
-            .map_err(|error| Status::unavailable(format!("{socket:?}: {error}")))?;
+            .map_err(|error| Status::unavailable(format!("{}: {error}", socket.display())))?;
         let mut client = DevicePluginClient::new(channel.clone());
         client.get_device_plugin_options(Empty {}).await?;
 

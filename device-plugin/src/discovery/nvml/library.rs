@@ -24,9 +24,9 @@ const FOLDERS: [&str; 8] = [
 pub(super) enum LibraryError {
     /// No such library.
     #[error(
-        "no NVML library: looked for {NAME} in {} and where the loader looks; install the NVIDIA driver, or say with \
-         --nvidia-driver-root where it is",
-        looked_in(.root)
+        "no NVML library: looked for {NAME} below {root} (in {}) and where the loader looks; install the NVIDIA driver, say with \
+         --nvidia-driver-root where it is, or configure gpu.enabled: false if there is no GPU",
+        FOLDERS.join(", ")
     )]
     Absent {
         /// The driver root.
@@ -48,10 +48,6 @@ pub(super) enum LibraryError {
         /// What NVML says.
         source: NvmlError,
     },
-}
-
-fn looked_in(root: &Path) -> String {
-    FOLDERS.map(|folder| root.join(folder).display().to_string()).join(", ")
 }
 
 fn advice(source: &NvmlError) -> &'static str {
