@@ -14,7 +14,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
@@ -67,10 +67,7 @@ pub fn run(options: &DemoOptions) -> anyhow::Result<()> {
     let photographs = photos::ensure()?;
     let pool = cluster::Options { keep: options.keep, ..cluster::Options::default() };
     let (gpus, fpgas) = pool.nodes.first().map_or((0, 0), |node: &node::Options| (node.gpus, node.fpgas));
-    println!(
-        "Spillway's main job: {} photographs, a pool of one dedicated and one virtual node",
-        options.pods
-    );
+    println!("Spillway's main job: {} pods on a pool of one dedicated and one virtual node", options.pods);
     println!(
         "  real:      Kubernetes {}, containerd, runc, every container and picture",
         components::KUBERNETES_VERSION
@@ -170,8 +167,11 @@ fn run_job(
         .with_context(|| cluster.log_tails(10, Some("spillway-vk")))?;
     show_logs(cluster, &progress)?;
     let sheet = shared.contact_sheet(options, pods);
+    println!("\nDeleting the Job and its pods");
+    let deleting = Instant::now();
     cluster.kubectl(&["-n", NAMESPACE, "delete", "job", JOB, "--cascade=foreground", "--timeout=120s"])?;
     let left = runtime.block_on(leftovers::wait_for_none(cluster, DEDICATED, VIRTUAL))?;
+    let gone_s = deleting.elapsed().as_secs_f64();
 
     println!(
         "\nThe yardstick: a bare loop over the runtime's interface (CRI) starts the same containers, {IN_FLIGHT} at a time"
@@ -195,7 +195,7 @@ fn run_job(
         ratio: pods_per_s / cri_loop_pods_per_s,
     };
     println!("\nWhat happened\n{}", report::table([DEDICATED, VIRTUAL], sides, &report));
-    println!("What is left after the Job was deleted");
+    println!("What is left {gone_s:.0} s after the Job's deletion");
     for (what, count) in &left {
         println!("  {count:3} {what}");
     }
