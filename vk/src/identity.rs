@@ -43,12 +43,12 @@ pub enum IdentityError {
     )]
     Nothing,
     /// A kubeconfig can't be used.
-    #[error("can't use kubeconfig {}", path.display())]
+    #[error("can't use kubeconfig {}: {problem}", path.display())]
     Kubeconfig {
         /// The file.
         path: PathBuf,
-        /// The cause.
-        source: Box<kube::config::KubeconfigError>,
+        /// What is wrong, with its causes.
+        problem: String,
     },
     /// The service account can't be used.
     #[error("can't use this pod's service account")]
@@ -145,7 +145,8 @@ impl Identity {
             },
         );
         let identity = Self { node: node.to_owned(), mode, current, readiness, metrics };
-        Ok((identity, client::rotating(receiver), server))
+        let client = client::rotating(receiver, &server);
+        Ok((identity, client, server))
     }
 
     /// Gets the certificate, and a new one before it ends, until `stop`.
@@ -281,19 +282,33 @@ impl Identity {
 }
 
 async fn load(path: &Path) -> Result<Config, IdentityError> {
-    let failed = |source| IdentityError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
-    let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
-    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(failed)
+    resolve(path, read(path).await?).await
 }
 
 /// The kubeconfig without its user, whose certificate is loaded from the store.
 async fn load_cluster(path: &Path) -> Result<Config, IdentityError> {
-    let failed = |source| IdentityError::Kubeconfig { path: path.to_owned(), source: Box::new(source) };
-    let mut kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
+    let mut kubeconfig = read(path).await?;
     for user in &mut kubeconfig.auth_infos {
         user.auth_info = Some(AuthInfo::default());
     }
-    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(failed)
+    resolve(path, kubeconfig).await
+}
+
+async fn read(path: &Path) -> Result<Kubeconfig, IdentityError> {
+    let unusable = |problem: String| {
+        // A parser's excerpt of the file follows in further lines.
+        let problem = problem.lines().next().unwrap_or_default().to_owned();
+        IdentityError::Kubeconfig { path: path.to_owned(), problem }
+    };
+    // Tried first, because the library's own word for a missing file names it and its cause twice.
+    tokio::fs::metadata(path).await.map_err(|error| unusable(error.to_string()))?;
+    Kubeconfig::read_from(path).map_err(|error| unusable(chain(&error)))
+}
+
+async fn resolve(path: &Path, kubeconfig: Kubeconfig) -> Result<Config, IdentityError> {
+    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        .await
+        .map_err(|error| IdentityError::Kubeconfig { path: path.to_owned(), problem: chain(&error) })
 }
 
 fn connect(config: Config) -> Result<Client, IdentityError> {
@@ -316,10 +331,7 @@ async fn write_kubeconfig(
     certificate: &Path,
     node: &str,
 ) -> Result<(), IdentityError> {
-    let mut kubeconfig = Kubeconfig::read_from(bootstrap).map_err(|source| IdentityError::Kubeconfig {
-        path: bootstrap.to_owned(),
-        source: Box::new(source),
-    })?;
+    let mut kubeconfig = read(bootstrap).await?;
     let certificate = certificate.display().to_string();
     let user = AuthInfo {
         client_certificate: Some(certificate.clone()),

@@ -30,7 +30,7 @@ use crate::{
 /// # Errors
 /// What the user has to know, with its whole chain of causes.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    telemetry::init(args.daemon.log_format, &args.daemon.log_level)?;
+    telemetry::init(args.daemon.log_format, &log_filter(&args.daemon.log_level))?;
     let config = Config::load(args)?;
     tokio::runtime::Runtime::new().context("can't start the async runtime")?.block_on(serve(args, config))
 }
@@ -46,7 +46,9 @@ async fn serve(args: &Args, config: Config) -> anyhow::Result<()> {
     let name = config.node.name.clone();
 
     let provider = match &config.provider {
-        ProviderConfig::Cri(settings) => Provider::Runtime(Arc::new(Cri::new(&name, settings)?)),
+        ProviderConfig::Cri(settings) => {
+            Provider::Runtime(Arc::new(Cri::new(&name, settings).context("key cri.endpoint")?))
+        }
         ProviderConfig::None => Provider::PodService(Arc::new(none::None::new())),
     };
     let (identity, client, server) =
@@ -117,6 +119,14 @@ async fn serve(args: &Args, config: Config) -> anyhow::Result<()> {
         Ok(())
     });
     supervisor.run(config.shutdown_grace).await
+}
+
+/// Of a plain level, without the client library's own line for each failed request: whoever made the request says more.
+fn log_filter(level: &str) -> String {
+    match level {
+        "error" | "warn" | "info" => format!("{level},kube_client::client::builder=off"),
+        other => other.to_owned(),
+    }
 }
 
 fn pod_settings(config: &Config, address: IpAddr) -> pod::Settings {

@@ -37,14 +37,11 @@ pub(super) fn parse<T: DeserializeOwned + Default>(path: &Path, text: &str) -> R
         let location = error.location();
         let formatter = UserMessageFormatter;
         let options = serde_saphyr::render_options! { snippets: SnippetMode::Off, formatter: &formatter };
-        // The location stands in front already; keep the message alone, on one line.
         let message = error.without_snippet().render_with_options(options).replace('\n', " ");
-        ConfigError::Invalid {
-            path: path.to_owned(),
-            line: location.map_or(0, |location| location.line()),
-            column: location.map_or(0, |location| location.column()),
-            message,
-        }
+        let (line, column) = location.map_or((0, 0), |location| (location.line(), location.column()));
+        // It stands in front already.
+        let message = message.trim_end_matches(&format!(" at line {line}, column {column}")).to_owned();
+        ConfigError::Invalid { path: path.to_owned(), line, column, message }
     })
 }
 

@@ -11,12 +11,17 @@ use kube::{Client, client::Body};
 use tokio::sync::watch;
 use tower::{BoxError, Service};
 
-/// A client that sends each request through the newest one in `current`, waiting for the first.
-pub(super) fn rotating(current: watch::Receiver<Option<Client>>) -> Client {
-    Client::new(Rotating(current), "default")
+use super::chain;
+
+/// A client that sends each request through the newest one in `current`, waiting for the first. `server` is for errors.
+pub(super) fn rotating(current: watch::Receiver<Option<Client>>, server: &http::Uri) -> Client {
+    Client::new(Rotating { current, server: server.to_string() }, "default")
 }
 
-struct Rotating(watch::Receiver<Option<Client>>);
+struct Rotating {
+    current: watch::Receiver<Option<Client>>,
+    server: String,
+}
 
 impl Service<Request<Body>> for Rotating {
     type Response = Response<Body>;
@@ -28,13 +33,21 @@ impl Service<Request<Body>> for Rotating {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let mut current = self.0.clone();
+        let mut current = self.current.clone();
+        let server = self.server.clone();
         Box::pin(async move {
-            let client = current.wait_for(Option::is_some).await?.clone();
-            match client {
-                Some(client) => Ok(client.send(request).await?),
-                None => Err("there is no identity".into()),
-            }
+            let client = match current.wait_for(Option::is_some).await {
+                Ok(client) => client.clone(),
+                Err(_) => None,
+            };
+            // A shutdown came before the first certificate; whoever asks is stopped as well.
+            let Some(client) = client else { return std::future::pending().await };
+            client.send(request).await.map_err(|error| match error {
+                kube::Error::Service(cause) => {
+                    format!("can't reach the API server {server}: {}", chain(&*cause)).into()
+                }
+                other => other.into(),
+            })
         })
     }
 }

@@ -206,7 +206,7 @@ pub(super) async fn guard(State(guard): State<Arc<Guard>>, request: Request, nex
                 needed.verbs.join("+"),
                 needed.subresources.join(",")
             );
-            tracing::info!(message, "kubelet API refused a request");
+            tracing::debug!(message, "kubelet API refused a request");
             (StatusCode::FORBIDDEN, message).into_response()
         }
         Err(error) => {

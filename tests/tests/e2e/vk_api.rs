@@ -1,0 +1,278 @@
+//! The virtual node's edge: its kubelet API through the API server and by itself, its node object, its identity.
+
+use std::process::Stdio;
+
+use anyhow::{Context as _, bail, ensure};
+use spillway_tests::cluster::Cluster;
+
+use crate::{
+    Test,
+    harness::{Namespace, ON_VIRTUAL, Pool, VIRTUAL, wait},
+};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("vk_api::logs_in_every_variant", logs_in_every_variant),
+    ("vk_api::exec_in_every_variant", exec_in_every_variant),
+    ("vk_api::a_deleted_node_comes_back", a_deleted_node_comes_back),
+    ("vk_api::strangers_get_no_answer", strangers_get_no_answer),
+    ("vk_api::the_identity_is_a_node_s_and_no_more", the_identity_is_a_node_s_and_no_more),
+    ("vk_api::a_restart_asks_for_no_new_certificate", a_restart_asks_for_no_new_certificate),
+];
+
+/// Where the virtual node's own kubeconfig is on its machine.
+const KUBECONFIG: &str = "/var/lib/spillway-vk/pki/kubeconfig";
+
+fn busybox(namespace: &Namespace<'_>, name: &str, script: &str) -> anyhow::Result<()> {
+    let command = format!("[sh, -c, '{script}']");
+    namespace.pod(
+        name,
+        &format!(
+            "{ON_VIRTUAL}  terminationGracePeriodSeconds: 1\n  containers:\n  - {{name: main, image: spillway.test/busybox:dev, \
+             imagePullPolicy: Never, command: {command}}}\n"
+        ),
+    )
+}
+
+fn logs_in_every_variant(pool: &Pool) -> anyhow::Result<()> {
+    let namespace = pool.namespace("vk-api-logs")?;
+    busybox(&namespace, "talker", "echo one; echo two >&2; echo three; sleep 1; exec sleep 3600")?;
+    namespace.wait_phase("talker", "Running")?;
+    let logs = |flags: &[&str]| {
+        let mut arguments = vec!["logs", "talker"];
+        arguments.extend(flags);
+        namespace.kubectl(&arguments)
+    };
+    wait("the first three lines", || Ok((logs(&[])?.lines().count() == 3).then_some(())))?;
+    let mut lines: Vec<_> = logs(&[])?.lines().map(str::to_owned).collect();
+    // Two streams race on their way to the file.
+    lines.sort();
+    ensure!(lines == ["one", "three", "two"], "{lines:?}");
+    ensure!(logs(&["--tail=1"])?.lines().count() == 1);
+    ensure!(logs(&["--tail=0"])?.is_empty());
+    ensure!(logs(&["--limit-bytes=5"])?.len() == 5);
+    ensure!(logs(&["--since-time=2030-01-01T00:00:00Z"])?.is_empty());
+    ensure!(logs(&["--since=1h"])?.lines().count() == 3);
+    for line in logs(&["--timestamps"])?.lines() {
+        let (time, word) = line.split_once(' ').context("a timestamp")?;
+        ensure!(time.len() == "2026-11-20T10:00:00.000000000Z".len() && time.ends_with('Z'), "{line}");
+        ensure!(["one", "two", "three"].contains(&word), "{line}");
+    }
+    refused(
+        &namespace,
+        &["logs", "talker", "--previous"],
+        "previous terminated container \"main\" in pod \"talker\" not found",
+    )?;
+
+    // Followed to its end: all of it, and then kubectl ends by itself.
+    busybox(&namespace, "counter", "for i in 1 2 3 4 5 6; do echo line $i; sleep 0.5; done; exit 3")?;
+    wait("the container to have started", || {
+        Ok(namespace.kubectl(&["logs", "counter"]).is_ok().then_some(()))
+    })?;
+    let followed = namespace.kubectl(&["logs", "-f", "counter"])?;
+    ensure!(
+        followed == "line 1\nline 2\nline 3\nline 4\nline 5\nline 6\n" || followed.ends_with("line 6"),
+        "{followed:?}"
+    );
+    wait("the log of the attempt before", || {
+        let previous = namespace.kubectl_output(&["logs", "counter", "--previous"])?;
+        Ok(previous.status.success().then_some(()))
+    })?;
+
+    namespace.pod(
+        "pictureless",
+        &format!("{ON_VIRTUAL}  containers: [{{name: main, image: spillway.test/nothing:dev, imagePullPolicy: Never}}]\n"),
+    )?;
+    wait("the reason", || {
+        let output = namespace.kubectl_output(&["logs", "pictureless"])?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        Ok(text
+            .contains("container \"main\" in pod \"pictureless\" is waiting to start: ErrImageNeverPull")
+            .then_some(()))
+    })
+}
+
+fn exec_in_every_variant(pool: &Pool) -> anyhow::Result<()> {
+    let namespace = pool.namespace("vk-api-exec")?;
+    busybox(&namespace, "shell", "exec sleep 3600")?;
+    namespace.wait_ready("shell")?;
+    ensure!(namespace.exec("shell", &["echo", "hello"])?.trim_end() == "hello");
+
+    let output =
+        namespace.kubectl_output(&["exec", "shell", "--", "sh", "-c", "echo out; echo err >&2; exit 7"])?;
+    ensure!(output.status.code() == Some(7), "{output:?}");
+    ensure!(output.stdout == b"out\n" && output.stderr.starts_with(b"err\n"), "{output:?}");
+
+    refused(&namespace, &["exec", "shell", "--", "nonexistent-program"], "nonexistent-program")?;
+
+    // A megabyte in and back, with each of the two protocols that kubectl speaks.
+    let data: Vec<u8> = (0..1_u32 << 18).flat_map(u32::to_le_bytes).collect();
+    for websockets in ["true", "false"] {
+        let echoed = piped(
+            &pool.cluster,
+            &["-n", &namespace.name, "exec", "-i", "shell", "--", "cat"],
+            &[("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", websockets)],
+            &data,
+        )?;
+        ensure!(
+            echoed == data,
+            "websockets={websockets}: {} of {} bytes came back",
+            echoed.len(),
+            data.len()
+        );
+    }
+    // kubectl asks for a terminal only when it has one itself; script gives it one.
+    let kubectl =
+        format!("kubectl -n {} exec -it shell -- sh -c 'test -t 0 && echo terminal'", namespace.name);
+    let own = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::iter::once(spillway_tests::components::folder()).chain(std::env::split_paths(&own));
+    let output = std::process::Command::new("script")
+        .args(["-qec", &kubectl, "/dev/null"])
+        .env("KUBECONFIG", pool.cluster.kubeconfig())
+        .env("PATH", std::env::join_paths(folders)?)
+        .stdin(Stdio::null())
+        .output()
+        .context("can't run script (Debian package bsdutils)")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(text.contains("terminal"), "{text}");
+    Ok(())
+}
+
+fn a_deleted_node_comes_back(pool: &Pool) -> anyhow::Result<()> {
+    let namespace = pool.namespace("vk-api-node")?;
+    busybox(&namespace, "survivor", "exec sleep 3600")?;
+    namespace.wait_ready("survivor")?;
+    let container = || namespace.field("pod", "survivor", ".status.containerStatuses[0].containerID");
+    let before = (pool.node(".metadata.uid")?, container()?);
+    pool.cluster.kubectl(&["delete", "node", VIRTUAL])?;
+    wait("the node to be registered again, and Ready", || {
+        let output =
+            pool.cluster.kubectl_output(&["get", "node", VIRTUAL, "-o", "jsonpath={.metadata.uid}"])?;
+        if !output.status.success() || String::from_utf8_lossy(&output.stdout) == before.0 {
+            return Ok(None);
+        }
+        Ok((pool.node(".status.conditions[?(@.type=='Ready')].status")? == "True").then_some(()))
+    })?;
+    ensure!(pool.node(".spec.taints[?(@.key=='virtual-kubelet.io/provider')].effect")? == "NoSchedule");
+    wait("the lease of the new node", || {
+        let lease = ["-n", "kube-node-lease", "get", "lease", VIRTUAL, "--ignore-not-found", "-o"];
+        let owner = [lease.as_slice(), &["jsonpath={.metadata.ownerReferences[0].uid}"]].concat();
+        Ok((pool.cluster.kubectl(&owner)? == pool.node(".metadata.uid")?).then_some(()))
+    })?;
+    ensure!(container()? == before.1, "the pod's container is another one");
+    Ok(())
+}
+
+fn strangers_get_no_answer(pool: &Pool) -> anyhow::Result<()> {
+    let namespace = pool.namespace("vk-api-auth")?;
+    let address = pool.node(".status.addresses[?(@.type=='InternalIP')].address")?;
+    let ask = |header: &str, path: &str| {
+        let script =
+            format!("curl -sk -o /dev/null -w '%{{http_code}}' {header} https://{address}:10250{path}");
+        pool.on(VIRTUAL, &script).map(|code| code.trim().to_owned())
+    };
+    for path in ["/pods", "/healthz", "/containerLogs/a/b/c", "/exec/a/b/c?command=id&output=1", "/nothing"] {
+        ensure!(ask("", path)? == "401", "no credentials: {path}");
+        ensure!(ask("-H 'Authorization: Bearer nonsense'", path)? == "401", "a bad token: {path}");
+    }
+    let token = namespace.kubectl(&["create", "token", "default"])?;
+    let bearer = format!("-H 'Authorization: Bearer {}'", token.trim());
+    ensure!(ask(&bearer, "/pods")? == "403", "a token without rights");
+    let name = &namespace.name;
+    let role = format!("{name}-reads-pods");
+    let rule = ["create", "clusterrole", &role, "--verb=get", "--resource=nodes/pods"];
+    pool.cluster.kubectl(&rule)?;
+    let binding = format!("--serviceaccount={name}:default");
+    let role_flag = format!("--clusterrole={role}");
+    pool.cluster.kubectl(&["create", "clusterrolebinding", &role, &role_flag, &binding])?;
+    let granted = wait("the right to be seen", || Ok((ask(&bearer, "/pods")? == "200").then_some(())));
+    let others = ask(&bearer, "/containerLogs/a/b/c");
+    pool.cluster.kubectl(&["delete", "clusterrole,clusterrolebinding", &role])?;
+    granted?;
+    ensure!(others? == "403", "the right to see pods is not one to read logs");
+    // Garbage, and then business as usual.
+    pool.on(
+        VIRTUAL,
+        &format!("head -c 100000 /dev/urandom | timeout 5 nc {address} 10250 > /dev/null || true"),
+    )?;
+    ensure!(ask("", "/pods")? == "401");
+    Ok(())
+}
+
+fn the_identity_is_a_node_s_and_no_more(pool: &Pool) -> anyhow::Result<()> {
+    let as_node = |arguments: &str| {
+        let output =
+            pool.on(VIRTUAL, &format!("kubectl --kubeconfig {KUBECONFIG} {arguments} 2>&1 || true"))?;
+        anyhow::Ok(output)
+    };
+    ensure!(
+        as_node("auth whoami -o jsonpath={.status.userInfo.username}")? == format!("system:node:{VIRTUAL}")
+    );
+    for forbidden in [
+        "get secrets -A",
+        "get node dedicated-1",
+        "delete pods --all -n kube-system",
+        "get configmaps -n default",
+    ] {
+        let answer = as_node(forbidden)?;
+        ensure!(answer.contains("Forbidden") || answer.contains("forbidden"), "{forbidden}: {answer}");
+    }
+    let mode = pool.on(VIRTUAL, "stat -c %a /var/lib/spillway-vk/pki/*.pem | sort -u")?;
+    ensure!(mode.trim() == "600", "keys are readable by others: {mode}");
+    Ok(())
+}
+
+fn a_restart_asks_for_no_new_certificate(pool: &Pool) -> anyhow::Result<()> {
+    let requests = || pool.cluster.kubectl(&["get", "csr", "-o", "name"]);
+    let registered = pool.node(".metadata.uid")?;
+    let before = requests()?;
+    pool.cluster.restart(VIRTUAL, "spillway-vk")?;
+    wait("the kubelet API to be served again", || {
+        let path = format!("/api/v1/nodes/{VIRTUAL}/proxy/healthz");
+        let output = pool.cluster.kubectl_output(&["get", "--raw", &path])?;
+        Ok((output.stdout == b"ok").then_some(()))
+    })?;
+    ensure!(requests()? == before, "a restart made a certificate request");
+    ensure!(pool.node(".metadata.uid")? == registered);
+    ensure!(pool.node(".status.conditions[?(@.type=='Ready')].status")? == "True", "a restart is no outage");
+    Ok(())
+}
+
+impl Pool {
+    /// A field of the virtual node, by `JSONPath` without the braces.
+    fn node(&self, path: &str) -> anyhow::Result<String> {
+        self.cluster.kubectl(&["get", "node", VIRTUAL, "-o", &format!("jsonpath={{{path}}}")])
+    }
+}
+
+/// A command that must fail, and say this.
+fn refused(namespace: &Namespace<'_>, arguments: &[&str], words: &str) -> anyhow::Result<()> {
+    let output = namespace.kubectl_output(arguments)?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() || !text.contains(words) {
+        bail!("{arguments:?} should have failed with {words:?}: {text}");
+    }
+    Ok(())
+}
+
+/// What kubectl prints when it is fed `input`.
+fn piped(
+    cluster: &Cluster,
+    arguments: &[&str],
+    environment: &[(&str, &str)],
+    input: &[u8],
+) -> anyhow::Result<Vec<u8>> {
+    let mut child = cluster
+        .kubectl_command(arguments)
+        .envs(environment.iter().copied())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("can't run kubectl")?;
+    let mut stdin = child.stdin.take().context("a pipe was asked for")?;
+    let output = std::thread::scope(|scope| {
+        scope.spawn(move || std::io::Write::write_all(&mut stdin, input));
+        child.wait_with_output()
+    })?;
+    ensure!(output.status.success(), "kubectl {arguments:?} failed");
+    Ok(output.stdout)
+}
