@@ -153,6 +153,8 @@ enum Void {
     NoStream,
     #[error("the plugin does not answer on its own socket")]
     Deaf(#[source] DialError),
+    #[error("the kubelet has opened its stream, but did not confirm the registration")]
+    Unconfirmed(#[source] DialError),
 }
 
 impl Void {
@@ -245,10 +247,13 @@ impl Registration<'_> {
                 return Void::OwnSocketGone;
             }
             match SocketId::of(&self.folder.kubelet()) {
-                None => self
-                    .waiting(format!("no {}: the kubelet is not running", self.folder.kubelet().display())),
+                None => self.waiting(format!(
+                    "no {}: the kubelet has not started, or needs a restart since its socket was deleted",
+                    self.folder.kubelet().display()
+                )),
                 Some(kubelet) => match self.register().await {
                     Ok(()) => break kubelet,
+                    Err(error) if streams.borrow().opened > 0 => return Void::Unconfirmed(error),
                     Err(error) => self.waiting(one_line(&error)),
                 },
             }

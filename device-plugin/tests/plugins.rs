@@ -174,7 +174,7 @@ async fn the_kubelet_may_come_later_and_come_again() {
             let mut registrations = machine.registrations.subscribe();
             let waits = |all: &Registrations| {
                 all.values()
-                    .any(|state| state.as_ref().is_err_and(|why| why.contains("the kubelet is not running")))
+                    .any(|state| state.as_ref().is_err_and(|why| why.contains("the kubelet has not started")))
             };
             registrations.wait_for(waits).await.unwrap();
             let first = machine.kubelet();
