@@ -82,6 +82,16 @@ pub enum ProviderError {
     },
 }
 
+impl ProviderError {
+    /// What the provider itself said, without the name of our call: what a pod's user can do something about.
+    pub fn message(&self) -> String {
+        match self {
+            Self::Exists { message, .. } | Self::Failed { message, .. } => message.clone(),
+            Self::NotFound { .. } | Self::Unavailable { .. } => self.to_string(),
+        }
+    }
+}
+
 impl Provider {
     /// The provider's name, as in `--provider`.
     pub fn name(&self) -> &'static str {

@@ -350,7 +350,8 @@ fn state(container: &observed::Container, scheme: &str) -> ContainerState {
                 exit_code: exit.code,
                 reason: some(&exit.reason),
                 message: some(&exit.message),
-                started_at: exit.started_at.map(Time),
+                // A kubelet writes the epoch for one that never ran.
+                started_at: exit.started_at.or(exit.finished_at.map(|_| Timestamp::UNIX_EPOCH)).map(Time),
                 finished_at: exit.finished_at.map(Time),
                 container_id: (!container.id.is_empty()).then(|| format!("{scheme}://{}", container.id)),
                 signal: None,

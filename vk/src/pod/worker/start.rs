@@ -74,7 +74,7 @@ impl Worker {
             // An earlier call of ours is at it, or has done it unheard: the next look finds it.
             Err(error @ ProviderError::Exists { .. }) => Err(error.into()),
             Err(error) => {
-                let message = format!("Failed to create pod sandbox: {error}");
+                let message = format!("Failed to create pod sandbox: {}", error.message());
                 self.shared.recorder.pod(pod, Kind::Warning, "FailedCreatePodSandBox", &message);
                 Err(error.into())
             }
@@ -168,7 +168,13 @@ impl Worker {
         let id = if let Some(id) = start.made.clone() {
             id
         } else {
-            let image = self.ensure_image(pod, runtime, container, permit).await?;
+            let image = match self.ensure_image(pod, runtime, container, permit).await {
+                Err(NotStarted::Waits(why)) => {
+                    tell_failed(self, pod, &start.name, &why.reason);
+                    return Err(NotStarted::Waits(why));
+                }
+                result => result?,
+            };
             let made = self.make_container(pod, runtime, sandbox, start, container, &image).await;
             let tell = |kind, reason: &str, message: &str| {
                 self.shared.recorder.container(pod, &start.name, kind, reason, message);
@@ -216,7 +222,11 @@ impl Worker {
         let config_error = |message: String| waits("CreateContainerConfigError", message);
         let pod_spec = pod.spec.clone().unwrap_or_default();
         if let Some(message) = spec::refuses_root(&pod_spec, container, image) {
-            return Err(config_error(message));
+            let id = &self.entry.pod;
+            return Err(config_error(format!(
+                "{message} (pod: \"{}_{}({})\", container: {})",
+                id.name, id.namespace, id.uid, container.name
+            )));
         }
         let settings = &self.shared.settings;
         let host_network = pod_spec.host_network.unwrap_or(false);
@@ -361,13 +371,9 @@ impl Worker {
                 Ok(image)
             }
             Err(error) => {
-                let text = format!("failed to pull image {name:?}: {error}");
-                tell_failed_pull(
-                    self,
-                    pod,
-                    &container.name,
-                    &format!("Failed to pull image {name:?}: {error}"),
-                );
+                let text = error.message();
+                let message = format!("Failed to pull image {name:?}: {text}");
+                self.shared.recorder.container(pod, &container.name, Kind::Warning, "Failed", &message);
                 let pull = self.memory.pulls.entry(name).or_insert_with(|| Pull {
                     again_at: Instant::now(),
                     backoff: Backoff::new(PULL_AGAIN.0, PULL_AGAIN.1),
@@ -414,11 +420,6 @@ impl Worker {
 
 fn tell_failed(worker: &Worker, pod: &Pod, name: &str, message: &str) {
     worker.shared.recorder.container(pod, name, Kind::Warning, "Failed", &format!("Error: {message}"));
-}
-
-fn tell_failed_pull(worker: &Worker, pod: &Pod, name: &str, message: &str) {
-    worker.shared.recorder.container(pod, name, Kind::Warning, "Failed", message);
-    worker.shared.recorder.container(pod, name, Kind::Warning, "Failed", "Error: ErrImagePull");
 }
 
 fn container_of<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
