@@ -65,7 +65,11 @@ pub fn device_nodes(gpus: u32, fpgas: u32) -> Vec<(String, u32, u32)> {
         ("/dev/nvidia-uvm-tools", UVM_MAJOR, 1),
     ];
     let control = control.map(|(path, major, minor)| (path.to_owned(), major, minor));
-    control.into_iter().chain((0..gpus).map(GpuStandin::device_node)).chain((0..fpgas).map(FpgaStandin::device_node)).collect()
+    control
+        .into_iter()
+        .chain((0..gpus).map(GpuStandin::device_node))
+        .chain((0..fpgas).map(FpgaStandin::device_node))
+        .collect()
 }
 
 /// The GPUs of one machine, by minor number.
@@ -189,7 +193,10 @@ impl FpgaStandin {
             fs::write(path, format!("{value}\n"))
         };
         set("../../numa_node", "0")?;
-        set(&format!("dfl-fme.{number}/dfl-fme-region.{number}/fpga_region/region1/compat_id"), FPGA_INTERFACE_ID)?;
+        set(
+            &format!("dfl-fme.{number}/dfl-fme-region.{number}/fpga_region/region1/compat_id"),
+            FPGA_INTERFACE_ID,
+        )?;
         set(&format!("dfl-fme.{number}/errors/fme_errors"), "0x0")?;
         set(&format!("dfl-fme.{number}/errors/catfatal_errors"), "0x0")?;
         set(&format!("dfl-fme.{number}/hwmon/hwmon{number}/temp1_input"), "41000")?;
@@ -198,7 +205,10 @@ impl FpgaStandin {
         symlink("../..", region.join("device"))?;
         let class = self.base.join("sys/class/fpga_region");
         fs::create_dir_all(&class)?;
-        symlink(Path::new("../..").join(Self::device(number)).join("fpga_region/region0"), class.join(format!("region{number}")))
+        symlink(
+            Path::new("../..").join(Self::device(number)).join("fpga_region/region0"),
+            class.join(format!("region{number}")),
+        )
     }
 
     /// Takes a card out.
@@ -209,7 +219,10 @@ impl FpgaStandin {
 
     /// Sets the error register of a card's port; zero is sane.
     pub fn set_errors(&self, number: u32, errors: u64) -> io::Result<()> {
-        fs::write(self.region(number).join(format!("dfl-port.{number}/errors/errors")), format!("{errors:#x}\n"))
+        fs::write(
+            self.region(number).join(format!("dfl-port.{number}/errors/errors")),
+            format!("{errors:#x}\n"),
+        )
     }
 
     /// The card's PCI device, below `sys`.

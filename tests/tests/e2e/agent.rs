@@ -80,17 +80,21 @@ fn pods_get_exactly_their_devices(pool: &Pool) -> anyhow::Result<()> {
         visible.push(namespace.exec(pod, &["sh", "-c", "echo -n $NVIDIA_VISIBLE_DEVICES"])?);
     }
     let expected = [GpuStandin::uuid(0), GpuStandin::uuid(1)];
-    ensure!({ visible.sort(); visible == expected }, "the pods see {visible:?}");
+    visible.sort();
+    ensure!(visible == expected, "the pods see {visible:?}");
 
     for pod in ["gpu-a", "gpu-b"] {
         let minor = namespace.exec(pod, &["sh", "-c", "echo -n ${NVIDIA_VISIBLE_DEVICES##*-}"])?;
         let minor: u32 = minor.parse().with_context(|| format!("{minor:?} is no minor"))?;
         let nodes = namespace.exec(pod, &["sh", "-c", "cd /dev && ls -d nvidia* dfl* 2>/dev/null; true"])?;
         let expected =
-            ["nvidia-modeset", "nvidia-uvm", "nvidia-uvm-tools", &format!("nvidia{minor}"), "nvidiactl"].join("\n");
+            ["nvidia-modeset", "nvidia-uvm", "nvidia-uvm-tools", &format!("nvidia{minor}"), "nvidiactl"]
+                .join("\n");
         ensure!(nodes.trim() == expected, "{pod} has {nodes}");
         // ENXIO: the container may open it, but there is no driver behind. EPERM: it may not.
-        let open = |path: &str| namespace.kubectl_output(&["exec", pod, "--", "sh", "-c", &format!("exec 3<{path}")]);
+        let open = |path: &str| {
+            namespace.kubectl_output(&["exec", pod, "--", "sh", "-c", &format!("exec 3<{path}")])
+        };
         let own = open(&format!("/dev/nvidia{minor}"))?;
         let own = String::from_utf8_lossy(&own.stderr).into_owned();
         ensure!(own.contains("No such device or address"), "{pod} opening its own GPU: {own}");
@@ -108,7 +112,10 @@ fn pods_get_exactly_their_devices(pool: &Pool) -> anyhow::Result<()> {
     holder(&namespace, "one-too-many", GPU)?;
     namespace.wait_phase("one-too-many", "Failed")?;
     let reason = namespace.field("pod", "one-too-many", ".status.reason")?;
-    ensure!(reason == "UnexpectedAdmissionError" || reason.starts_with("OutOf"), "the third pod failed for {reason}");
+    ensure!(
+        reason == "UnexpectedAdmissionError" || reason.starts_with("OutOf"),
+        "the third pod failed for {reason}"
+    );
     for pod in ["gpu-a", "gpu-b", "fpga", "one-too-many"] {
         namespace.kubectl(&["delete", "pod", pod])?;
     }
@@ -129,7 +136,14 @@ fn registrations_survive_everything(pool: &Pool) -> anyhow::Result<()> {
         ("the agent is killed", |pool| pool.on(DEDICATED, "kill -9 $(pidof spillway-agent)").map(drop)),
         ("the agent's pod is replaced", |pool| {
             pool.cluster
-                .kubectl(&["-n", "spillway-system", "delete", "pod", "-l", "app.kubernetes.io/component=agent"])
+                .kubectl(&[
+                    "-n",
+                    "spillway-system",
+                    "delete",
+                    "pod",
+                    "-l",
+                    "app.kubernetes.io/component=agent",
+                ])
                 .map(drop)
         }),
     ];
@@ -145,15 +159,21 @@ fn registrations_survive_everything(pool: &Pool) -> anyhow::Result<()> {
     let before = container()?;
 
     for (what, disturb) in disturbances {
-        let registrations = r#"spillway_plugin_registrations_total{resource="nvidia.com/gpu",outcome="success"}"#;
+        let registrations =
+            r#"spillway_plugin_registrations_total{resource="nvidia.com/gpu",outcome="success"}"#;
         let earlier = metric(pool, registrations)?.context("the agent has never registered")?;
-        let agent = || pool.cluster.kubectl(&[AGENT, &["-o", "jsonpath={.items[*].status.containerStatuses[*].containerID}"]].concat());
+        let agent = || {
+            pool.cluster.kubectl(
+                &[AGENT, &["-o", "jsonpath={.items[*].status.containerStatuses[*].containerID}"]].concat(),
+            )
+        };
         let earlier_agent = agent()?;
         disturb(pool)?;
         wait(&format!("a registration after {what}"), || {
             // Between two agents, or two kubelets, nobody answers.
             let Ok(now) = metric(pool, registrations) else { return Ok(None) };
-            let again = now.is_some_and(|now| now > earlier || agent().is_ok_and(|agent| agent != earlier_agent));
+            let again =
+                now.is_some_and(|now| now > earlier || agent().is_ok_and(|agent| agent != earlier_agent));
             Ok(again.then_some(()))
         })?;
         wait_offered(pool, GPU, 2, 2).with_context(|| format!("after {what}"))?;
@@ -199,8 +219,10 @@ fn health_and_hot_plug_reach_the_node(pool: &Pool) -> anyhow::Result<()> {
     pool.on(DEDICATED, &format!("rm {path}"))?;
 
     gpus.set_temperature(0, 77)?;
-    let temperature =
-        format!(r#"spillway_device_temperature_celsius{{resource="nvidia.com/gpu",device="{}"}}"#, GpuStandin::uuid(0));
+    let temperature = format!(
+        r#"spillway_device_temperature_celsius{{resource="nvidia.com/gpu",device="{}"}}"#,
+        GpuStandin::uuid(0)
+    );
     wait("the temperature to be measured", || Ok((metric(pool, &temperature)? == Some(77)).then_some(())))?;
 
     fpgas.set_errors(0, 0x4)?;
@@ -210,6 +232,9 @@ fn health_and_hot_plug_reach_the_node(pool: &Pool) -> anyhow::Result<()> {
 
     let phase = namespace.field("pod", "steady", ".status.phase")?;
     let restarts = namespace.field("pod", "steady", ".status.containerStatuses[0].restartCount")?;
-    ensure!((phase.as_str(), restarts.as_str()) == ("Running", "0"), "the running pod was touched: {phase}, {restarts}");
+    ensure!(
+        (phase.as_str(), restarts.as_str()) == ("Running", "0"),
+        "the running pod was touched: {phase}, {restarts}"
+    );
     Ok(())
 }
