@@ -16,6 +16,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("vk_api::a_deleted_node_comes_back", a_deleted_node_comes_back),
     ("vk_api::strangers_get_no_answer", strangers_get_no_answer),
     ("vk_api::the_identity_is_a_node_s_and_no_more", the_identity_is_a_node_s_and_no_more),
+    (
+        "vk_api::the_chart_s_node_is_a_service_account_that_may_only_be_that_node",
+        the_chart_s_node_is_a_service_account_that_may_only_be_that_node,
+    ),
     ("vk_api::a_restart_asks_for_no_new_certificate", a_restart_asks_for_no_new_certificate),
 ];
 
@@ -234,6 +238,70 @@ fn a_restart_asks_for_no_new_certificate(pool: &Pool) -> anyhow::Result<()> {
     ensure!(requests()? == before, "a restart made a certificate request");
     ensure!(pool.node(".metadata.uid")? == registered);
     ensure!(pool.node(".status.conditions[?(@.type=='Ready')].status")? == "True", "a restart is no outage");
+    Ok(())
+}
+
+/// The node of the chart's Deployment.
+const FAR: &str = "spillway-virtual";
+
+fn the_chart_s_node_is_a_service_account_that_may_only_be_that_node(pool: &Pool) -> anyhow::Result<()> {
+    let chart = spillway_tests::repository().join("deploy/chart").display().to_string();
+    let upgrade = |enabled: &str| {
+        let set = format!("vk.enabled={enabled}");
+        let arguments =
+            ["upgrade", "spillway", &chart, "-n", "spillway-system", "--reuse-values", "--set", &set];
+        pool.cluster.helm(&arguments).map(drop)
+    };
+    upgrade("true")?;
+    let result = far_node(pool);
+    upgrade("false")?;
+    pool.cluster.kubectl(&["delete", "node", FAR, "--ignore-not-found"])?;
+    result
+}
+
+fn far_node(pool: &Pool) -> anyhow::Result<()> {
+    let cluster = &pool.cluster;
+    let mut csr = String::new();
+    wait("the event that names the certificate request", || {
+        let field = format!("involvedObject.name={FAR},reason=ServingCertificatePending");
+        let events = ["get", "events", "--field-selector", &field, "-o", "jsonpath={.items[*].message}"];
+        let message = cluster.kubectl(&events)?;
+        let Some((_, name)) = message.rsplit_once("kubectl certificate approve ") else { return Ok(None) };
+        name.trim().clone_into(&mut csr);
+        Ok(Some(()))
+    })?;
+    let pod = ["-n", "spillway-system", "get", "pods", "-l", "app.kubernetes.io/name=spillway-vk", "-o"];
+    let ready =
+        [pod.as_slice(), &["jsonpath={.items[*].status.conditions[?(@.type=='Ready')].status}"]].concat();
+    ensure!(cluster.kubectl(&ready)? != "True", "it is ready although its kubelet API can't be served");
+    cluster.kubectl(&["certificate", "approve", &csr])?;
+    wait("the Deployment's pod to be Ready", || Ok((cluster.kubectl(&ready)? == "True").then_some(())))?;
+    let healthz = format!("/api/v1/nodes/{FAR}/proxy/healthz");
+    ensure!(cluster.kubectl(&["get", "--raw", &healthz])? == "ok");
+
+    let namespace = pool.namespace("vk-api-far")?;
+    namespace
+        .pod("fake", &format!("  nodeName: {FAR}\n  containers: [{{name: main, image: anything}}]\n"))?;
+    namespace.wait_ready("fake")?;
+    ensure!(!namespace.field("pod", "fake", ".status.podIP")?.is_empty());
+    refused(&namespace, &["logs", "fake"], "keeps no logs")?;
+    namespace.kubectl(&["delete", "pod", "fake"])?;
+    namespace.wait_gone("fake")?;
+
+    let account = "system:serviceaccount:spillway-system:spillway-vk";
+    for (verb, what, allowed) in [
+        ("impersonate", format!("users/system:node:{FAR}"), true),
+        ("impersonate", "groups/system:nodes".to_owned(), true),
+        ("impersonate", "users/system:node:dedicated-1".to_owned(), false),
+        ("impersonate", "groups/system:masters".to_owned(), false),
+        ("list", "pods".to_owned(), false),
+        ("get", "secrets".to_owned(), false),
+        ("create", "nodes".to_owned(), false),
+    ] {
+        let output = cluster.kubectl_output(&["auth", "can-i", verb, &what, "--as", account])?;
+        let answer = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        ensure!((answer == "yes") == allowed, "{verb} {what}: {answer}");
+    }
     Ok(())
 }
 

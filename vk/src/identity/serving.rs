@@ -254,3 +254,65 @@ fn self_signed(node: &str, address: IpAddr) -> Result<Credential, StoreError> {
     })?;
     Credential::parse(&certificate, &key, "the self-signed certificate")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake_api::{self, Answer};
+
+    fn pair(node: &str) -> (String, String) {
+        let made = self_signed(node, "10.0.0.5".parse().unwrap()).unwrap();
+        (made.chain_pem, made.key_pem)
+    }
+
+    fn serving(
+        source: ServingSource,
+        folder: &Path,
+        address: &str,
+    ) -> Result<(Serving, Resolver), StoreError> {
+        let (client, _) = fake_api::client(|_| Answer::status(403, "Forbidden"));
+        let address = address.parse().unwrap();
+        Serving::new(source, "vk1", address, folder, client, Readiness::default(), Metrics::default())
+    }
+
+    fn leaf(resolver: &Resolver) -> Vec<u8> {
+        resolver.0.borrow().clone().unwrap().cert[0].to_vec()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn replaced_files_are_served_and_halves_of_a_pair_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let (certificate, key) = (folder.path().join("tls.crt"), folder.path().join("tls.key"));
+        let source = ServingSource::Files { certificate: certificate.clone(), key: key.clone() };
+        let error = serving(source.clone(), folder.path(), "10.0.0.5").err().unwrap();
+        assert_eq!(error.to_string(), format!("can't read {}", certificate.display()));
+
+        let (first, second) = (pair("first"), pair("second"));
+        std::fs::write(&certificate, &first.0).unwrap();
+        std::fs::write(&key, &second.1).unwrap();
+        assert!(serving(source.clone(), folder.path(), "10.0.0.5").is_err(), "a key of another certificate");
+
+        std::fs::write(&key, &first.1).unwrap();
+        let (task, resolver) = serving(source, folder.path(), "10.0.0.5").unwrap();
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(async move { task.run(CancellationToken::new()).await.unwrap() });
+        let before = leaf(&resolver);
+        std::fs::write(&certificate, &second.0).unwrap();
+        tokio::time::sleep(3 * FILES_POLL).await;
+        assert_eq!(leaf(&resolver), before, "half of a new pair");
+        std::fs::write(&key, &second.1).unwrap();
+        tokio::time::sleep(3 * FILES_POLL).await;
+        assert_ne!(leaf(&resolver), before);
+    }
+
+    #[tokio::test]
+    async fn a_kept_certificate_is_served_at_once_if_it_is_for_this_address() {
+        let folder = tempfile::tempdir().unwrap();
+        let (chain, key) = pair("vk1");
+        Store::new(folder.path()).save(SERVING, &chain, &key).unwrap();
+        let (_, kept) = serving(ServingSource::Csr, folder.path(), "10.0.0.5").unwrap();
+        assert!(kept.0.borrow().is_some());
+        let (_, moved) = serving(ServingSource::Csr, folder.path(), "10.0.0.6").unwrap();
+        assert!(moved.0.borrow().is_none(), "the machine has another address now");
+    }
+}
