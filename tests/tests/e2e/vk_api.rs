@@ -183,8 +183,8 @@ fn strangers_get_no_answer(pool: &Pool) -> anyhow::Result<()> {
     ensure!(ask(&bearer, "/pods")? == "403", "a token without rights");
     let name = &namespace.name;
     let role = format!("{name}-reads-pods");
-    let rule = ["create", "clusterrole", &role, "--verb=get", "--resource=nodes/pods"];
-    pool.cluster.kubectl(&rule)?;
+    let creation = ["create", "clusterrole", &role, "--verb=get", "--resource=nodes/pods"];
+    pool.cluster.kubectl(&creation)?;
     let binding = format!("--serviceaccount={name}:default");
     let role_flag = format!("--clusterrole={role}");
     pool.cluster.kubectl(&["create", "clusterrolebinding", &role, &role_flag, &binding])?;
