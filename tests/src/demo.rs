@@ -64,6 +64,13 @@ pub struct DemoOptions {
 /// # Errors
 /// When something can't be done, a result is missing or doubled, or anything is left over.
 pub fn run(options: &DemoOptions) -> anyhow::Result<()> {
+    // Rather told now than after the run.
+    if let Some(folder) = options.report.as_deref().and_then(Path::parent)
+        && !folder.as_os_str().is_empty()
+        && !folder.is_dir()
+    {
+        bail!("--report: there is no folder {}", folder.display());
+    }
     let photographs = photos::ensure()?;
     let pool = cluster::Options { keep: options.keep, ..cluster::Options::default() };
     let (gpus, fpgas) = pool.nodes.first().map_or((0, 0), |node: &node::Options| (node.gpus, node.fpgas));

@@ -263,7 +263,8 @@ impl Line {
         self.last = Some(Instant::now());
         let text = text(progress, sides, elapsed);
         if self.terminal {
-            print!("\r\x1b[K{text}");
+            // Cut at the terminal's edge: a wrapped line could not be written over.
+            print!("\r\x1b[K\x1b[?7l{text}\x1b[?7h");
             let _ = std::io::stdout().flush();
         } else {
             println!("{text}");
@@ -279,10 +280,10 @@ impl Line {
 fn text(progress: &Progress, sides: [&str; 2], elapsed: Duration) -> String {
     let [dedicated, elastic] = sides.map(|node| {
         let Side { waiting, running, done, .. } = progress.side(node);
-        format!("{node}: {waiting:3} starting {running:3} running {done:3} done")
+        format!("{node} {waiting:3}/{running:3}/{done:3}")
     });
     let (seconds, unscheduled) = (elapsed.as_secs_f64(), progress.unscheduled());
-    format!("  {seconds:5.1} s   {dedicated}   {elastic}   no node yet: {unscheduled:3}")
+    format!("  {seconds:5.1} s  starting/running/done: {dedicated}  {elastic}  no node yet {unscheduled:3}")
 }
 
 #[cfg(test)]
