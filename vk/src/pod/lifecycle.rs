@@ -27,11 +27,22 @@ pub(crate) enum Plan {
     Run {
         /// Containers to start now.
         start: Vec<Start>,
-        /// Containers that crashed too often, and until when they wait.
-        wait: Vec<(String, Timestamp)>,
+        /// Containers that crashed too often.
+        wait: Vec<Wait>,
     },
     /// Nothing will ever run again in this pod.
     Finished,
+}
+
+/// A container in a crash loop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wait {
+    /// Its name in the pod.
+    pub(crate) name: String,
+    /// When it is started again.
+    pub(crate) until: Timestamp,
+    /// How long that is after its end.
+    pub(crate) delay: Duration,
 }
 
 /// A container to start.
@@ -50,8 +61,8 @@ pub(crate) struct Start {
 pub(crate) struct CrashLoops(BTreeMap<String, u32>);
 
 impl CrashLoops {
-    /// When a container that ended may be started again: at once after its first end, then after 10 s, doubled each time.
-    pub(crate) fn restart_at(&mut self, container: &observed::Container, exit: &Exit) -> Option<Timestamp> {
+    /// How long after its end a container is started again: at once after its first end, then 10 s, doubled each time.
+    pub(crate) fn delay(&mut self, container: &observed::Container, exit: &Exit) -> Option<Duration> {
         let ran = match (exit.started_at, exit.finished_at) {
             (Some(from), Some(to)) => to.duration_since(from).unsigned_abs(),
             _ => Duration::ZERO,
@@ -62,7 +73,7 @@ impl CrashLoops {
         let since = self.0.get(&container.name).copied().unwrap_or(0).min(container.attempt);
         let doublings = (container.attempt - since).checked_sub(1)?;
         let delay = 2_u32.checked_pow(doublings).and_then(|factor| FIRST_DELAY.checked_mul(factor));
-        exit.finished_at?.checked_add(delay.unwrap_or(LAST_DELAY).min(LAST_DELAY)).ok()
+        Some(delay.unwrap_or(LAST_DELAY).min(LAST_DELAY))
     }
 }
 
@@ -192,7 +203,7 @@ fn plan_containers(
             };
             start.push(Start { name: name.to_owned(), attempt, made });
         }
-        Next::At(time) => wait.push((name.to_owned(), time)),
+        Next::After(delay, until) => wait.push(Wait { name: name.to_owned(), until, delay }),
         Next::Nothing | Next::Ended => {}
     };
 
@@ -229,8 +240,8 @@ fn plan_containers(
 enum Next {
     /// Start it: the one that was made, or a new one.
     Start(Option<String>),
-    /// Start it then.
-    At(Timestamp),
+    /// Start it so long after its end, which is then.
+    After(Duration, Timestamp),
     /// It runs.
     Nothing,
     /// It has ended for good.
@@ -250,9 +261,11 @@ fn next(
         State::Created => Next::Start(Some(last.id.clone())),
         State::Running { .. } => Next::Nothing,
         State::Exited(exit) if restarts(spec, container, is_init, exit.code) => {
-            match loops.restart_at(last, exit).filter(|time| *time > now) {
-                Some(time) => Next::At(time),
-                None => Next::Start(None),
+            let delay = loops.delay(last, exit);
+            let until = delay.and_then(|delay| exit.finished_at?.checked_add(delay).ok());
+            match (delay, until.filter(|until| *until > now)) {
+                (Some(delay), Some(until)) => Next::After(delay, until),
+                _ => Next::Start(None),
             }
         }
         State::Unknown if restarts(spec, container, is_init, 137) => Next::Start(None),

@@ -27,7 +27,7 @@ use super::{
     admission::Refusal,
     events::{Kind, Recorder},
     files::{FilesError, PodFolder},
-    lifecycle::{self, CrashLoops, Plan},
+    lifecycle::{self, CrashLoops, Plan, Wait},
     objects::Reader,
     spec::pod_ref,
     status::{self, Verdict, Waiting},
@@ -271,7 +271,7 @@ impl Worker {
         pod: &Arc<Pod>,
         runtime: &dyn ContainerRuntime,
         seen: &ObservedPod,
-        wait: &[(String, Timestamp)],
+        wait: &[Wait],
     ) -> Result<Next, SyncError> {
         self.show_crash_loops(pod, wait);
         self.report(pod, seen, false).await?;
@@ -286,20 +286,20 @@ impl Worker {
             }
         }
         let refresh = self.refresh_volumes(pod).await;
-        let restart = wait.iter().map(|(_, time)| until(*time)).min();
+        let restart = wait.iter().map(|wait| until(wait.until)).min();
         Ok(Next::Within([refresh, restart].into_iter().flatten().min()))
     }
 
-    fn show_crash_loops(&mut self, pod: &Pod, wait: &[(String, Timestamp)]) {
-        for (name, time) in wait {
+    fn show_crash_loops(&mut self, pod: &Pod, wait: &[Wait]) {
+        for Wait { name, delay, .. } in wait {
             let pod_ref = pod_ref(pod);
             let id = format!("{}_{}({})", pod_ref.name, pod_ref.namespace, pod_ref.uid);
             let before = self.memory.waiting.get(name);
             if before.is_none_or(|before| before.reason != "CrashLoopBackOff") {
                 let event = format!("Back-off restarting failed container {name} in pod {id}");
                 self.shared.recorder.container(pod, name, Kind::Warning, "BackOff", &event);
-                let seconds = until(*time).as_secs_f64().round();
-                let message = format!("back-off {seconds}s restarting failed container={name} pod={id}");
+                let delay = go_duration(*delay);
+                let message = format!("back-off {delay} restarting failed container={name} pod={id}");
                 let why = Waiting { reason: "CrashLoopBackOff".to_owned(), message };
                 self.memory.waiting.insert(name.clone(), why);
             }
@@ -355,6 +355,14 @@ fn deadline(pod: &Pod) -> Option<Timestamp> {
 /// How long until then; zero if it has passed.
 fn until(time: Timestamp) -> Duration {
     Duration::try_from(time.duration_since(Timestamp::now())).unwrap_or_default()
+}
+
+/// Whole seconds as Go prints them: `40s`, `1m20s`.
+fn go_duration(duration: Duration) -> String {
+    match (duration.as_secs() / 60, duration.as_secs() % 60) {
+        (0, seconds) => format!("{seconds}s"),
+        (minutes, seconds) => format!("{minutes}m{seconds}s"),
+    }
 }
 
 async fn sleep(within: Option<Duration>) {

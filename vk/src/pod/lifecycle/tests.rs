@@ -60,7 +60,8 @@ fn planned(spec: &PodSpec, seen: &ObservedPod) -> String {
                 let made = if start.made.is_some() { " (made)" } else { "" };
                 format!("start {}:{}{made}", start.name, start.attempt)
             });
-            let wait = wait.iter().map(|(name, time)| format!("{name} waits until {}", time.as_second()));
+            let wait =
+                wait.iter().map(|wait| format!("{} waits until {}", wait.name, wait.until.as_second()));
             start.chain(wait).collect::<Vec<_>>().join(", ")
         }
     }
@@ -126,7 +127,7 @@ fn crash_loops_wait_longer_and_longer_until_calm() {
     let mut delay = |attempt: u32, from: i64, to: i64| {
         let container = container("a", attempt, exited(1, from, to));
         let exit = container.exit().unwrap();
-        loops.restart_at(&container, exit).map(|time| time.as_second() - to)
+        loops.delay(&container, exit).map(|delay| delay.as_secs())
     };
     let delays: Vec<_> = (0..8).map(|attempt| delay(attempt, 0, 1)).collect();
     assert_eq!(delays, [None, Some(10), Some(20), Some(40), Some(80), Some(160), Some(300), Some(300)]);

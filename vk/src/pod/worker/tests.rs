@@ -1,1 +1,201 @@
+//! Pods against a runtime and an API server that are values in memory: every step, restarts of the daemon included.
 
+mod fakes;
+
+use std::{sync::Arc, time::Duration};
+
+use fakes::{World, wait};
+use serde_json::json;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    pod::{Pods, PodsError, Settings},
+    provider::Provider,
+};
+
+/// A daemon that looks after the world's pods. Dropping it is `kill -9`.
+struct Daemon {
+    pods: Arc<Pods>,
+    _task: JoinSet<Result<(), PodsError>>,
+}
+
+fn start(world: &World) -> Daemon {
+    let settings = Settings {
+        root_dir: world.folder.path().to_owned(),
+        ..Settings::new("vk", vec!["10.0.0.1".parse().unwrap()])
+    };
+    let provider = Provider::Runtime(Arc::clone(&world.runtime) as _);
+    let pods = Arc::new(Pods::new(world.api.client(), provider, settings));
+    let mut task = JoinSet::new();
+    task.spawn(Arc::clone(&pods).run(CancellationToken::new()));
+    Daemon { pods, _task: task }
+}
+
+fn spec(policy: &str) -> serde_json::Value {
+    json!({ "nodeName": "vk", "restartPolicy": policy, "terminationGracePeriodSeconds": 5,
+        "containers": [{ "name": "main", "image": "busybox" }] })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_runs_ends_and_goes() {
+    let world = World::new();
+    let daemon = start(&world);
+    let uid = world.api.create("web", spec("Never"));
+    wait(|| world.api.phase(&uid) == "Running").await;
+    let status = world.api.status(&uid);
+    assert_eq!(status["podIP"], "10.1.0.1");
+    assert_eq!(
+        status["containerStatuses"][0]["state"]["running"]["startedAt"].as_str().map(str::len),
+        Some(20)
+    );
+    assert!(daemon.pods.get("ns", "web").is_some());
+
+    world.runtime.exit("main", 3);
+    wait(|| world.api.phase(&uid) == "Failed").await;
+    assert_eq!(world.api.status(&uid)["containerStatuses"][0]["state"]["terminated"]["exitCode"], 3);
+    wait(|| world.runtime.calls("stop_sandbox") == 1).await;
+    assert_eq!(world.runtime.containers(), 1, "its log can still be read");
+
+    world.api.vanish(&uid);
+    wait(|| world.is_empty() && daemon.pods.list().is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_that_nobody_saw_is_told_once_and_nothing_runs_twice() {
+    let world = World::new();
+    let first = start(&world);
+    let ended = world.api.create("ended", spec("Never"));
+    wait(|| world.api.phase(&ended) == "Running").await;
+    drop(first);
+    world.runtime.exit("main", 42);
+    let second = start(&world);
+    wait(|| world.api.phase(&ended) == "Failed").await;
+    assert_eq!(world.api.status(&ended)["containerStatuses"][0]["state"]["terminated"]["exitCode"], 42);
+    assert_eq!(world.runtime.calls("create_container"), 1);
+    drop(second);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_runs_is_adopted() {
+    let world = World::new();
+    let first = start(&world);
+    let uid = world.api.create("web", spec("Always"));
+    wait(|| world.api.phase(&uid) == "Running").await;
+    let before = world.api.status(&uid);
+    let writes = world.api.writes(&uid);
+    drop(first);
+    let _second = start(&world);
+    wait(|| world.runtime.calls("observe") >= 4).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(world.api.status(&uid), before);
+    assert_eq!(world.api.writes(&uid), writes, "there was nothing to say");
+    assert_eq!((world.runtime.calls("create_sandbox"), world.runtime.calls("create_container")), (1, 1));
+    assert_eq!(world.runtime.calls("stop_container"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_killed_between_any_two_calls_finishes_what_it_began() {
+    for calls_before_death in 1..12 {
+        let world = World::new();
+        world.runtime.die_after(calls_before_death);
+        let first = start(&world);
+        let uid = world.api.create("web", spec("Never"));
+        wait(|| world.runtime.is_dead() || world.api.phase(&uid) == "Running").await;
+        drop(first);
+        world.runtime.revive();
+        let _second = start(&world);
+        wait(|| world.api.phase(&uid) == "Running").await;
+        assert_eq!(world.runtime.running(), 1, "died after {calls_before_death} calls");
+        world.runtime.exit("main", 0);
+        wait(|| world.api.phase(&uid) == "Succeeded").await;
+        assert_eq!(world.runtime.started("main"), 1, "died after {calls_before_death} calls");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deletion_tells_the_end_before_the_object_goes() {
+    let world = World::new();
+    let _daemon = start(&world);
+    let uid = world.api.create("web", spec("Always"));
+    wait(|| world.api.phase(&uid) == "Running").await;
+    world.api.delete(&uid, 5);
+    wait(|| world.api.is_gone(&uid) && world.is_empty()).await;
+    let last = world.api.last_status(&uid);
+    assert_eq!(last["phase"], "Failed");
+    assert_eq!(last["containerStatuses"][0]["state"]["terminated"]["exitCode"], 143);
+    assert_eq!(world.runtime.grace("main"), Some(5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_used_again_while_the_old_pod_ends_is_another_pod() {
+    let world = World::new();
+    let _daemon = start(&world);
+    let old = world.api.create("web", spec("Always"));
+    wait(|| world.api.phase(&old) == "Running").await;
+    world.api.vanish(&old);
+    let new = world.api.create("web", spec("Always"));
+    wait(|| world.api.phase(&new) == "Running" && world.runtime.containers() == 1).await;
+    assert_eq!(world.runtime.running(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_pods_that_the_api_server_lacks_are_cleaned_up() {
+    let world = World::new();
+    let first = start(&world);
+    let kept = world.api.create("kept", spec("Always"));
+    let lost = world.api.create("lost", spec("Always"));
+    wait(|| world.api.phase(&kept) == "Running" && world.api.phase(&lost) == "Running").await;
+    drop(first);
+    world.api.vanish(&lost);
+    // As long as the API server gives no list nothing is ended.
+    world.api.fail_lists(true);
+    let _second = start(&world);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(world.runtime.running(), 2);
+    world.api.fail_lists(false);
+    wait(|| world.runtime.running() == 1 && world.runtime.pods() == 1).await;
+    assert_eq!(world.api.phase(&kept), "Running");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_not_be_done_is_refused_and_never_started() {
+    let world = World::new();
+    let _daemon = start(&world);
+    let mut spec = spec("Always");
+    spec["containers"][0]["livenessProbe"] = json!({ "exec": { "command": ["true"] } });
+    let uid = world.api.create("web", spec);
+    wait(|| world.api.phase(&uid) == "Failed").await;
+    let status = world.api.status(&uid);
+    assert_eq!(status["reason"], "PodFeatureUnsupported");
+    assert!(status["message"].as_str().unwrap().contains("spec.containers[0].livenessProbe"));
+    assert!(world.is_empty());
+    wait(|| world.api.events().contains(&"PodFeatureUnsupported".to_owned())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn init_containers_come_first_and_restarts_are_counted() {
+    let world = World::new();
+    let _daemon = start(&world);
+    let mut spec = spec("Always");
+    spec["initContainers"] = json!([{ "name": "first", "image": "busybox" }]);
+    let uid = world.api.create("web", spec);
+    wait(|| world.runtime.started("first") == 1).await;
+    assert_eq!(world.runtime.started("main"), 0);
+    world.runtime.exit("first", 0);
+    wait(|| world.api.phase(&uid) == "Running").await;
+    world.runtime.exit("main", 1);
+    wait(|| world.api.status(&uid)["containerStatuses"][0]["restartCount"] == 1).await;
+    let status = world.api.status(&uid);
+    assert_eq!(status["containerStatuses"][0]["lastState"]["terminated"]["exitCode"], 1);
+    assert_eq!(world.runtime.started("first"), 1, "it has done its work");
+}
+
+#[test]
+fn durations_read_as_gos() {
+    let check =
+        |seconds, expected: &str| assert_eq!(super::go_duration(Duration::from_secs(seconds)), expected);
+    check(10, "10s");
+    check(80, "1m20s");
+    check(300, "5m0s");
+}
