@@ -3,6 +3,7 @@
 //! Everything that it makes carries labels with the node's name and the pod's UID; everything else in the runtime is somebody else's
 //! and is neither listed nor touched. It keeps no state: the runtime has it all.
 
+mod access;
 mod cgroup;
 mod convert;
 mod logs;
@@ -15,7 +16,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures::{
     StreamExt as _,
     future::{try_join, try_join_all},
@@ -28,7 +28,7 @@ use spillway_proto::cri::{
 use tonic::transport::{Channel, Endpoint};
 
 use super::{
-    Exec, ExecError, ExecRequest, LogError, LogOptions, Logs, ProviderError, Version,
+    Exec, Logs, ProviderError, Version,
     observed::{ObservedPod, PodRef},
     runtime::{ContainerRuntime, ContainerSpec, Credentials, Image, SandboxSpec},
 };
@@ -423,71 +423,6 @@ impl ContainerRuntime for Cri {
             Some(image) => Ok(image),
             None => Err(ProviderError::NotFound { operation, what: image.to_owned() }),
         }
-    }
-}
-
-#[async_trait]
-impl Logs for Cri {
-    async fn logs(
-        &self,
-        container_id: &str,
-        options: &LogOptions,
-    ) -> Result<BoxStream<'static, std::io::Result<Bytes>>, LogError> {
-        let failed = |source| LogError::Failed { id: container_id.to_owned(), source };
-        let status = self
-            .container_status(container_id)
-            .await
-            .map_err(|error| failed(error.into()))?
-            .ok_or_else(|| LogError::NotFound(container_id.to_owned()))?;
-        if status.log_path.is_empty() {
-            return Err(failed("the runtime keeps no log file for it".into()));
-        }
-        let client = self.runtime();
-        let id = container_id.to_owned();
-        // Asked while following: whether anything can still be written.
-        let running = move || {
-            let mut client = client.clone();
-            let request = wire::ContainerStatusRequest { container_id: id.clone(), verbose: false };
-            let answer = async move { client.container_status(request).await };
-            async move {
-                match answer.await {
-                    Ok(answer) => answer.into_inner().status.is_some_and(|status| {
-                        matches!(
-                            status.state(),
-                            wire::ContainerState::ContainerCreated | wire::ContainerState::ContainerRunning
-                        )
-                    }),
-                    Err(status) => status.code() != tonic::Code::NotFound,
-                }
-            }
-        };
-        logs::open(PathBuf::from(status.log_path), options, running)
-            .await
-            .map_err(|error| failed(error.into()))
-    }
-}
-
-#[async_trait]
-impl Exec for Cri {
-    async fn exec(&self, container_id: &str, request: &ExecRequest) -> Result<http::Uri, ExecError> {
-        let failed = |source| ExecError::Failed { id: container_id.to_owned(), source };
-        let status = self.container_status(container_id).await.map_err(|error| failed(error.into()))?;
-        if status.is_none_or(|status| status.state() != wire::ContainerState::ContainerRunning) {
-            return Err(ExecError::NotRunning(container_id.to_owned()));
-        }
-        let request = wire::ExecRequest {
-            container_id: container_id.to_owned(),
-            cmd: request.command.clone(),
-            tty: request.tty,
-            stdin: request.stdin,
-            stdout: request.stdout,
-            stderr: request.stderr,
-        };
-        let answer = self
-            .call("Exec", CALL_TIMEOUT, self.runtime().exec(request))
-            .await
-            .map_err(|error| failed(error.into()))?;
-        answer.url.parse().map_err(|error: http::uri::InvalidUri| failed(error.into()))
     }
 }
 

@@ -362,6 +362,7 @@ impl Api {
         fake_api::client(move |call| api.answer(&call)).0
     }
 
+    #[allow(clippy::needless_pass_by_value)] // `json!` reads best where it is used.
     pub(super) fn create(&self, name: &str, spec: Value) -> String {
         let mut cluster = self.lock();
         let uid = format!("uid-{}", cluster.uids.len());

@@ -1,0 +1,77 @@
+//! What a user reaches inside a container through the kubelet API: its log, and commands. Where things are is asked of the runtime;
+//! reading and streaming is done elsewhere.
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use spillway_proto::cri as wire;
+
+use super::{CALL_TIMEOUT, Cri, logs};
+use crate::provider::{Exec, ExecError, ExecRequest, LogError, LogOptions, Logs};
+
+#[async_trait]
+impl Logs for Cri {
+    async fn logs(
+        &self,
+        container_id: &str,
+        options: &LogOptions,
+    ) -> Result<BoxStream<'static, std::io::Result<Bytes>>, LogError> {
+        let failed = |source| LogError::Failed { id: container_id.to_owned(), source };
+        let status = self
+            .container_status(container_id)
+            .await
+            .map_err(|error| failed(error.into()))?
+            .ok_or_else(|| LogError::NotFound(container_id.to_owned()))?;
+        if status.log_path.is_empty() {
+            return Err(failed("the runtime keeps no log file for it".into()));
+        }
+        let client = self.runtime();
+        let id = container_id.to_owned();
+        // Asked while following: whether anything can still be written.
+        let running = move || {
+            let mut client = client.clone();
+            let request = wire::ContainerStatusRequest { container_id: id.clone(), verbose: false };
+            let answer = async move { client.container_status(request).await };
+            async move {
+                match answer.await {
+                    Ok(answer) => answer.into_inner().status.is_some_and(|status| {
+                        matches!(
+                            status.state(),
+                            wire::ContainerState::ContainerCreated | wire::ContainerState::ContainerRunning
+                        )
+                    }),
+                    Err(status) => status.code() != tonic::Code::NotFound,
+                }
+            }
+        };
+        logs::open(PathBuf::from(status.log_path), options, running)
+            .await
+            .map_err(|error| failed(error.into()))
+    }
+}
+
+#[async_trait]
+impl Exec for Cri {
+    async fn exec(&self, container_id: &str, request: &ExecRequest) -> Result<http::Uri, ExecError> {
+        let failed = |source| ExecError::Failed { id: container_id.to_owned(), source };
+        let status = self.container_status(container_id).await.map_err(|error| failed(error.into()))?;
+        if status.is_none_or(|status| status.state() != wire::ContainerState::ContainerRunning) {
+            return Err(ExecError::NotRunning(container_id.to_owned()));
+        }
+        let request = wire::ExecRequest {
+            container_id: container_id.to_owned(),
+            cmd: request.command.clone(),
+            tty: request.tty,
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+        };
+        let answer = self
+            .call("Exec", CALL_TIMEOUT, self.runtime().exec(request))
+            .await
+            .map_err(|error| failed(error.into()))?;
+        answer.url.parse().map_err(|error: http::uri::InvalidUri| failed(error.into()))
+    }
+}

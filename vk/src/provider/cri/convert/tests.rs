@@ -1,0 +1,76 @@
+use super::*;
+
+fn labels(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+#[test]
+fn a_pods_own_labels_do_not_pass_for_ownership_marks() {
+    let pod = PodRef { uid: "u1".into(), namespace: "ns".into(), name: "p".into() };
+    let sandbox = SandboxSpec {
+        pod,
+        attempt: 0,
+        labels: BTreeMap::from([
+            (POD_UID_LABEL.to_owned(), "somebody-else".to_owned()),
+            ("app".to_owned(), "x".to_owned()),
+        ]),
+        annotations: BTreeMap::new(),
+        runtime_handler: String::new(),
+        hostname: "p".into(),
+        dns: None,
+        ports: Vec::new(),
+        sysctls: BTreeMap::new(),
+        namespaces: Namespaces::default(),
+        privileged: false,
+        cgroup: crate::provider::runtime::PodCgroup {
+            qos: crate::provider::runtime::QosClass::BestEffort,
+            limits: Resources::default(),
+        },
+        security: crate::provider::runtime::SandboxSecurity::default(),
+    };
+    let config = sandbox_config("vk", &sandbox, Path::new("/logs"), "/parent".into());
+    assert_eq!(config.labels[POD_UID_LABEL], "u1");
+    assert_eq!(config.labels["app"], "x");
+    assert_eq!(config.labels[NODE_LABEL], "vk");
+}
+
+#[test]
+fn events_of_other_nodes_are_not_ours() {
+    let event = |node: &str| wire::ContainerEventResponse {
+        container_event_type: wire::ContainerEventType::ContainerStoppedEvent.into(),
+        pod_sandbox_status: Some(wire::PodSandboxStatus {
+            labels: labels(&[(NODE_LABEL, node), (POD_UID_LABEL, "u1")]),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    assert_eq!(event_uid("vk", &event("vk")).as_deref(), Some("u1"));
+    assert_eq!(event_uid("vk", &event("other")), None);
+    assert_eq!(event_uid("vk", &wire::ContainerEventResponse::default()), None);
+}
+
+#[test]
+fn the_newest_attempt_comes_first() {
+    let status = |attempt| wire::ContainerStatus {
+        id: format!("c{attempt}"),
+        metadata: Some(wire::ContainerMetadata { name: "main".into(), attempt }),
+        state: wire::ContainerState::ContainerExited.into(),
+        exit_code: 3,
+        finished_at: 1_000_000_000,
+        ..Default::default()
+    };
+    let pod = observed(std::iter::empty(), [0, 2, 1].map(|n| ("s".to_owned(), status(n))).into_iter());
+    let newest = pod.container("main").expect("it is there");
+    assert_eq!((newest.id.as_str(), newest.attempt), ("c2", 2));
+    let exit = newest.exit().expect("it ended");
+    assert_eq!((exit.code, exit.started_at), (3, None));
+    assert_eq!(exit.finished_at.map(Timestamp::as_second), Some(1));
+}
+
+#[test]
+fn process_namespaces_are_the_containers_own_unless_asked() {
+    let pid = |shared| namespaces(shared).pid();
+    assert_eq!(pid(Namespaces::default()), wire::NamespaceMode::Container);
+    assert_eq!(pid(Namespaces { share_process: true, ..Default::default() }), wire::NamespaceMode::Pod);
+    assert_eq!(pid(Namespaces { host_pid: true, ..Default::default() }), wire::NamespaceMode::Node);
+}
