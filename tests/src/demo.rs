@@ -177,14 +177,17 @@ fn run_job(
     println!("\nDeleting the Job and its pods");
     let deleting = Instant::now();
     cluster.kubectl(&["-n", NAMESPACE, "delete", "job", JOB, "--cascade=foreground", "--timeout=120s"])?;
-    let left = runtime.block_on(leftovers::wait_for_none(cluster, DEDICATED, VIRTUAL))?;
-    let gone_s = deleting.elapsed().as_secs_f64();
+    let on_virtual = async || leftovers::on_virtual(cluster, VIRTUAL).await;
+    let mut left = runtime.block_on(leftovers::wait_for_none(on_virtual))?;
+    println!("  the virtual node was empty after {:.1} s", deleting.elapsed().as_secs_f64());
 
     println!(
         "\nThe yardstick: a bare loop over the runtime's interface (CRI) starts the same containers, {IN_FLIGHT} at a time"
     );
     let bare_s = runtime.block_on(bare_loop(cluster, pods))?;
-    let left_by_loop = runtime.block_on(leftovers::wait_for_none(cluster, DEDICATED, VIRTUAL))?;
+    let left_by_loop = runtime.block_on(leftovers::wait_for_none(on_virtual))?;
+    let on_dedicated = async || leftovers::on_dedicated(cluster, DEDICATED).await;
+    left.extend(runtime.block_on(leftovers::wait_for_none(on_dedicated))?);
 
     let done_s = progress.last_done_s().unwrap_or_default();
     let (pods_per_s, cri_loop_pods_per_s) = (count(pods) / done_s, count(pods) / bare_s);
@@ -202,7 +205,7 @@ fn run_job(
         ratio: pods_per_s / cri_loop_pods_per_s,
     };
     println!("\nWhat happened\n{}", report::table([DEDICATED, VIRTUAL], sides, &report));
-    println!("What is left {gone_s:.0} s after the Job's deletion");
+    println!("What is left after the Job's deletion");
     for (what, count) in &left {
         println!("  {count:3} {what}");
     }

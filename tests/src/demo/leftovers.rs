@@ -16,21 +16,20 @@ use crate::{
     cluster::{Cluster, machine::Machine},
 };
 
-/// How long the cluster may take to remove what belongs to a deleted Job.
-const LIMIT: Duration = Duration::from_mins(1);
+/// How long the cluster may take to remove what belongs to a deleted Job. A kubelet looks for dead sandboxes once a minute.
+const LIMIT: Duration = Duration::from_mins(3);
 
 /// What was counted, and how much of it there is.
 pub type Counts = Vec<(&'static str, usize)>;
 
-/// Counts until nothing is left, or time is up; the last count. The virtual node's machine must be empty altogether; the dedicated one,
-/// which has other pods too, of the Job.
+/// Counts until nothing is left, or time is up; the last count.
 ///
 /// # Errors
 /// When something can't be counted.
-pub async fn wait_for_none(cluster: &Cluster, dedicated: &str, elastic: &str) -> anyhow::Result<Counts> {
+pub async fn wait_for_none(counts: impl AsyncFn() -> anyhow::Result<Counts>) -> anyhow::Result<Counts> {
     let begin = Instant::now();
     loop {
-        let counts = count(cluster, dedicated, elastic).await?;
+        let counts = counts().await?;
         if counts.iter().all(|(_, count)| *count == 0) || begin.elapsed() > LIMIT {
             return Ok(counts);
         }
@@ -38,24 +37,22 @@ pub async fn wait_for_none(cluster: &Cluster, dedicated: &str, elastic: &str) ->
     }
 }
 
-async fn count(cluster: &Cluster, dedicated: &str, elastic: &str) -> anyhow::Result<Counts> {
+/// What there is of the Job in the API server, and of any pod on the virtual node's machine, which must be empty altogether.
+///
+/// # Errors
+/// When something can't be counted.
+pub async fn on_virtual(cluster: &Cluster, node: &str) -> anyhow::Result<Counts> {
     let selector = format!("batch.kubernetes.io/job-name={JOB}");
     let pods =
         cluster.kubectl(&["-n", NAMESPACE, "get", "pods", "-l", &selector, "-o", "name"])?.lines().count();
-    let (dedicated, elastic) = (cluster.machine(dedicated)?, cluster.machine(elastic)?);
-    let (dedicated_sandboxes, dedicated_containers) = in_runtime(&dedicated, true).await?;
-    let (sandboxes, containers) = in_runtime(&elastic, false).await?;
-    let ctr = |arguments: &[&str]| elastic.run("ctr", &[&["-n", "k8s.io"], arguments].concat());
+    let machine = cluster.machine(node)?;
+    let (sandboxes, containers) = in_runtime(&machine, false).await?;
+    let ctr = |arguments: &[&str]| machine.run("ctr", &[&["-n", "k8s.io"], arguments].concat());
     // Committed snapshots are the images' layers; the others are containers' own.
-    let snapshots = ctr(&["snapshots", "ls"])?
-        .lines()
-        .skip(1)
-        .filter(|line| !line.trim_end().ends_with("Committed"))
-        .count();
+    let snapshots = ctr(&["snapshots", "ls"])?;
+    let snapshots = snapshots.lines().skip(1).filter(|line| !line.trim_end().ends_with("Committed")).count();
     Ok(vec![
-        ("pods in the API server", pods),
-        ("sandboxes of the job on the dedicated node", dedicated_sandboxes),
-        ("containers of the job on the dedicated node", dedicated_containers),
+        ("pods of the Job in the API server", pods),
         ("sandboxes on the virtual node's runtime", sandboxes),
         (
             "containers there, also outside the CRI",
@@ -64,8 +61,20 @@ async fn count(cluster: &Cluster, dedicated: &str, elastic: &str) -> anyhow::Res
         ("running processes of containers there", ctr(&["tasks", "ls", "-q"])?.lines().count()),
         ("snapshots of containers there", snapshots),
         ("leases on content there", ctr(&["leases", "ls", "-q"])?.lines().count()),
-        ("pod network namespaces there", entries(&elastic.live_path("/run/netns"), |_| true)?),
-        ("pod addresses in use there", entries(&elastic.path("/var/lib/cni/networks/spillway"), is_address)?),
+        ("pod network namespaces there", entries(&machine.live_path("/run/netns"), |_| true)?),
+        ("pod addresses in use there", entries(&machine.path("/var/lib/cni/networks/spillway"), is_address)?),
+    ])
+}
+
+/// What there is of the Job on the dedicated node's machine, which has other pods too.
+///
+/// # Errors
+/// When something can't be counted.
+pub async fn on_dedicated(cluster: &Cluster, node: &str) -> anyhow::Result<Counts> {
+    let (sandboxes, containers) = in_runtime(&cluster.machine(node)?, true).await?;
+    Ok(vec![
+        ("sandboxes of the Job on the dedicated node", sandboxes),
+        ("containers of the Job on the dedicated node", containers),
     ])
 }
 
