@@ -189,10 +189,13 @@ impl Worker {
             }
             Err(error) => {
                 let delay = self.memory.retry.delay();
-                let pod = &self.entry.pod;
-                tracing::warn!(
-                    %pod, pod.uid, error = report::chain(&error), retry_in_ms = delay.as_millis(), "a step failed"
-                );
+                let (pod, retry_in_ms, text) = (&self.entry.pod, delay.as_millis(), report::chain(&error));
+                // When the provider is away the node says so, once and not for each pod.
+                if matches!(error, SyncError::Provider(ProviderError::Unavailable { .. })) {
+                    tracing::debug!(%pod, pod.uid, error = text, retry_in_ms, "a step failed");
+                } else {
+                    tracing::warn!(%pod, pod.uid, error = text, retry_in_ms, "a step failed");
+                }
                 Next::Within(Some(delay))
             }
         }
