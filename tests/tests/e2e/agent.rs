@@ -177,10 +177,17 @@ fn registrations_survive_everything(pool: &Pool) -> anyhow::Result<()> {
             Ok(again.then_some(()))
         })?;
         wait_offered(pool, GPU, 2, 2).with_context(|| format!("after {what}"))?;
-        // The kubelet asks the plugin, not only its memory.
-        holder(&namespace, "next", GPU)?;
-        namespace.wait_ready("next").with_context(|| format!("after {what}"))?;
-        namespace.kubectl(&["delete", "pod", "next"])?;
+        // The kubelet asks the plugin, not only its memory. Between a registration and the first list of devices it refuses pods for good,
+        // and the node's status still shows the devices of before: such a pod is tried again.
+        wait(&format!("a pod to get a GPU after {what}"), || {
+            holder(&namespace, "next", GPU)?;
+            let phase = wait("the next pod to run or to be refused", || {
+                let phase = namespace.field("pod", "next", ".status.phase")?;
+                Ok((phase == "Running" || phase == "Failed").then_some(phase))
+            })?;
+            namespace.kubectl(&["delete", "pod", "next"])?;
+            Ok((phase == "Running").then_some(()))
+        })?;
         let after = container()?;
         ensure!(after == before, "when {what} the running pod was touched: {before} became {after}");
     }

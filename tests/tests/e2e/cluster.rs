@@ -48,18 +48,21 @@ spec:
     namespace.wait_ready("virtual")?;
     for from in ["dedicated", "virtual"] {
         for to in ["dedicated", "virtual"] {
-            let address = namespace.field("pod", to, ".status.podIP")?;
-            for url in [
-                format!("http://{address}:8080/"),
-                format!("http://{to}/"),
-                format!("http://{to}.reach.svc.cluster.local/"),
-            ] {
-                // Endpoints reach kube-proxy and names reach DNS a moment after the pod is Ready.
+            let pod = namespace.field("pod", to, ".status.podIP")?;
+            let service = namespace.field("service", to, ".spec.clusterIP")?;
+            for url in [format!("http://{pod}:8080/"), format!("http://{service}/")] {
+                // Endpoints reach kube-proxy a moment after the pod is Ready.
                 let answer = wait(&format!("{url} from the {from} side"), || {
-                    namespace.exec(from, &["wget", "-q", "-T", "5", "-O", "-", &url]).map(Some)
+                    namespace.exec(from, &["timeout", "5", "wget", "-q", "-O", "-", &url]).map(Some)
                 })?;
                 ensure!(answer == format!("from {to}\n"), "{url} answered {answer:?} to the {from} side");
             }
+            // busybox is linked statically: of its applets only nslookup asks DNS.
+            let name = format!("{to}.reach.svc.cluster.local");
+            wait(&format!("{name} to have the address {service} on the {from} side"), || {
+                let found = namespace.exec(from, &["nslookup", &name])?;
+                Ok(found.contains(&format!("Address: {service}")).then_some(()))
+            })?;
         }
     }
     Ok(())
