@@ -14,11 +14,11 @@ pub mod process;
 pub mod registry;
 pub mod serverless;
 pub mod signals;
+pub mod tools;
 
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -36,6 +36,9 @@ use crate::{components, image};
 
 /// How long a step of the bring-up may take. Generous: it only matters when something is broken.
 const STEP: Duration = Duration::from_mins(3);
+
+/// inotify instances of a cluster with one dedicated and one virtual node: INOTIFY_MEASURED, and some more.
+const INOTIFY_INSTANCES: usize = 40;
 
 /// What a cluster shall consist of.
 #[derive(Debug, Clone)]
@@ -96,6 +99,7 @@ impl Cluster {
     pub fn up(options: &Options) -> anyhow::Result<Self> {
         components::require_root()?;
         registry::sweep()?;
+        require_inotify()?;
         let components = components::folder();
         let binaries = current_binaries()?;
         let images = image::build_all(&binaries, &components, &crate::target().join("images"))?;
@@ -366,115 +370,6 @@ impl Cluster {
         tails.concat()
     }
 
-    /// kubectl as the administrator; give it to the caller unrun.
-    pub fn kubectl_command(&self, arguments: &[&str]) -> Command {
-        self.tool("kubectl", arguments)
-    }
-
-    fn tool(&self, program: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new(components::folder().join(program));
-        // A proxy or another kubeconfig of the user's must not lead elsewhere.
-        command
-            .args(arguments)
-            .env("KUBECONFIG", self.kubeconfig())
-            .env("NO_PROXY", "127.0.0.1")
-            .env("HOME", self.folder().join("home"))
-            .stdin(Stdio::null());
-        command
-    }
-
-    /// Runs kubectl as the administrator; what it prints on standard output.
-    ///
-    /// # Errors
-    /// When it fails, with what it printed on standard error.
-    pub fn kubectl(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        checked(self.kubectl_command(arguments), "kubectl", arguments)
-    }
-
-    /// Runs kubectl where a failure is an answer too.
-    ///
-    /// # Errors
-    /// When it can't be run at all.
-    pub fn kubectl_output(&self, arguments: &[&str]) -> anyhow::Result<Output> {
-        self.kubectl_command(arguments).output().context("can't run kubectl")
-    }
-
-    /// `kubectl apply` of a manifest's text.
-    ///
-    /// # Errors
-    /// When the API server refuses it.
-    pub fn apply(&self, manifest: &str) -> anyhow::Result<()> {
-        use std::io::Write as _;
-        let mut child = self
-            .kubectl_command(&["apply", "-f", "-"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("can't run kubectl")?;
-        let mut stdin = child.stdin.take().context("kubectl has no standard input")?;
-        stdin.write_all(manifest.as_bytes()).context("can't write to kubectl")?;
-        drop(stdin);
-        let output = child.wait_with_output()?;
-        if !output.status.success() {
-            bail!("kubectl apply failed: {}\n{manifest}", String::from_utf8_lossy(&output.stderr));
-        }
-        Ok(())
-    }
-
-    /// Runs Helm as the administrator.
-    ///
-    /// # Errors
-    /// When it fails, with what it printed on standard error.
-    pub fn helm(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        checked(self.tool("helm", arguments), "helm", arguments)
-    }
-
-    /// Installs the chart in `deploy/chart` as a user would, with the stand-ins' folders, and waits until its pods are ready. `set` are
-    /// further `--set` values.
-    ///
-    /// # Errors
-    /// When Helm refuses, or the pods don't become ready.
-    pub fn install_chart(&self, set: &[&str]) -> anyhow::Result<()> {
-        self.say("installing the Helm chart");
-        let repository = crate::repository();
-        let (chart, values) =
-            (repository.join("deploy/chart"), repository.join("tests/cluster/standin-values.yaml"));
-        let (chart, values) = (chart.display().to_string(), values.display().to_string());
-        let mut arguments = vec![
-            "upgrade",
-            "--install",
-            "spillway",
-            &chart,
-            "--namespace",
-            "spillway-system",
-            "--create-namespace",
-            "--values",
-            &values,
-            "--wait",
-            "--timeout",
-            "180s",
-        ];
-        for value in set {
-            arguments.extend(["--set", value]);
-        }
-        self.helm(&arguments)
-            .map(drop)
-            .with_context(|| self.kubectl(&["-n", "spillway-system", "describe", "pods"]).unwrap_or_default())
-    }
-
-    /// A client of the API server, as the administrator.
-    ///
-    /// # Errors
-    /// When the kubeconfig can't be read.
-    pub async fn client(&self) -> anyhow::Result<kube::Client> {
-        let kubeconfig = kube::config::Kubeconfig::read_from(self.kubeconfig())?;
-        let config =
-            kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default())
-                .await?;
-        Ok(kube::Client::try_from(config)?)
-    }
-
     /// How a person uses and ends the cluster.
     pub fn usage(&self) -> String {
         let id = self.id();
@@ -509,13 +404,27 @@ impl Cluster {
     }
 }
 
-fn checked(mut command: Command, program: &str, arguments: &[&str]) -> anyhow::Result<String> {
-    let output = command.output().with_context(|| format!("can't run {program}"))?;
-    if !output.status.success() {
-        let printed = String::from_utf8_lossy(&output.stderr);
-        bail!("`{program} {}` failed: {}", arguments.join(" "), printed.trim());
+/// A cluster's daemons watch files; a host whose limit is reached fails them one by one, far from the cause.
+fn require_inotify() -> anyhow::Result<()> {
+    let limit = "/proc/sys/fs/inotify/max_user_instances";
+    let allowed: usize = fs::read_to_string(limit)
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .with_context(|| format!("can't read {limit}"))?;
+    let mut used = 0;
+    for process in fs::read_dir("/proc").context("can't read /proc")?.flatten() {
+        // Processes come and go, and what isn't one has no descriptors.
+        let Ok(descriptors) = fs::read_dir(process.path().join("fd")) else { continue };
+        let links = descriptors.flatten().filter_map(|descriptor| fs::read_link(descriptor.path()).ok());
+        used += links.filter(|target| target.as_os_str() == "anon_inode:inotify").count();
     }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    if used + INOTIFY_INSTANCES > allowed {
+        bail!(
+            "{used} of {allowed} inotify instances are in use, and a cluster needs {INOTIFY_INSTANCES}: end another cluster, or \
+             raise the limit with `sysctl -w fs.inotify.max_user_instances=1024`"
+        );
+    }
+    Ok(())
 }
 
 fn unused_id() -> anyhow::Result<String> {

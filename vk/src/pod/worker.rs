@@ -46,6 +46,9 @@ pub(super) use report::{chain, is_newer};
 
 /// First and longest wait after something went wrong.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+/// Longest wait for a pod that was bound so recently: the API server's node authorizer learns a moment later than we do what the pod
+/// refers to, and a refusal then says nothing about the next second.
+const RETRY_WHEN_NEW: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(1));
 /// A pod that has waited so long for its turn is told to its user.
 const SHOW_PENDING: Duration = Duration::from_secs(1);
 
@@ -188,7 +191,10 @@ impl Worker {
                 next
             }
             Err(error) => {
-                let delay = self.memory.retry.delay();
+                let mut delay = self.memory.retry.delay();
+                if self.memory.first_seen.elapsed() < RETRY_WHEN_NEW.0 {
+                    delay = delay.min(RETRY_WHEN_NEW.1);
+                }
                 let (pod, retry_in_ms, text) = (&self.entry.pod, delay.as_millis(), report::chain(&error));
                 // When the provider is away the node says so, once and not for each pod.
                 if matches!(error, SyncError::Provider(ProviderError::Unavailable { .. })) {
