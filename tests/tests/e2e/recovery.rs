@@ -94,7 +94,7 @@ fn check_pods(namespace: &Namespace<'_>, shared: &Path) -> anyhow::Result<()> {
     let mut succeeded = 0;
     let mut on_virtual = BTreeSet::new();
     for pod in pods.lines() {
-        let [name, node, phase, restarts, reason] = pod.split_whitespace().collect::<Vec<_>>()[..] else {
+        let [name, node, phase, restarts, reason] = pod.split(' ').collect::<Vec<_>>()[..] else {
             bail!("{pod:?} is not a pod, its node, its phase, its restarts and the reason of its end");
         };
         succeeded += usize::from(phase == "Succeeded");
