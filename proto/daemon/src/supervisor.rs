@@ -104,7 +104,7 @@ mod tests {
             Ok(())
         });
         supervisor.start("hasty", async { Ok(()) });
-        let error = supervisor.run(Duration::from_secs(60)).await.unwrap_err();
+        let error = supervisor.run(Duration::from_mins(1)).await.unwrap_err();
         assert_eq!(error.to_string(), "subsystem hasty ended although nothing asked it to");
     }
 
