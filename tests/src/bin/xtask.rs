@@ -163,7 +163,18 @@ fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
 
 fn cargo_with(arguments: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<()> {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(program)
+    let mut command = Command::new(program);
+    // What `cargo run` told us about our own package is no business of other packages' build scripts: some (ring's) would run again
+    // at each change between us and a cargo of the user's, and all that depends on them with it.
+    for (name, _) in std::env::vars_os() {
+        if name
+            .to_str()
+            .is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"))
+        {
+            command.env_remove(&name);
+        }
+    }
+    let status = command
         .args(arguments)
         .envs(environment.iter().copied())
         .current_dir(spillway_tests::repository())
