@@ -30,14 +30,24 @@ pub struct ProcessId {
 }
 
 impl ProcessId {
-    /// The process that has this ID now.
+    /// The process that has this ID now, unless it is a zombie.
     pub fn of(pid: i32) -> Option<Self> {
+        let (id, state) = Self::read(pid)?;
+        (state != "Z" && state != "X").then_some(id)
+    }
+
+    fn read(pid: i32) -> Option<(Self, String)> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The command's name may hold spaces and parentheses: count fields behind the last one.
         let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-        let state = fields.next()?;
+        let state = fields.next()?.to_owned();
         let began = fields.nth(18)?.parse().ok()?;
-        (state != "Z" && state != "X").then_some(Self { pid, start: began })
+        Some((Self { pid, start: began }, state))
+    }
+
+    /// Whether nothing is left of it. A zombie's other threads may still hold its sockets: only what was reaped is gone.
+    pub fn gone(self) -> bool {
+        Self::read(self.pid).is_none_or(|(id, _)| id != self)
     }
 
     /// Whether it still runs (a zombie doesn't).

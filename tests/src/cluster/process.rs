@@ -82,7 +82,7 @@ impl Process {
     pub fn end(&self, signal: Signal, limit: Duration) -> anyhow::Result<()> {
         self.signal(signal)?;
         let begin = Instant::now();
-        while self.running() {
+        while self.id.is_some_and(|id| !id.gone()) {
             if begin.elapsed() > limit {
                 bail!(
                     "{} on machine {} still runs {} s after {signal}",
