@@ -50,8 +50,7 @@ pub(super) fn start(
     images: &[Image],
 ) -> anyhow::Result<()> {
     let name = options.name.as_str();
-    let machine = cluster.start_machine(name)?;
-    network::connect(&cluster.machine(control_plane::MACHINE)?, &machine, index)?;
+    let machine = start_with_runtime(cluster, name, index, images)?;
     standin::install(
         &machine.path("/opt/spillway-standin"),
         &super::current_binaries()?,
@@ -61,8 +60,6 @@ pub(super) fn start(
     for (path, major, minor) in standin::device_nodes(options.gpus, options.fpgas) {
         machine.shell(&format!("mkdir -p $(dirname {path}); mknod -m 666 {path} c {major} {minor}"))?;
     }
-    make_cgroups(&cluster.cgroup_root(name))?;
-    start_containerd(cluster, &machine, index, images)?;
 
     let address = network::address(index);
     let user = format!("system:node:{name}");
@@ -118,9 +115,23 @@ nodeStatusUpdateFrequency: 5s
     )
 }
 
+/// Starts a machine on the cluster's network, with its cgroups and a containerd that has the images.
+pub(super) fn start_with_runtime(
+    cluster: &Cluster,
+    name: &str,
+    index: usize,
+    images: &[Image],
+) -> anyhow::Result<Machine> {
+    let machine = cluster.start_machine(name)?;
+    network::connect(&cluster.machine(control_plane::MACHINE)?, &machine, index)?;
+    make_cgroups(&cluster.cgroup_root(name))?;
+    start_containerd(cluster, &machine, index, images)?;
+    Ok(machine)
+}
+
 /// Makes a machine's cgroup in every hierarchy, so that its runtime's cgroups are below it and several kubelets don't end each other's
 /// pods.
-pub(super) fn make_cgroups(root: &str) -> anyhow::Result<()> {
+fn make_cgroups(root: &str) -> anyhow::Result<()> {
     for hierarchy in registry::cgroup_hierarchies() {
         let mut path = hierarchy.clone();
         for part in Path::new(root.trim_start_matches('/')) {
@@ -151,7 +162,7 @@ pub(super) fn make_cgroups(root: &str) -> anyhow::Result<()> {
 }
 
 /// Starts a machine's containerd, and loads the images into it.
-pub(super) fn start_containerd(
+fn start_containerd(
     cluster: &Cluster,
     machine: &Machine,
     index: usize,

@@ -7,9 +7,9 @@ use anyhow::{Context as _, bail};
 
 use super::{
     Cluster, STEP,
-    control_plane::{self, BOOTSTRAP_TOKEN, SERVER},
+    control_plane::{BOOTSTRAP_TOKEN, SERVER},
     network,
-    node::{make_cgroups, start_containerd, start_kube_proxy, wait_ready},
+    node::{start_kube_proxy, start_with_runtime, wait_ready},
     pki::Pki,
     process::Process,
     write,
@@ -42,10 +42,7 @@ pub(super) fn start(
     images: &[Image],
 ) -> anyhow::Result<()> {
     let name = options.name.as_str();
-    let machine = cluster.start_machine(name)?;
-    network::connect(&cluster.machine(control_plane::MACHINE)?, &machine, index)?;
-    make_cgroups(&cluster.cgroup_root(name))?;
-    start_containerd(cluster, &machine, index, images)?;
+    let machine = start_with_runtime(cluster, name, index, images)?;
 
     let etc = machine.path("/etc/spillway");
     write(&etc.join("bootstrap.kubeconfig"), &pki.bootstrap_kubeconfig(BOOTSTRAP_TOKEN, SERVER)?)?;
