@@ -73,7 +73,7 @@ impl Collector for Now {
             "Temperature of an accelerator, where it has a sensor.",
             inventory.devices().filter_map(|device| {
                 let labels = [("resource", device.resource.to_string()), ("device", device.id.to_string())];
-                Some((labels, device.temperature_celsius?.into()))
+                Some((labels, device.accelerator.readings.temperature_celsius?.into()))
             }),
         )?;
         gauge(
@@ -97,7 +97,9 @@ impl Collector for Now {
 
 #[cfg(test)]
 mod tests {
-    use spillway_device_plugin::device::{Device, DeviceId, Health, ResourceName};
+    use std::sync::Arc;
+
+    use spillway_device_plugin::device::{Accelerator, Device, DeviceId, Health, Readings, ResourceName};
 
     use super::*;
 
@@ -107,10 +109,17 @@ mod tests {
             id: DeviceId::new(id).unwrap(),
             resource: ResourceName::new("nvidia.com/gpu").unwrap(),
             health,
-            numa_node: None,
             nodes: Vec::new(),
             listed_in: None,
-            temperature_celsius: (id == "GPU-0").then_some(41),
+            accelerator: Arc::new(Accelerator {
+                readings: Readings {
+                    temperature_celsius: (id == "GPU-0").then_some(41),
+                    ..Readings::default()
+                },
+                ..Accelerator::new(DeviceId::new(id).unwrap())
+            }),
+            partition: None,
+            replica: None,
         };
         let devices =
             vec![gpu("GPU-0", Health::Healthy), gpu("GPU-1", Health::Unhealthy("XID 79".to_owned()))];

@@ -54,7 +54,9 @@ fn registration(inventory: &Inventory, registrations: &Registrations) -> Result<
 
 #[cfg(test)]
 mod tests {
-    use spillway_device_plugin::device::{Device, DeviceId, Health, ResourceName};
+    use std::sync::Arc;
+
+    use spillway_device_plugin::device::{Accelerator, Device, DeviceId, Health, ResourceName};
 
     use super::*;
 
@@ -65,10 +67,11 @@ mod tests {
             id: DeviceId::new("GPU-0").unwrap(),
             resource: resource.clone(),
             health: Health::Healthy,
-            numa_node: None,
             nodes: Vec::new(),
             listed_in: None,
-            temperature_celsius: None,
+            accelerator: Arc::new(Accelerator::new(DeviceId::new("GPU-0").unwrap())),
+            partition: None,
+            replica: None,
         };
         let start = Inventory::starting(["dfl", "nvml"]);
         assert_eq!(discovery(&start), Err("dfl has not looked yet; nvml has not looked yet".to_owned()));

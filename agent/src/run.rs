@@ -15,6 +15,7 @@ use spillway_device_plugin::{
     metrics::Metrics,
     plugins,
     registration::{FolderError, KubeletFolder, Registrations},
+    server::Shared,
 };
 use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -78,7 +79,8 @@ async fn serve(args: &Args, config: &Config) -> anyhow::Result<()> {
                 None => wait_for_folder(&path, &stop).await?,
             };
             if let Some(folder) = folder {
-                plugins::run(folder, inventory, registrations, plugin_metrics, stop).await;
+                let shared = Shared { inventory, before_start: Vec::new(), metrics: plugin_metrics };
+                plugins::run(folder, shared, registrations, stop).await;
             }
             Ok(())
         }

@@ -92,7 +92,7 @@ pub fn prefer<'a>(
     size: usize,
 ) -> Vec<String> {
     let numa: BTreeMap<&str, Option<u32>> =
-        slice.into_iter().map(|device| (device.id.as_str(), device.numa_node)).collect();
+        slice.into_iter().map(|device| (device.id.as_str(), device.accelerator.numa_node)).collect();
     let node_of = |id: &str| numa.get(id).copied().flatten();
     let free: BTreeSet<&str> = available.iter().map(String::as_str).collect();
     let mut chosen: BTreeSet<&str> = must_include.iter().map(String::as_str).collect();

@@ -1,7 +1,7 @@
 //! What a device is to the kubelet: a name it is asked for by, an ID, a health, a place on the machine, and what a container needs
 //! to use it. Nothing here touches the machine.
 
-use std::{fmt, path::PathBuf};
+use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
 
 /// The longest device ID and the longest resource name (after its slash) that Kubernetes takes.
 const NAME_LIMIT: usize = 63;
@@ -105,7 +105,96 @@ impl Health {
     }
 }
 
-/// One accelerator, as it is now.
+/// A physical accelerator, as it is now: what all devices on it share. What the hardware does not say is absent, never a number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accelerator {
+    /// Its ID, the same from start to start: a GPU's UUID, an FPGA's PCI address.
+    pub id: DeviceId,
+    /// The vendor's own number for it.
+    pub index: Option<u32>,
+    /// What the vendor calls it.
+    pub product: Option<String>,
+    /// `0000:17:00.0`, as sysfs spells it.
+    pub pci_address: Option<String>,
+    /// The NUMA node it hangs off, where the machine says.
+    pub numa_node: Option<u32>,
+    /// Its memory in MiB.
+    pub memory_mib: Option<u64>,
+    /// How close other accelerators are, by their ID: 0 and absent is "no better than any other", more is closer. Symmetric.
+    pub links: BTreeMap<DeviceId, u32>,
+    /// What its sensors said at the last look.
+    pub readings: Readings,
+}
+
+impl Accelerator {
+    /// An accelerator of which nothing is known but its ID.
+    pub fn new(id: DeviceId) -> Self {
+        Self {
+            id,
+            index: None,
+            product: None,
+            pci_address: None,
+            numa_node: None,
+            memory_mib: None,
+            links: BTreeMap::new(),
+            readings: Readings::default(),
+        }
+    }
+}
+
+/// What an accelerator's sensors say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Readings {
+    /// Degrees Celsius.
+    pub temperature_celsius: Option<u32>,
+    /// Milliwatts drawn.
+    pub power_milliwatts: Option<u64>,
+    /// Percent of the last moments in which it computed. Absent under MIG.
+    pub utilization_percent: Option<u32>,
+    /// Memory in use, in MiB.
+    pub memory_used_mib: Option<u64>,
+    /// Error counters by name, such as `ecc_uncorrected`.
+    pub errors: BTreeMap<&'static str, u64>,
+    /// The processes that use it.
+    pub processes: Vec<Process>,
+}
+
+/// A process that uses an accelerator.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Process {
+    /// Its ID as the host counts.
+    pub pid: u32,
+    /// The partition it is on, if the accelerator is partitioned.
+    pub partition: Option<DeviceId>,
+    /// Accelerator memory that it holds, in MiB.
+    pub memory_mib: Option<u64>,
+}
+
+/// A part of an accelerator that is handed out on its own, such as a MIG device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Partition {
+    /// Its own ID, unique on the machine.
+    pub id: DeviceId,
+    /// Its shape as the vendor spells it, such as `1g.5gb`.
+    pub profile: String,
+    /// Its memory in MiB.
+    pub memory_mib: Option<u64>,
+    /// The numbers of its GPU instance and compute instance.
+    pub instance: Option<(u32, u32)>,
+}
+
+/// One of several equal shares of a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replica {
+    /// Counted from zero.
+    pub number: u32,
+    /// How many there are.
+    pub of: u32,
+    /// The accelerator memory that a holder may use, in MiB, where that is limited.
+    pub memory_mib: Option<u64>,
+}
+
+/// What the kubelet hands out: an accelerator, a partition of one, or a replica of either.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
     /// Its ID within `resource`.
@@ -114,14 +203,23 @@ pub struct Device {
     pub resource: ResourceName,
     /// Whether it may be handed out.
     pub health: Health,
-    /// The NUMA node it hangs off, where the machine says.
-    pub numa_node: Option<u32>,
     /// The host's device nodes that a container needs to use it, those that it shares with its siblings included.
     pub nodes: Vec<PathBuf>,
     /// The environment variable in which the vendor's software expects the IDs of a container's devices, if there is one.
     pub listed_in: Option<&'static str>,
-    /// Its temperature, where the hardware says, in degrees Celsius.
-    pub temperature_celsius: Option<u32>,
+    /// The accelerator that it is, or is a part of.
+    pub accelerator: Arc<Accelerator>,
+    /// The partition that it is, if the accelerator is partitioned.
+    pub partition: Option<Arc<Partition>>,
+    /// Which share it is, if several pods share it.
+    pub replica: Option<Replica>,
+}
+
+impl Device {
+    /// The ID of what is behind it in hardware: the partition's or the accelerator's. Replicas have it in common.
+    pub fn unit(&self) -> &DeviceId {
+        self.partition.as_ref().map_or(&self.accelerator.id, |partition| &partition.id)
+    }
 }
 
 #[cfg(test)]

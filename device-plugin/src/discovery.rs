@@ -86,6 +86,16 @@ impl Reporter {
         self.publish(&BackendState::Running, |_| devices);
     }
 
+    /// What the machine's node should be labelled with, all of it.
+    pub fn labels(&self, labels: BTreeMap<String, String>) {
+        self.inventory.send_if_modified(|current| {
+            let next = current.with_labels(self.backend, labels);
+            let modified = next != *current;
+            *current = next;
+            modified
+        });
+    }
+
     /// The back end can't look. Devices that it found before are Unhealthy from now on.
     pub fn unavailable(&self, why: &str) {
         self.publish(&BackendState::Unavailable(why.to_owned()), |before| all_unhealthy(before, why));
@@ -138,7 +148,7 @@ fn log(change: &Change<'_>) {
     match change {
         Change::Added(device) => match &device.health {
             Health::Healthy => {
-                tracing::info!(device.id = %device.id, resource = %device.resource, numa_node = device.numa_node, "device found");
+                tracing::info!(device.id = %device.id, resource = %device.resource, numa_node = device.accelerator.numa_node, "device found");
             }
             Health::Unhealthy(why) => {
                 tracing::warn!(device.id = %device.id, resource = %device.resource, why, "device found, but Unhealthy");

@@ -21,6 +21,7 @@ pub enum BackendState {
 struct Part {
     state: BackendState,
     devices: Vec<Device>,
+    labels: BTreeMap<String, String>,
 }
 
 /// Every device of the machine.
@@ -71,8 +72,22 @@ impl Inventory {
             }
         }
         let mut next = self.clone();
-        next.parts.insert(backend, Part { state, devices: kept.into_values().collect() });
+        let part = next.parts.entry(backend).or_default();
+        (part.state, part.devices) = (state, kept.into_values().collect());
         (next, refused)
+    }
+
+    /// The same with what one back end has to say of the machine replaced.
+    #[must_use]
+    pub fn with_labels(&self, backend: &'static str, labels: BTreeMap<String, String>) -> Self {
+        let mut next = self.clone();
+        next.parts.entry(backend).or_default().labels = labels;
+        next
+    }
+
+    /// What the back ends say of the machine as a whole, as node labels; keys and values have the syntax of labels.
+    pub fn labels(&self) -> BTreeMap<String, String> {
+        self.parts.values().flat_map(|part| part.labels.clone()).collect()
     }
 
     /// All devices, in a stable order.
@@ -129,7 +144,10 @@ fn key(device: &Device) -> (ResourceName, DeviceId) {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::device::Accelerator;
 
     /// A healthy device of `resource`, for tests.
     pub(crate) fn device(resource: &str, id: &str, numa_node: Option<u32>) -> Device {
@@ -137,10 +155,11 @@ pub(crate) mod tests {
             id: DeviceId::new(id).unwrap(),
             resource: ResourceName::new(resource).unwrap(),
             health: Health::Healthy,
-            numa_node,
             nodes: vec![format!("/dev/{id}").into(), "/dev/shared".into()],
             listed_in: None,
-            temperature_celsius: None,
+            accelerator: Arc::new(Accelerator { numa_node, ..Accelerator::new(DeviceId::new(id).unwrap()) }),
+            partition: None,
+            replica: None,
         }
     }
 

@@ -7,20 +7,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     device::ResourceName,
-    inventory::Inventory,
-    metrics::Metrics,
     registration::{KubeletFolder, Registration, Registrations},
+    server::Shared,
 };
 
 /// Serves every resource of `inventory` to the kubelet until `stop`, then ends all streams and removes all sockets.
 pub async fn run(
     folder: KubeletFolder,
-    mut inventory: watch::Receiver<Inventory>,
+    shared: Shared,
     registrations: watch::Sender<Registrations>,
-    metrics: Metrics,
     stop: CancellationToken,
 ) {
     let folder = Arc::new(folder);
+    let mut inventory = shared.inventory.clone();
     let mut plugins: JoinSet<ResourceName> = JoinSet::new();
     let mut running: BTreeMap<ResourceName, CancellationToken> = BTreeMap::new();
     loop {
@@ -36,13 +35,10 @@ pub async fn run(
             if !running.contains_key(&resource) {
                 let plugin_stop = stop.child_token();
                 running.insert(resource.clone(), plugin_stop.clone());
-                let (folder, inventory) = (folder.clone(), inventory.clone());
-                let (registrations, metrics) = (registrations.clone(), metrics.clone());
+                let (folder, shared, registrations) = (folder.clone(), shared.clone(), registrations.clone());
                 plugins.spawn(async move {
                     let name = resource.clone();
-                    Registration { folder: &folder, resource, inventory, registrations, metrics }
-                        .run(plugin_stop)
-                        .await;
+                    Registration { folder: &folder, resource, shared, registrations }.run(plugin_stop).await;
                     name
                 });
             }

@@ -27,9 +27,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::{
     causes::one_line,
     device::ResourceName,
-    inventory::Inventory,
-    metrics::Metrics,
-    server::{OPTIONS, Server, ServerError, SocketId},
+    server::{Server, ServerError, Shared, SocketId},
 };
 
 /// The device plugin API's version, as Register spells it.
@@ -180,9 +178,8 @@ enum DialError {
 pub(crate) struct Registration<'a> {
     pub(crate) folder: &'a KubeletFolder,
     pub(crate) resource: ResourceName,
-    pub(crate) inventory: watch::Receiver<Inventory>,
+    pub(crate) shared: Shared,
     pub(crate) registrations: watch::Sender<Registrations>,
-    pub(crate) metrics: Metrics,
 }
 
 impl Registration<'_> {
@@ -230,7 +227,7 @@ impl Registration<'_> {
 
     fn bind(&self) -> Result<Server, ServerError> {
         let path = self.folder.path.join(KubeletFolder::endpoint(&self.resource));
-        Server::bind(path, self.resource.clone(), self.inventory.clone(), self.metrics.clone())
+        Server::bind(path, self.resource.clone(), self.shared.clone())
     }
 
     /// From a bound socket to the moment that a new one is needed.
@@ -317,13 +314,13 @@ impl Registration<'_> {
             version: VERSION.to_owned(),
             endpoint: KubeletFolder::endpoint(&self.resource),
             resource_name: self.resource.to_string(),
-            options: Some(OPTIONS),
+            options: Some(self.shared.options()),
         };
         let registered = call(&self.folder.kubelet(), REGISTER_WITHIN, async |channel| {
             RegistrationClient::new(channel).register(request).await.map(drop)
         })
         .await;
-        self.metrics.registration(&self.resource, registered.is_ok());
+        self.shared.metrics.registration(&self.resource, registered.is_ok());
         registered
     }
 }

@@ -5,10 +5,11 @@
 //! only then may a successor register (`handler.go`, `runClient`: the end of an old stream disconnects whichever client is current).
 
 use std::{
-    io,
+    fmt, io,
     os::unix::fs::{FileTypeExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     pin::Pin,
+    sync::Arc,
     time::Duration,
 };
 
@@ -30,7 +31,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     allocate::{self, AllocateError},
-    device::{Device, Health, ResourceName},
+    device::{Device, DeviceId, Health, ResourceName},
     inventory::Inventory,
     metrics::Metrics,
 };
@@ -40,9 +41,37 @@ const HANG_UP_WITHIN: Duration = Duration::from_secs(1);
 /// `sun_path` holds 108 bytes, the last of them zero.
 const PATH_LIMIT: usize = 107;
 
-/// What every plugin of ours offers beyond the mandatory.
-pub(crate) const OPTIONS: DevicePluginOptions =
-    DevicePluginOptions { pre_start_required: false, get_preferred_allocation_available: true };
+/// Something to be done, or to be waited for, before a container that holds devices starts. The kubelet asks at every start of every
+/// such container, init containers and restarts included, waits for 30 s at most, and tries again after an error.
+#[tonic::async_trait]
+pub trait PreStart: fmt::Debug + Send + Sync {
+    /// A container that was given `devices` of `resource` is about to start. It is not said which one.
+    ///
+    /// # Errors
+    /// Why it must not start yet, for people: the kubelet makes it the container's state.
+    async fn before_start(&self, resource: &ResourceName, devices: &[DeviceId]) -> Result<(), String>;
+}
+
+/// What all plugins share.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    /// What there is.
+    pub inventory: watch::Receiver<Inventory>,
+    /// What is to be done before a container starts, in this order. With none the kubelet is told not to ask.
+    pub before_start: Vec<Arc<dyn PreStart>>,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+impl Shared {
+    /// What every plugin offers beyond the mandatory.
+    pub(crate) fn options(&self) -> DevicePluginOptions {
+        DevicePluginOptions {
+            pre_start_required: !self.before_start.is_empty(),
+            get_preferred_allocation_available: true,
+        }
+    }
+}
 
 /// Why a plugin can't serve.
 #[derive(Debug, thiserror::Error)]
@@ -98,12 +127,7 @@ pub(crate) struct Server {
 
 impl Server {
     /// Serves `resource` on a new socket at `path`; what lies there is removed.
-    pub(crate) fn bind(
-        path: PathBuf,
-        resource: ResourceName,
-        inventory: watch::Receiver<Inventory>,
-        metrics: Metrics,
-    ) -> Result<Self, ServerError> {
+    pub(crate) fn bind(path: PathBuf, resource: ResourceName, shared: Shared) -> Result<Self, ServerError> {
         if path.as_os_str().len() > PATH_LIMIT {
             return Err(ServerError::TooLong { path });
         }
@@ -117,7 +141,7 @@ impl Server {
         };
         let ending = CancellationToken::new();
         let (streams, seen) = watch::channel(Streams::default());
-        let plugin = Plugin { resource, inventory, metrics, streams, ending: ending.clone() };
+        let plugin = Plugin { resource, shared, streams, ending: ending.clone() };
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(listener, plugin, ending.clone()));
         Ok(Self { id: SocketId::of(&path), path, streams: seen, ending, tasks })
@@ -175,8 +199,7 @@ async fn accept(listener: UnixListener, plugin: Plugin, ending: CancellationToke
 
 struct Plugin {
     resource: ResourceName,
-    inventory: watch::Receiver<Inventory>,
-    metrics: Metrics,
+    shared: Shared,
     streams: watch::Sender<Streams>,
     ending: CancellationToken,
 }
@@ -233,6 +256,7 @@ fn wire<'a>(slice: impl Iterator<Item = &'a Device>) -> Vec<WireDevice> {
                 Health::Unhealthy(_) => "Unhealthy".to_owned(),
             },
             topology: device
+                .accelerator
                 .numa_node
                 .map(|node| TopologyInfo { nodes: vec![NumaNode { id: i64::from(node) }] }),
         })
@@ -247,13 +271,13 @@ impl DevicePlugin for Plugin {
         &self,
         _: Request<Empty>,
     ) -> Result<Response<DevicePluginOptions>, Status> {
-        Ok(Response::new(OPTIONS))
+        Ok(Response::new(self.shared.options()))
     }
 
     async fn list_and_watch(&self, _: Request<Empty>) -> Result<Response<Self::ListAndWatchStream>, Status> {
         let watching = Watching {
             resource: self.resource.clone(),
-            inventory: self.inventory.clone(),
+            inventory: self.shared.inventory.clone(),
             sent: None,
             ending: self.ending.clone(),
             _open: Open::new(&self.streams),
@@ -269,7 +293,7 @@ impl DevicePlugin for Plugin {
         &self,
         request: Request<PreferredAllocationRequest>,
     ) -> Result<Response<PreferredAllocationResponse>, Status> {
-        let inventory = self.inventory.borrow();
+        let inventory = self.shared.inventory.borrow();
         let container_responses = request
             .into_inner()
             .container_requests
@@ -291,11 +315,11 @@ impl DevicePlugin for Plugin {
         &self,
         request: Request<AllocateRequest>,
     ) -> Result<Response<AllocateResponse>, Status> {
-        let inventory = self.inventory.borrow();
+        let inventory = self.shared.inventory.borrow();
         let mut container_responses = Vec::new();
         for container in request.into_inner().container_requests {
             let granted = allocate::allocate(inventory.slice(&self.resource), &container.device_ids);
-            self.metrics.allocation(&self.resource, granted.is_ok());
+            self.shared.metrics.allocation(&self.resource, granted.is_ok());
             match granted {
                 Ok(granted) => {
                     tracing::info!(resource = %self.resource, devices = ?container.device_ids, "devices given to a container");
@@ -312,9 +336,17 @@ impl DevicePlugin for Plugin {
 
     async fn pre_start_container(
         &self,
-        _: Request<PreStartContainerRequest>,
+        request: Request<PreStartContainerRequest>,
     ) -> Result<Response<PreStartContainerResponse>, Status> {
-        // The options say that it is not required, so a kubelet never calls it.
+        let ids = request.into_inner().device_ids;
+        let devices = ids.iter().map(DeviceId::new).collect::<Result<Vec<_>, _>>();
+        let devices = devices.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        for step in &self.shared.before_start {
+            if let Err(why) = step.before_start(&self.resource, &devices).await {
+                tracing::warn!(resource = %self.resource, devices = ?ids, why, "a container is held back");
+                return Err(Status::failed_precondition(why));
+            }
+        }
         Ok(Response::new(PreStartContainerResponse {}))
     }
 }

@@ -4,14 +4,15 @@
 
 mod standin_kubelet;
 
-use std::{collections::BTreeSet, future::Future, path::PathBuf};
+use std::{collections::BTreeSet, future::Future, path::PathBuf, sync::Arc};
 
 use spillway_device_plugin::{
-    device::{Device, DeviceId, Health, ResourceName},
+    device::{Accelerator, Device, DeviceId, Health, Readings, ResourceName},
     inventory::{BackendState, Inventory},
     metrics::Metrics,
     plugins,
     registration::{FolderError, KubeletFolder, Registrations},
+    server::Shared,
 };
 use spillway_proto::deviceplugin::{
     AllocateRequest, ContainerAllocateRequest, ContainerPreferredAllocationRequest,
@@ -30,10 +31,14 @@ fn device(resource: &str, id: &str) -> Device {
         id: DeviceId::new(id).unwrap(),
         resource: ResourceName::new(resource).unwrap(),
         health: Health::Healthy,
-        numa_node: Some(1),
         nodes: vec![PathBuf::from(format!("/dev/{id}"))],
         listed_in: (resource == GPU).then_some("NVIDIA_VISIBLE_DEVICES"),
-        temperature_celsius: None,
+        accelerator: Arc::new(Accelerator {
+            numa_node: Some(1),
+            ..Accelerator::new(DeviceId::new(id).unwrap())
+        }),
+        partition: None,
+        replica: None,
     }
 }
 
@@ -72,9 +77,12 @@ impl Machine {
         let folder = KubeletFolder::open(self.folder.path()).unwrap();
         plugins::run(
             folder,
-            self.inventory.subscribe(),
+            Shared {
+                inventory: self.inventory.subscribe(),
+                before_start: Vec::new(),
+                metrics: Metrics::default(),
+            },
             self.registrations.clone(),
-            Metrics::default(),
             self.stop.clone(),
         )
     }
@@ -138,7 +146,9 @@ async fn health_and_hot_plug_reach_the_kubelet_on_the_same_stream() {
             kubelet.until("a second GPU", |seen| seen.devices(GPU).unwrap() == both).await;
 
             // What the kubelet can't see is not sent to it.
-            let warmer = Device { temperature_celsius: Some(60), ..device(GPU, "GPU-0") };
+            let mut warmer = device(GPU, "GPU-0");
+            Arc::make_mut(&mut warmer.accelerator).readings =
+                Readings { temperature_celsius: Some(60), ..Readings::default() };
             machine.set(vec![warmer, device(GPU, "GPU-1")]);
             machine.set(vec![device(GPU, "GPU-1")]);
             let seen =

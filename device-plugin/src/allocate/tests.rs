@@ -103,7 +103,7 @@ proptest! {
         let spanned: BTreeSet<_> = slice
             .iter()
             .filter(|device| distinct.contains(device.id.as_str()))
-            .map(|device| device.numa_node)
+            .map(|device| device.accelerator.numa_node)
             .collect();
         prop_assert_eq!(spanned.len(), fewest_nodes(&nodes, free, must, size));
     }

@@ -17,11 +17,12 @@ use std::{
     collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use super::{Backend, Complaints, Reporter, Roots};
-use crate::device::{Device, DeviceId, Health, ResourceName};
+use crate::device::{Accelerator, Device, DeviceId, Health, Readings, ResourceName};
 
 /// The DFL back end.
 #[derive(Debug)]
@@ -81,16 +82,22 @@ impl DflBackend {
             .or_else(|| error_register(&port.join("errors/errors")).err())
             .or_else(|| node.is_none().then(|| format!("the host has no /dev/{name}")));
         let health = fault.map_or(Health::Healthy, Health::Unhealthy);
+        let id = DeviceId::new(stable_id(region, port)).map_err(|error| error.to_string())?;
         Ok(Device {
-            id: DeviceId::new(stable_id(region, port)).map_err(|error| error.to_string())?,
+            id: id.clone(),
             resource: ResourceName::new(format!("fpga.intel.com/region-{}", engine.interface_id))
                 .map_err(|error| error.to_string())?,
             health,
-            numa_node: text(&region.join("device/numa_node")).ok().and_then(|node| node.parse().ok()),
             nodes: node.into_iter().collect(),
             // OPAE finds its port by the device node; there is no variable that it reads.
             listed_in: None,
-            temperature_celsius: engine.temperature_celsius,
+            accelerator: Arc::new(Accelerator {
+                numa_node: text(&region.join("device/numa_node")).ok().and_then(|node| node.parse().ok()),
+                readings: Readings { temperature_celsius: engine.temperature_celsius, ..Readings::default() },
+                ..Accelerator::new(id)
+            }),
+            partition: None,
+            replica: None,
         })
     }
 }

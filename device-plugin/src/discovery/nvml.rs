@@ -10,6 +10,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -27,7 +28,7 @@ use super::{Backend, Complaints, Reporter, Roots};
 use crate::{
     causes::one_line,
     config::Gpu as GpuConfig,
-    device::{Device, DeviceId, Health, ResourceName},
+    device::{Accelerator, Device, DeviceId, Health, Readings, ResourceName},
     health::Faults,
 };
 
@@ -177,7 +178,9 @@ impl NvmlBackend {
                 if devices.iter().all(|seen| seen.id != device.id) {
                     self.faults.prolong(&device.id, format!("lost: {why}"), now);
                     let health = self.faults.health(&device.id, now);
-                    devices.push(Device { health, temperature_celsius: None, ..device.clone() });
+                    let accelerator =
+                        Accelerator { readings: Readings::default(), ..(*device.accelerator).clone() };
+                    devices.push(Device { health, accelerator: Arc::new(accelerator), ..device.clone() });
                 }
             }
         }
@@ -200,10 +203,16 @@ impl NvmlBackend {
             id: gpu.id.clone(),
             resource: self.resource.clone(),
             health,
-            numa_node: gpu.pci_address.as_deref().and_then(|address| numa_node(&self.roots.sys, address)),
             nodes: node.into_iter().chain(control).collect(),
             listed_in: Some("NVIDIA_VISIBLE_DEVICES"),
-            temperature_celsius: gpu.temperature_celsius,
+            accelerator: Arc::new(Accelerator {
+                pci_address: gpu.pci_address.clone(),
+                numa_node: gpu.pci_address.as_deref().and_then(|address| numa_node(&self.roots.sys, address)),
+                readings: Readings { temperature_celsius: gpu.temperature_celsius, ..Readings::default() },
+                ..Accelerator::new(gpu.id.clone())
+            }),
+            partition: None,
+            replica: None,
         }
     }
 }

@@ -71,10 +71,15 @@ fn every_port_of_a_card_is_a_device() {
         id: DeviceId::new(format!("0000:5e:00.0-port{port}")).unwrap(),
         resource: ResourceName::new(format!("fpga.intel.com/region-{INTERFACE}")).unwrap(),
         health: Health::Healthy,
-        numa_node: Some(1),
         nodes: vec![format!("/dev/dfl-port.{port}").into()],
         listed_in: None,
-        temperature_celsius: Some(47),
+        accelerator: Arc::new(Accelerator {
+            numa_node: Some(1),
+            readings: Readings { temperature_celsius: Some(47), ..Readings::default() },
+            ..Accelerator::new(DeviceId::new(format!("0000:5e:00.0-port{port}")).unwrap())
+        }),
+        partition: None,
+        replica: None,
     };
     assert_eq!(devices, [expected(0), expected(1)]);
 }

@@ -47,10 +47,16 @@ fn a_gpu_comes_with_its_nodes_and_its_place() {
             id: DeviceId::new("GPU-0").unwrap(),
             resource: ResourceName::new("nvidia.com/gpu").unwrap(),
             health: Health::Healthy,
-            numa_node: Some(1),
             nodes: ["/dev/nvidia0", "/dev/nvidiactl", "/dev/nvidia-uvm"].map(PathBuf::from).to_vec(),
             listed_in: Some("NVIDIA_VISIBLE_DEVICES"),
-            temperature_celsius: Some(40),
+            accelerator: Arc::new(Accelerator {
+                pci_address: Some("0000:3b:00.0".to_owned()),
+                numa_node: Some(1),
+                readings: Readings { temperature_celsius: Some(40), ..Readings::default() },
+                ..Accelerator::new(DeviceId::new("GPU-0").unwrap())
+            }),
+            partition: None,
+            replica: None,
         }]
     );
 }

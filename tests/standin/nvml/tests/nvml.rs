@@ -80,7 +80,11 @@ async fn gpus_are_found_come_and_go() {
             {
                 let inventory = machine.inventory.borrow();
                 let gpu = inventory.devices().next().unwrap();
-                assert_eq!((gpu.numa_node, gpu.temperature_celsius), (Some(0), Some(35)));
+                let accelerator = &gpu.accelerator;
+                assert_eq!(
+                    (accelerator.numa_node, accelerator.readings.temperature_celsius),
+                    (Some(0), Some(35))
+                );
                 let nodes = ["nvidia0", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset"];
                 assert_eq!(gpu.nodes, nodes.map(|name| PathBuf::from("/dev").join(name)));
             }
@@ -134,7 +138,8 @@ async fn a_driver_may_come_later_and_sentinels_are_no_numbers() {
             assert!(waited.is_ok(), "never unavailable; last: {:#?}", *machine.inventory.borrow());
             machine.gpus.set_driver_loaded(true).unwrap();
             machine.until(&[(0, None)]).await;
-            assert_eq!(machine.inventory.borrow().devices().next().unwrap().temperature_celsius, None);
+            let inventory = machine.inventory.borrow();
+            assert_eq!(inventory.devices().next().unwrap().accelerator.readings.temperature_celsius, None);
         })
         .await;
 }
