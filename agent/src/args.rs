@@ -69,6 +69,17 @@ pub struct Args {
     )]
     pub dev_root: PathBuf,
 
+    /// The host's procfs, as this process sees it, for what drivers show in its `driver` folder: which device node stands for which
+    /// MIG device.
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        default_value = "/proc",
+        env = "SPILLWAY_PROC_ROOT",
+        help_heading = "The machine"
+    )]
+    pub proc_root: PathBuf,
+
     /// What both daemons take.
     #[command(flatten)]
     pub daemon: DaemonArgs,

@@ -89,7 +89,8 @@ async fn serve(args: &Args, config: &Config) -> anyhow::Result<()> {
 }
 
 fn backends(args: &Args, config: &Config) -> Vec<Box<dyn Backend>> {
-    let roots = Roots { sys: args.sys_root.clone(), dev: args.dev_root.clone() };
+    let roots =
+        Roots { sys: args.sys_root.clone(), dev: args.dev_root.clone(), proc: args.proc_root.clone() };
     let mut backends: Vec<Box<dyn Backend>> = Vec::new();
     if config.gpu.enabled {
         let root = args.nvidia_driver_root.clone();

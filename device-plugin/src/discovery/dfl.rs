@@ -107,6 +107,10 @@ impl Backend for DflBackend {
         "dfl"
     }
 
+    fn again(&self) -> Box<dyn Backend> {
+        Box::new(Self::new(self.roots.clone(), self.interval))
+    }
+
     fn run(mut self: Box<Self>, reporter: &Reporter) {
         while !reporter.stopping() {
             let devices = self.look();

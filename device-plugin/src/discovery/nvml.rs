@@ -222,6 +222,10 @@ impl Backend for NvmlBackend {
         "nvml"
     }
 
+    fn again(&self) -> Box<dyn Backend> {
+        Box::new(Self::new(self.driver_root.clone(), self.roots.clone(), self.interval, self.config.clone()))
+    }
+
     fn run(mut self: Box<Self>, reporter: &Reporter) {
         let mut retry = RETRY.0;
         let mut said = None;

@@ -56,7 +56,11 @@ impl Machine {
     }
 
     fn look(&self) -> Vec<Device> {
-        let roots = Roots { sys: self.0.path().join("sys"), dev: self.0.path().join("dev") };
+        let roots = Roots {
+            sys: self.0.path().join("sys"),
+            dev: self.0.path().join("dev"),
+            proc: self.0.path().join("proc"),
+        };
         DflBackend::new(roots, Duration::from_secs(5)).look()
     }
 }
@@ -87,7 +91,8 @@ fn every_port_of_a_card_is_a_device() {
 #[test]
 fn a_machine_without_fpgas_has_none() {
     let empty = tempfile::tempdir().unwrap();
-    let roots = Roots { sys: empty.path().to_owned(), dev: empty.path().to_owned() };
+    let roots =
+        Roots { sys: empty.path().to_owned(), dev: empty.path().to_owned(), proc: empty.path().to_owned() };
     assert_eq!(DflBackend::new(roots, Duration::from_secs(5)).look(), []);
 }
 

@@ -3,7 +3,11 @@ use super::*;
 /// A machine's `/sys` and `/dev` with the driver's nodes for GPUs 0 and 1, and a back end over them.
 fn machine() -> (tempfile::TempDir, NvmlBackend) {
     let folder = tempfile::tempdir().unwrap();
-    let roots = Roots { sys: folder.path().join("sys"), dev: folder.path().join("dev") };
+    let roots = Roots {
+        sys: folder.path().join("sys"),
+        dev: folder.path().join("dev"),
+        proc: folder.path().join("proc"),
+    };
     fs::create_dir_all(&roots.dev).unwrap();
     for node in ["nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"] {
         fs::write(roots.dev.join(node), "").unwrap();

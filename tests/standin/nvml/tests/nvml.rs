@@ -37,7 +37,11 @@ impl Machine {
 
     /// Runs `scenario` beside the back end.
     async fn run(&self, scenario: impl Future<Output = ()>) {
-        let roots = Roots { sys: self.base.path().join("sys"), dev: self.base.path().join("dev") };
+        let roots = Roots {
+            sys: self.base.path().join("sys"),
+            dev: self.base.path().join("dev"),
+            proc: self.base.path().join("proc"),
+        };
         let config = Gpu { recovery_seconds: 1, ..Gpu::default() };
         let backend =
             NvmlBackend::new(self.base.path().join("driver"), roots, Duration::from_millis(100), config);
