@@ -5,6 +5,8 @@ use std::{path::PathBuf, time::Duration};
 use clap::Parser;
 use spillway_daemon::DaemonArgs;
 
+use crate::holders;
+
 /// Offers a machine's GPUs and FPGAs to its kubelet, and keeps track of their health.
 ///
 /// Runs as root on the machine of the kubelet, usually as a pod of the Helm chart: it needs to write to the kubelet's device plugin folder,
@@ -37,6 +39,27 @@ pub struct Args {
         help_heading = "The machine"
     )]
     pub device_plugin_dir: PathBuf,
+
+    /// Socket of the kubelet's pod resources API, as this process sees it: pod-resources/kubelet.sock below the kubelet's root folder. Names
+    /// of pods come from it, and what the kubelet's device checkpoint says is checked against it.
+    #[arg(
+        long,
+        value_name = "SOCKET",
+        default_value = "/var/lib/kubelet/pod-resources/kubelet.sock",
+        env = "SPILLWAY_POD_RESOURCES_SOCKET",
+        help_heading = "The machine"
+    )]
+    pub pod_resources_socket: PathBuf,
+
+    /// Folder of all pods' logs, as this process sees it: the names of its folders tell which pod has which UID.
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        default_value = "/var/log/pods",
+        env = "SPILLWAY_POD_LOGS_DIR",
+        help_heading = "The machine"
+    )]
+    pub pod_logs_dir: PathBuf,
 
     /// Where NVIDIA's driver is installed, as this process sees it: the host's root, or that of a driver container. Looked through for
     /// libnvidia-ml.so.1, before the loader's own folders.
@@ -89,6 +112,15 @@ impl Args {
     /// Time between two looks at the devices.
     pub(crate) fn refresh(&self) -> Duration {
         Duration::from_secs(self.refresh_seconds)
+    }
+
+    /// Where the kubelet keeps who holds what.
+    pub(crate) fn kubelet_paths(&self) -> holders::Paths {
+        holders::Paths {
+            device_plugins: self.device_plugin_dir.clone(),
+            pod_resources: self.pod_resources_socket.clone(),
+            pod_logs: self.pod_logs_dir.clone(),
+        }
     }
 
     /// How long stopping may take.

@@ -20,7 +20,11 @@ use spillway_device_plugin::{
 use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::{args::Args, metrics, readiness};
+use crate::{
+    args::Args,
+    holders::{self, Holders, HoldersReader},
+    metrics, readiness,
+};
 
 /// How often to try again while another agent holds the device plugin folder.
 const RETRY: Duration = Duration::from_secs(1);
@@ -62,6 +66,15 @@ async fn serve(args: &Args, config: &Config) -> anyhow::Result<()> {
         let stop = stop.clone();
         async move {
             readiness::run(readiness, inventory, registrations, stop).await;
+            Ok(())
+        }
+    });
+    let reader = HoldersReader::new(args.kubelet_paths());
+    let holders = watch::Sender::new(Holders::default());
+    supervisor.start("holders", {
+        let (reader, holders, stop) = (reader.clone(), holders.clone(), stop.clone());
+        async move {
+            holders::run(reader, holders, stop).await;
             Ok(())
         }
     });

@@ -3,7 +3,7 @@
 use std::error::Error;
 
 /// The error and its causes, each said once: libraries tend to repeat the cause in their own message.
-pub(crate) fn one_line(error: &dyn Error) -> String {
+pub fn one_line(error: &dyn Error) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

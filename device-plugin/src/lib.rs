@@ -8,7 +8,7 @@
 //! This crate knows nothing of the Kubernetes API, of cgroups, or of HTTP.
 
 pub mod allocate;
-mod causes;
+pub mod causes;
 pub mod config;
 pub mod device;
 pub mod discovery;

@@ -65,6 +65,7 @@ pub(super) fn start(
     let user = format!("system:node:{name}");
     pki.sign(name, &user, &["system:nodes"], &[&address, name])?;
     let etc = machine.path("/etc/kubernetes");
+    fs::create_dir_all(etc.join("manifests")).context("can't make the folder of static pods")?;
     write(&etc.join("kubelet.conf"), &pki.kubeconfig(name, SERVER)?)?;
     for (from, to) in [
         ("ca.crt".to_owned(), "ca.crt"),
@@ -103,6 +104,7 @@ cpuManagerPolicy: {cpu}
 topologyManagerPolicy: {topology}
 # The static CPU manager wants something reserved.
 kubeReserved: {{cpu: 100m}}
+staticPodPath: /etc/kubernetes/manifests
 clusterDNS: [{dns}]
 clusterDomain: {domain}
 # The host's disk is shared with whatever else runs there: its fullness says nothing about this node.

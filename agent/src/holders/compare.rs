@@ -1,0 +1,138 @@
+//! The checkpoint beside PodResources: names that only the one has, UIDs that only the other has, and what they disagree about. Pure but
+//! for the clock, which is an argument.
+//!
+//! What the checkpoint has more is no disagreement: ended pods, init containers, and everything just after a kubelet's start. What
+//! PodResources has more is one, if it is still so at the next comparison: between two reads a pod may come or go.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{Holders, HoldersError, Holding, Name, PodRef, pod_resources::Listed};
+
+/// How often the two are compared, and how soon after a difference was seen.
+const EVERY: Duration = Duration::from_mins(1);
+const SOON: Duration = Duration::from_secs(10);
+
+/// Whether a holding can be what is listed.
+fn same(holding: &Holding, listed: &Listed) -> bool {
+    let names = |held: &Option<String>, listed: &String| held.as_ref().is_none_or(|held| held == listed);
+    names(&holding.pod.namespace, &listed.namespace)
+        && names(&holding.pod.name, &listed.name)
+        && holding.container == listed.container
+        && holding.resource == listed.resource
+        && holding.devices == listed.devices
+}
+
+/// The names of pods whose holdings leave no doubt, by UID, where they have none yet.
+pub(super) fn names(holders: &Holders, listed: &[Listed]) -> BTreeMap<String, Name> {
+    let mut names = BTreeMap::new();
+    for listed in listed {
+        let mut alike = holders.holdings.iter().filter(|holding| same(holding, listed));
+        if let (Some(one), None) = (alike.next(), alike.next())
+            && one.pod.name.is_none()
+        {
+            names.insert(one.pod.uid.clone(), (listed.namespace.clone(), listed.name.clone()));
+        }
+    }
+    names
+}
+
+/// What is listed, but not in the checkpoint.
+pub(super) fn missing(holders: &Holders, listed: &[Listed]) -> BTreeSet<Listed> {
+    listed
+        .iter()
+        .filter(|listed| !holders.holdings.iter().any(|holding| same(holding, listed)))
+        .cloned()
+        .collect()
+}
+
+/// Who holds what without the checkpoint. Of several pods that have had the same name, which of them it is can't be told: the holding is
+/// left out, rather than given to a dead pod.
+pub(super) fn join(listed: &[Listed], pods: &[(String, Name)]) -> Holders {
+    let mut uids: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
+    for (uid, (namespace, name)) in pods {
+        uids.entry((namespace, name)).or_default().push(uid);
+    }
+    let holdings = listed.iter().filter_map(|listed| {
+        let [uid] = uids.get(&(listed.namespace.as_str(), listed.name.as_str()))?.as_slice() else {
+            return None;
+        };
+        Some(Holding {
+            pod: PodRef {
+                uid: (*uid).to_owned(),
+                namespace: Some(listed.namespace.clone()),
+                name: Some(listed.name.clone()),
+            },
+            container: listed.container.clone(),
+            resource: listed.resource.clone(),
+            devices: listed.devices.clone(),
+        })
+    });
+    Holders { holdings: holdings.collect() }
+}
+
+/// What earlier comparisons found.
+#[derive(Debug, Default)]
+pub(super) struct Comparison {
+    due: Option<Instant>,
+    /// Seen once.
+    suspected: BTreeSet<Listed>,
+    /// Seen again, and said.
+    said: BTreeSet<Listed>,
+    unavailable: bool,
+}
+
+impl Comparison {
+    /// Whether it is time for the next.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.due.is_none_or(|due| due <= now)
+    }
+
+    /// How long until then.
+    pub(super) fn due_in(&self, now: Instant) -> Duration {
+        self.due.map_or(Duration::ZERO, |due| due.saturating_duration_since(now))
+    }
+
+    /// What has to be said of this comparison: differences that were there before, and were not told yet.
+    pub(super) fn news(&mut self, missing: BTreeSet<Listed>, now: Instant) -> Vec<String> {
+        self.unavailable = false;
+        self.said.retain(|said| missing.contains(said));
+        let news: Vec<_> = missing
+            .iter()
+            .filter(|one| self.suspected.contains(*one) && !self.said.contains(*one))
+            .cloned()
+            .collect();
+        self.said.extend(news.iter().cloned());
+        let doubt = missing.iter().any(|one| !self.said.contains(one));
+        self.due = Some(now + if doubt { SOON } else { EVERY });
+        self.suspected = missing;
+        news.iter().map(describe).collect()
+    }
+
+    /// One of the two could not be read, which is told once.
+    pub(super) fn failed(&mut self, error: Option<&HoldersError>, now: Instant) {
+        self.due = Some(now + SOON);
+        if let Some(error) = error
+            && !self.unavailable
+        {
+            tracing::info!("{error}; the device checkpoint is not checked against it meanwhile");
+            self.unavailable = true;
+        }
+    }
+}
+
+fn describe(listed: &Listed) -> String {
+    let devices: Vec<_> = listed.devices.iter().map(ToString::to_string).collect();
+    format!(
+        "container {} of pod {}/{} has {} {}",
+        listed.container,
+        listed.namespace,
+        listed.name,
+        listed.resource,
+        devices.join(", ")
+    )
+}
