@@ -14,6 +14,7 @@ use spillway_device_plugin::{
     inventory::Inventory,
     metrics::Metrics,
     plugins,
+    preference::Policy,
     registration::{FolderError, KubeletFolder, Registrations},
     server::Shared,
 };
@@ -92,7 +93,12 @@ async fn serve(args: &Args, config: &Config) -> anyhow::Result<()> {
                 None => wait_for_folder(&path, &stop).await?,
             };
             if let Some(folder) = folder {
-                let shared = Shared { inventory, before_start: Vec::new(), metrics: plugin_metrics };
+                let shared = Shared {
+                    inventory,
+                    before_start: Vec::new(),
+                    preference: Policy::default(),
+                    metrics: plugin_metrics,
+                };
                 plugins::run(folder, shared, registrations, stop).await;
             }
             Ok(())

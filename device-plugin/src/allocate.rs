@@ -81,51 +81,5 @@ pub fn allocate<'a>(
     })
 }
 
-/// Which `size` of the `available` devices suit a container best, `must_include` among them: those on the fewest NUMA nodes, and of
-/// those the ones that leave the larger nodes whole. Devices whose node is unknown count as one node of their own.
-///
-/// It is a hint: where the request makes no sense the answer is empty, and the kubelet chooses.
-pub fn prefer<'a>(
-    slice: impl IntoIterator<Item = &'a Device>,
-    available: &[String],
-    must_include: &[String],
-    size: usize,
-) -> Vec<String> {
-    let numa: BTreeMap<&str, Option<u32>> =
-        slice.into_iter().map(|device| (device.id.as_str(), device.accelerator.numa_node)).collect();
-    let node_of = |id: &str| numa.get(id).copied().flatten();
-    let free: BTreeSet<&str> = available.iter().map(String::as_str).collect();
-    let mut chosen: BTreeSet<&str> = must_include.iter().map(String::as_str).collect();
-    if size > free.len() || chosen.len() > size || !chosen.is_subset(&free) {
-        return Vec::new();
-    }
-
-    let mut groups: BTreeMap<Option<u32>, Vec<&str>> = BTreeMap::new();
-    for id in free.difference(&chosen) {
-        groups.entry(node_of(id)).or_default().push(id);
-    }
-    // Nodes that the container is on already cost nothing more.
-    let entered: BTreeSet<_> = chosen.iter().map(|id| node_of(id)).collect();
-    for node in entered {
-        for id in groups.remove(&node).unwrap_or_default() {
-            if chosen.len() < size {
-                chosen.insert(id);
-            }
-        }
-    }
-    while chosen.len() < size {
-        let missing = size - chosen.len();
-        // The smallest node that holds all the rest, else the largest there is.
-        let fitting = groups.iter().filter(|(_, ids)| ids.len() >= missing).min_by_key(|(_, ids)| ids.len());
-        let Some(node) =
-            fitting.or_else(|| groups.iter().max_by_key(|(_, ids)| ids.len())).map(|(node, _)| *node)
-        else {
-            break;
-        };
-        chosen.extend(groups.remove(&node).unwrap_or_default().into_iter().take(missing));
-    }
-    chosen.into_iter().map(str::to_owned).collect()
-}
-
 #[cfg(test)]
 mod tests;

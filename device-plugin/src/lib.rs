@@ -3,7 +3,7 @@
 //!
 //! The files follow the data: [`discovery`] back ends enumerate [`device`]s and publish them to the [`inventory`], one immutable
 //! value in a watch channel. [`plugins`] keeps one plugin per resource name: a gRPC server that streams the resource's slice of the
-//! inventory and answers by the pure functions of [`allocate`], and a [`registration`] that outlives every kubelet.
+//! inventory and answers by the pure functions of [`allocate`] and [`preference`], and a [`registration`] that outlives every kubelet.
 //!
 //! This crate knows nothing of the Kubernetes API, of cgroups, or of HTTP.
 
@@ -16,5 +16,6 @@ pub mod health;
 pub mod inventory;
 pub mod metrics;
 pub mod plugins;
+pub mod preference;
 pub mod registration;
 pub mod server;

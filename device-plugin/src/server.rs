@@ -34,6 +34,7 @@ use crate::{
     device::{Device, DeviceId, Health, ResourceName},
     inventory::Inventory,
     metrics::Metrics,
+    preference,
 };
 
 /// How long a client whose stream has ended may take to hang up.
@@ -59,6 +60,8 @@ pub struct Shared {
     pub inventory: watch::Receiver<Inventory>,
     /// What is to be done before a container starts, in this order. With none the kubelet is told not to ask.
     pub before_start: Vec<Arc<dyn PreStart>>,
+    /// Which devices suit a container best, where there is a choice.
+    pub preference: preference::Policy,
     /// What is counted.
     pub metrics: Metrics,
 }
@@ -299,11 +302,12 @@ impl DevicePlugin for Plugin {
             .container_requests
             .into_iter()
             .map(|container| {
-                let device_ids = allocate::prefer(
+                let device_ids = preference::prefer(
                     inventory.slice(&self.resource),
                     &container.available_device_ids,
                     &container.must_include_device_ids,
                     usize::try_from(container.allocation_size).unwrap_or(0),
+                    self.shared.preference,
                 );
                 spillway_proto::deviceplugin::ContainerPreferredAllocationResponse { device_ids }
             })

@@ -11,6 +11,7 @@ use spillway_device_plugin::{
     inventory::{BackendState, Inventory},
     metrics::Metrics,
     plugins,
+    preference::Policy,
     registration::{FolderError, KubeletFolder, Registrations},
     server::Shared,
 };
@@ -80,6 +81,7 @@ impl Machine {
             Shared {
                 inventory: self.inventory.subscribe(),
                 before_start: Vec::new(),
+                preference: Policy::default(),
                 metrics: Metrics::default(),
             },
             self.registrations.clone(),

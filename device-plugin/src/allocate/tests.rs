@@ -47,67 +47,7 @@ fn one_bad_id_gets_nothing_and_is_named() {
     check(&["GPU-0", "GPU-1"], AllocateError::Unhealthy { id: "GPU-1".to_owned(), why: "XID 79".to_owned() });
 }
 
-#[test]
-fn preference_fills_the_tightest_numa_node() {
-    let slice: Vec<_> =
-        [0, 0, 0, 0, 1, 1].iter().zip(0..).map(|(node, minor)| gpu(minor, Some(*node))).collect();
-    let all = ids(&["GPU-0", "GPU-1", "GPU-2", "GPU-3", "GPU-4", "GPU-5"]);
-    let check = |must: &[&str], size, expected: &[&str]| {
-        assert_eq!(prefer(&slice, &all, &ids(must), size), ids(expected));
-    };
-    check(&[], 2, &["GPU-4", "GPU-5"]);
-    check(&[], 3, &["GPU-0", "GPU-1", "GPU-2"]);
-    check(&["GPU-3"], 2, &["GPU-0", "GPU-3"]);
-    check(&["GPU-0", "GPU-5"], 3, &["GPU-0", "GPU-1", "GPU-5"]);
-    check(&[], 7, &[]);
-    check(&["GPU-9"], 1, &[]);
-    check(&["GPU-0", "GPU-1"], 1, &[]);
-}
-
-/// The fewest NUMA nodes that any choice spans, by trying every choice.
-fn fewest_nodes(nodes: &[Option<u32>], free: u32, must: u32, size: usize) -> usize {
-    (0..1_u32 << nodes.len())
-        .filter(|pick| pick & !free == 0 && pick & must == must && pick.count_ones() as usize == size)
-        .map(|pick| {
-            let spanned: BTreeSet<_> =
-                (0..nodes.len()).filter(|index| pick >> index & 1 == 1).map(|index| nodes[index]).collect();
-            spanned.len()
-        })
-        .min()
-        .expect("a request that makes sense has an answer")
-}
-
 proptest! {
-    #[test]
-    fn preference_is_exact_and_spans_the_fewest_nodes(
-        nodes in prop::collection::vec(prop::option::of(0..3_u32), 1..9),
-        free in any::<u32>(),
-        must in any::<u32>(),
-        size in 0..9_usize,
-    ) {
-        let free = free & ((1 << nodes.len()) - 1);
-        let must = must & free;
-        prop_assume!(size <= free.count_ones() as usize && must.count_ones() as usize <= size);
-        let slice: Vec<_> = nodes.iter().zip(0..).map(|(node, minor)| gpu(minor, *node)).collect();
-        let named = |mask: u32| -> Vec<String> {
-            (0..nodes.len()).filter(|index| mask >> index & 1 == 1).map(|index| format!("GPU-{index}")).collect()
-        };
-
-        let answer = prefer(&slice, &named(free), &named(must), size);
-
-        let distinct: BTreeSet<_> = answer.iter().cloned().collect();
-        prop_assert_eq!(distinct.len(), size);
-        prop_assert_eq!(answer.len(), size);
-        prop_assert!(distinct.is_subset(&named(free).into_iter().collect()));
-        prop_assert!(distinct.is_superset(&named(must).into_iter().collect()));
-        let spanned: BTreeSet<_> = slice
-            .iter()
-            .filter(|device| distinct.contains(device.id.as_str()))
-            .map(|device| device.accelerator.numa_node)
-            .collect();
-        prop_assert_eq!(spanned.len(), fewest_nodes(&nodes, free, must, size));
-    }
-
     #[test]
     fn nothing_is_granted_that_was_not_asked_for(
         asked in prop::collection::vec(0..6_u32, 0..6),
