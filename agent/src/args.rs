@@ -1,10 +1,16 @@
 //! Command line and environment.
 
-use std::{path::PathBuf, time::Duration};
+mod nvidia;
 
-use clap::Parser;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::{Parser, Subcommand};
 use spillway_daemon::DaemonArgs;
 
+pub use self::nvidia::{Maybe, NvidiaArgs};
 use crate::holders;
 
 /// Offers a machine's GPUs and FPGAs to its kubelet, and keeps track of their health.
@@ -14,10 +20,18 @@ use crate::holders;
 #[derive(Debug, Clone, Parser)]
 #[command(name = "spillway-agent", version, max_term_width = 110)]
 pub struct Args {
-    /// YAML file that says which devices to look for, and when to distrust them: gpu.{enabled,ignoredXids,recoverySeconds},
-    /// fpga.enabled. Everything in it has a default.
-    #[arg(long, value_name = "FILE", env = "SPILLWAY_CONFIG")]
+    /// What to do instead of serving the kubelet.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// YAML file that says which devices to look for, how to offer and share them, and when to distrust them. The file of NVIDIA's device
+    /// plugin is understood. Everything in it has a default; a change is put in force without a restart.
+    #[arg(long, visible_alias = "config-file", value_name = "FILE", env = "SPILLWAY_CONFIG")]
     pub config: Option<PathBuf>,
+
+    /// The same, as NVIDIA's device plugin calls it.
+    #[arg(long, hide = true, value_name = "FILE", env = "CONFIG_FILE", value_parser = nvidia::maybe_path())]
+    pub nvidia_config_file: Option<Maybe<PathBuf>>,
 
     /// Seconds between two looks at the devices, 1 to 30. Critical errors of GPUs are reported at once, whatever this is.
     #[arg(
@@ -61,17 +75,6 @@ pub struct Args {
     )]
     pub pod_logs_dir: PathBuf,
 
-    /// Where NVIDIA's driver is installed, as this process sees it: the host's root, or that of a driver container. Looked through for
-    /// libnvidia-ml.so.1, before the loader's own folders.
-    #[arg(
-        long,
-        value_name = "FOLDER",
-        default_value = "/",
-        env = "NVIDIA_DRIVER_ROOT",
-        help_heading = "The machine"
-    )]
-    pub nvidia_driver_root: PathBuf,
-
     /// The host's sysfs, as this process sees it.
     #[arg(
         long,
@@ -103,12 +106,33 @@ pub struct Args {
     )]
     pub proc_root: PathBuf,
 
+    /// What goes before the file.
+    #[command(flatten)]
+    pub nvidia: NvidiaArgs,
+
     /// What both daemons take.
     #[command(flatten)]
     pub daemon: DaemonArgs,
 }
 
+/// What to do instead of serving the kubelet.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Says whether a configuration file is sound, and what it asks for. Needs no machine with devices.
+    Check {
+        /// The file; - is standard input.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+}
+
 impl Args {
+    /// The configuration file, if there is one.
+    pub(crate) fn config_file(&self) -> Option<&Path> {
+        let nvidia = self.nvidia_config_file.as_ref().and_then(|path| path.0.as_deref());
+        self.config.as_deref().filter(|path| !path.as_os_str().is_empty()).or(nvidia)
+    }
+
     /// Time between two looks at the devices.
     pub(crate) fn refresh(&self) -> Duration {
         Duration::from_secs(self.refresh_seconds)
@@ -132,6 +156,7 @@ impl Args {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
+    use spillway_device_plugin::config::{DeviceListStrategy, MigStrategy, Overridden, Overrides};
 
     use super::*;
 
@@ -147,11 +172,56 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused_with_the_flag() {
-        for (flag, value) in
-            [("--refresh-seconds", "0"), ("--refresh-seconds", "31"), ("--admin-address", "nowhere")]
-        {
+        for (flag, value) in [
+            ("--refresh-seconds", "0"),
+            ("--refresh-seconds", "31"),
+            ("--admin-address", "nowhere"),
+            ("--mig-strategy", "some"),
+            ("--device-list-strategy", "envvar,cdi"),
+            ("--device-id-strategy", "name"),
+        ] {
             let error = Args::try_parse_from(["spillway-agent", flag, value]).unwrap_err();
             assert!(error.to_string().contains(flag), "{error}");
         }
+    }
+
+    #[test]
+    fn nvidias_flags_become_what_goes_before_the_file() {
+        let parse = |flags: &[&str]| {
+            let line = ["spillway-agent"].iter().chain(flags);
+            Args::try_parse_from(line).unwrap().nvidia.overrides().unwrap()
+        };
+        assert_eq!(parse(&[]), Overrides::default());
+        assert_eq!(parse(&["--mig-strategy", "", "--container-driver-root="]), Overrides::default());
+        let said = parse(&[
+            "--mig-strategy=single",
+            "--pass-device-specs",
+            "--fail-on-init-error=0",
+            "--device-list-strategy=envvar,cdi-cri",
+            "--nvidia-driver-root=/run/nvidia/driver",
+            "--disable-healthchecks=79",
+        ]);
+        let expected = Overrides {
+            mig_strategy: Some(MigStrategy::Single),
+            pass_device_specs: Some(true),
+            fail_on_init_error: Some(false),
+            device_list_strategy: Some(vec![DeviceListStrategy::Envvar, DeviceListStrategy::CdiCri]),
+            nvidia_driver_root: Some("/run/nvidia/driver".into()),
+            health: Overridden { ignored: vec![79], ..Overridden::default() },
+            ..Overrides::default()
+        };
+        assert_eq!(said, expected);
+    }
+
+    #[test]
+    fn the_file_may_be_named_as_nvidia_does() {
+        let file = |flags: &[&str]| {
+            let line = ["spillway-agent"].iter().chain(flags);
+            Args::try_parse_from(line).unwrap().config_file().map(Path::to_owned)
+        };
+        assert_eq!(file(&["--config-file", "/a"]), Some("/a".into()));
+        assert_eq!(file(&["--nvidia-config-file", "/b"]), Some("/b".into()));
+        assert_eq!(file(&["--nvidia-config-file", "/b", "--config", "/a"]), Some("/a".into()));
+        assert_eq!(file(&["--nvidia-config-file="]), None);
     }
 }

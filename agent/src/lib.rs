@@ -2,6 +2,7 @@
 //! API server; what the cluster has to know goes through the kubelet.
 
 pub mod args;
+pub mod check;
 pub mod holders;
 pub mod metrics;
 pub mod readiness;

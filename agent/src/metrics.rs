@@ -8,6 +8,7 @@ use prometheus_client::{
     registry::Registry,
 };
 use spillway_device_plugin::{
+    config::store::Validity,
     inventory::{BackendState, Inventory},
     metrics::Metrics as PluginMetrics,
     registration::Registrations,
@@ -18,11 +19,12 @@ use tokio::sync::watch;
 pub fn registry(
     inventory: watch::Receiver<Inventory>,
     registrations: watch::Receiver<Registrations>,
+    configuration: watch::Receiver<Validity>,
     plugins: &PluginMetrics,
 ) -> Registry {
     let mut registry = Registry::with_prefix("spillway");
     plugins.register(registry.sub_registry_with_prefix("plugin"));
-    registry.register_collector(Box::new(Now { inventory, registrations }));
+    registry.register_collector(Box::new(Now { inventory, registrations, configuration }));
     registry
 }
 
@@ -30,6 +32,7 @@ pub fn registry(
 struct Now {
     inventory: watch::Receiver<Inventory>,
     registrations: watch::Receiver<Registrations>,
+    configuration: watch::Receiver<Validity>,
 }
 
 /// One gauge: its name, help, and values by labels. The registry adds its prefix.
@@ -84,6 +87,13 @@ impl Collector for Now {
                 .iter()
                 .map(|(resource, state)| ([("resource", resource.to_string())], i64::from(state.is_ok()))),
         )?;
+        let valid = i64::from(self.configuration.borrow().is_ok());
+        ConstGauge::new(valid).encode(encoder.encode_descriptor(
+            "config_valid",
+            "Whether the configuration that was given last is the one in force.",
+            None,
+            MetricType::Gauge,
+        )?)?;
         gauge(
             &mut encoder,
             "discovery_up",
@@ -128,8 +138,12 @@ mod tests {
             ResourceName::new("nvidia.com/gpu").unwrap(),
             Err("no kubelet".to_owned()),
         )]);
-        let registry =
-            registry(watch::channel(inventory).1, watch::channel(registrations).1, &PluginMetrics::default());
+        let registry = registry(
+            watch::channel(inventory).1,
+            watch::channel(registrations).1,
+            watch::channel(Ok(())).1,
+            &PluginMetrics::default(),
+        );
 
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
@@ -141,6 +155,7 @@ mod tests {
                 r#"spillway_devices{resource="nvidia.com/gpu",health="unhealthy"} 1"#,
                 r#"spillway_device_temperature_celsius{resource="nvidia.com/gpu",device="GPU-0"} 41"#,
                 r#"spillway_plugin_registered{resource="nvidia.com/gpu"} 0"#,
+                "spillway_config_valid 1",
                 r#"spillway_discovery_up{backend="dfl"} 0"#,
                 r#"spillway_discovery_up{backend="nvml"} 1"#,
             ]

@@ -9,9 +9,8 @@ use spillway_daemon::{
     telemetry,
 };
 use spillway_device_plugin::{
-    config::Config,
-    discovery::{self, Backend, Roots, dfl::DflBackend, nvml::NvmlBackend},
-    inventory::Inventory,
+    config::store::Store,
+    discovery::{self, Roots, Setting},
     metrics::Metrics,
     plugins,
     preference::Policy,
@@ -22,7 +21,8 @@ use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    args::Args,
+    args::{Args, Command},
+    check,
     holders::{self, Holders, HoldersReader},
     metrics, readiness,
 };
@@ -35,23 +35,30 @@ const RETRY: Duration = Duration::from_secs(1);
 /// # Errors
 /// What the user has to know, with its whole chain of causes.
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    let overrides = args.nvidia.overrides().map_err(anyhow::Error::msg)?;
+    if let Some(Command::Check { file }) = &args.command {
+        return check::check(file, &overrides);
+    }
     telemetry::init(args.daemon.log_format, &args.daemon.log_level)?;
-    let config = args.config.as_deref().map(Config::read).transpose()?.unwrap_or_default();
+    let configuration = Store::open(args.config_file(), overrides)?;
     // Two workers are plenty for a few sockets; one per core of a large machine would only hold memory.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("can't start the async runtime")?;
-    runtime.block_on(serve(args, &config))
+    runtime.block_on(serve(args, configuration))
 }
 
-async fn serve(args: &Args, config: &Config) -> anyhow::Result<()> {
+async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
     let folder = take_folder(&args.device_plugin_dir)?;
-    let backends = backends(args, config);
-    let names = backends.iter().map(|backend| backend.name()).collect::<Vec<_>>();
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), backends = names.join(","), "spillway-agent starts");
-    let inventory = watch::Sender::new(Inventory::starting(names));
+    let setting = setting(args, &configuration);
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        configuration = setting.config.summary(),
+        "spillway-agent starts"
+    );
+    let inventory = watch::Sender::new(setting.inventory());
     let registrations = watch::Sender::new(Registrations::new());
     let plugin_metrics = Metrics::default();
     let readiness = Readiness::default();
@@ -59,7 +66,12 @@ async fn serve(args: &Args, config: &Config) -> anyhow::Result<()> {
     let mut supervisor = Supervisor::new();
     let stop = supervisor.stop();
     if let Some(address) = args.daemon.admin_address.0 {
-        let registry = metrics::registry(inventory.subscribe(), registrations.subscribe(), &plugin_metrics);
+        let registry = metrics::registry(
+            inventory.subscribe(),
+            registrations.subscribe(),
+            configuration.validity(),
+            &plugin_metrics,
+        );
         supervisor.start("admin", admin::serve(address, Arc::new(registry), readiness.clone(), stop.clone()));
     }
     supervisor.start("readiness", {
@@ -79,10 +91,15 @@ async fn serve(args: &Args, config: &Config) -> anyhow::Result<()> {
             Ok(())
         }
     });
-    for backend in backends {
-        supervisor.start(backend.name(), {
-            let (inventory, stop) = (inventory.clone(), stop.clone());
-            async move { Ok(discovery::supervise(backend, inventory, stop).await?) }
+    supervisor.start("discovery", {
+        let (configs, inventory, stop) = (configuration.subscribe(), inventory.clone(), stop.clone());
+        async move { Ok(discovery::run(setting, configs, inventory, stop).await?) }
+    });
+    if let Some(path) = args.config_file() {
+        let following = configuration.clone().follow(path.to_owned(), stop.clone());
+        supervisor.start("configuration", async move {
+            following.await;
+            Ok(())
         });
     }
     supervisor.start("plugins", {
@@ -107,18 +124,12 @@ async fn serve(args: &Args, config: &Config) -> anyhow::Result<()> {
     supervisor.run(args.grace()).await
 }
 
-fn backends(args: &Args, config: &Config) -> Vec<Box<dyn Backend>> {
-    let roots =
-        Roots { sys: args.sys_root.clone(), dev: args.dev_root.clone(), proc: args.proc_root.clone() };
-    let mut backends: Vec<Box<dyn Backend>> = Vec::new();
-    if config.gpu.enabled {
-        let root = args.nvidia_driver_root.clone();
-        backends.push(Box::new(NvmlBackend::new(root, roots.clone(), args.refresh(), config.gpu.clone())));
+fn setting(args: &Args, configuration: &Store) -> Setting {
+    Setting {
+        roots: Roots { sys: args.sys_root.clone(), dev: args.dev_root.clone(), proc: args.proc_root.clone() },
+        interval: args.refresh(),
+        config: configuration.current(),
     }
-    if config.fpga.enabled {
-        backends.push(Box::new(DflBackend::new(roots, args.refresh())));
-    }
-    backends
 }
 
 /// Takes the device plugin folder; none while another agent holds it.

@@ -8,6 +8,7 @@ mod health;
 mod parse;
 mod shares;
 pub mod store;
+mod summary;
 
 use std::{
     fs, io,
@@ -18,6 +19,7 @@ use std::{
 use serde::Deserialize;
 
 pub use health::{CriticalXids, Health, Overridden};
+pub use parse::word;
 pub use shares::{DeviceRef, MemoryMode, MemoryShares, Replicated, Shared, SharedDevices, Sharing, Way};
 
 use crate::{device::ResourceName, health::APPLICATION_XIDS};
@@ -141,6 +143,7 @@ pub enum DiscoveryStrategy {
 /// What NVIDIA's programs have flags for.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+#[allow(clippy::struct_excessive_bools, reason = "NVIDIA's flags are what they are")]
 pub struct Flags {
     /// How partitions of a GPU are offered.
     pub mig_strategy: MigStrategy,
@@ -154,7 +157,7 @@ pub struct Flags {
     /// Whether containers are given `GDRCopy`'s device node.
     #[serde(alias = "gdrCopyEnabled")]
     pub gdrcopy_enabled: bool,
-    /// Whether containers are given GPUDirect Storage's device nodes.
+    /// Whether containers are given `GPUDirect` Storage's device nodes.
     pub gds_enabled: bool,
     /// Whether containers are given the nodes of NVIDIA's network cards.
     pub mofed_enabled: bool,

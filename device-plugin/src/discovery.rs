@@ -2,6 +2,7 @@
 //! lists, and a thread that hangs (drivers do) is noticed from outside.
 
 pub mod dfl;
+mod kinds;
 pub mod nvml;
 mod supervise;
 
@@ -19,9 +20,10 @@ use std::{
 use tokio::{runtime::Handle, sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-pub use supervise::supervise;
+pub use {kinds::run, supervise::supervise};
 
 use crate::{
+    config::Config,
     device::{Device, Health},
     inventory::{BackendState, Change, Inventory, all_unhealthy},
 };
@@ -41,6 +43,38 @@ impl Roots {
     /// The host's path of the device node `name`, if the host has it.
     fn node(&self, name: &str) -> Option<PathBuf> {
         self.dev.join(name).exists().then(|| Path::new("/dev").join(name))
+    }
+}
+
+/// Every back end there is. A new vendor is one file, and one line here.
+pub const KINDS: &[Kind] = &[nvml::KIND, dfl::KIND];
+
+/// A kind of back end.
+#[derive(Debug, Clone, Copy)]
+pub struct Kind {
+    /// Its name in logs and metrics.
+    pub name: &'static str,
+    /// Makes one; none where the configuration wants none.
+    pub make: fn(&Setting) -> Option<Box<dyn Backend>>,
+    /// Whether two configurations are the same to it, so that a running one need not be replaced.
+    pub same: fn(&Config, &Config) -> bool,
+}
+
+/// What a back end is made from.
+#[derive(Debug, Clone)]
+pub struct Setting {
+    /// Where the machine shows its devices.
+    pub roots: Roots,
+    /// How often to look.
+    pub interval: Duration,
+    /// What the user wants.
+    pub config: Arc<Config>,
+}
+
+impl Setting {
+    /// The inventory before anything was looked for.
+    pub fn inventory(&self) -> Inventory {
+        Inventory::starting(KINDS.iter().filter(|kind| (kind.make)(self).is_some()).map(|kind| kind.name))
     }
 }
 

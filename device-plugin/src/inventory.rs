@@ -77,6 +77,22 @@ impl Inventory {
         (next, refused)
     }
 
+    /// The same without what one back end has found: it is not wanted any more.
+    #[must_use]
+    pub fn without(&self, backend: &str) -> Self {
+        let mut next = self.clone();
+        next.parts.remove(backend);
+        next
+    }
+
+    /// The same, with a back end that is yet to look if there was none.
+    #[must_use]
+    pub fn expecting(&self, backend: &'static str) -> Self {
+        let mut next = self.clone();
+        next.parts.entry(backend).or_default();
+        next
+    }
+
     /// The same with what one back end has to say of the machine replaced.
     #[must_use]
     pub fn with_labels(&self, backend: &'static str, labels: BTreeMap<String, String>) -> Self {

@@ -4,7 +4,10 @@ use std::{fmt, marker::PhantomData, time::Duration};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{Error, IntoDeserializer as _, SeqAccess, Unexpected, Visitor, value::SeqAccessDeserializer},
+    de::{
+        DeserializeOwned, Error, IntoDeserializer as _, SeqAccess, Unexpected, Visitor,
+        value::{Error as ValueError, SeqAccessDeserializer, StrDeserializer},
+    },
 };
 
 use super::{Config, DiscoveryStrategy, Flags};
@@ -52,6 +55,15 @@ pub(super) fn document(bytes: &[u8]) -> Result<Config, String> {
         let first = message.lines().next().unwrap_or_default();
         first.trim_start_matches("error: ").to_owned()
     })
+}
+
+/// A single word, such as one of [`super::MigStrategy`]'s, as a flag gives it.
+///
+/// # Errors
+/// What would have been understood.
+pub fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    let input: StrDeserializer<'_, ValueError> = text.into_deserializer();
+    T::deserialize(input).map_err(|error| error.to_string())
 }
 
 /// A resource's name, with or without NVIDIA's domain.
@@ -162,7 +174,10 @@ impl Config {
             ("flags.useNodeFeatureAPI", flags.use_node_feature_api == Some(true)),
             ("flags.plugin.nvidiaCTKPath", plugin.nvidia_ctk_path.is_some()),
             ("flags.plugin.kubeletSocket", plugin.kubelet_socket.is_some()),
-            ("flags.plugin.cdiFeatureFlags", plugin.cdi_feature_flags.as_ref().is_some_and(|flags| !flags.is_empty())),
+            (
+                "flags.plugin.cdiFeatureFlags",
+                plugin.cdi_feature_flags.as_ref().is_some_and(|flags| !flags.is_empty()),
+            ),
             ("flags.gfd.oneshot", gfd.oneshot),
             ("flags.gfd.sleepInterval", gfd.sleep_interval.is_some()),
             ("flags.gfd.outputFile", gfd.output_file.is_some()),

@@ -155,7 +155,7 @@ impl Store {
     }
 
     /// Reads the file at `path` whenever it changes, until `stop`. It may be a link into a folder that is replaced as a whole, which is
-    /// how the kubelet changes the files of a ConfigMap.
+    /// how the kubelet changes the files of a `ConfigMap`.
     pub async fn follow(self, path: PathBuf, stop: CancellationToken) {
         let (tick, mut changes) = watch::channel(());
         // The watcher lives as long as this function: its changes end with it.
@@ -182,7 +182,7 @@ impl Store {
             }
             tokio::select! {
                 () = stop.cancelled() => return,
-                changed = timeout(LOOK_EVERY, changes.changed()) => match changed {
+                looked = timeout(LOOK_EVERY, changes.changed()) => match looked {
                     Ok(Ok(())) => sleep(SETTLE).await,
                     Ok(Err(_)) => sleep(LOOK_EVERY).await,
                     Err(_) => {}

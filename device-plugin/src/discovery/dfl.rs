@@ -21,8 +21,18 @@ use std::{
     time::Duration,
 };
 
-use super::{Backend, Complaints, Reporter, Roots};
+use super::{Backend, Complaints, Kind, Reporter, Roots};
 use crate::device::{Accelerator, Device, DeviceId, Health, Readings, ResourceName};
+
+/// DFL, as the list of back ends has it.
+pub const KIND: Kind = Kind {
+    name: "dfl",
+    make: |setting| {
+        let wanted = setting.config.fpga.enabled;
+        wanted.then(|| Box::new(DflBackend::new(setting.roots.clone(), setting.interval)) as _)
+    },
+    same: |one, other| one.fpga == other.fpga,
+};
 
 /// The DFL back end.
 #[derive(Debug)]
@@ -104,7 +114,7 @@ impl DflBackend {
 
 impl Backend for DflBackend {
     fn name(&self) -> &'static str {
-        "dfl"
+        KIND.name
     }
 
     fn again(&self) -> Box<dyn Backend> {

@@ -24,7 +24,7 @@ use nvml_wrapper::{
     sys_exports::field_id::NVML_FI_DEV_GET_GPU_RECOVERY_ACTION,
 };
 
-use super::{Backend, Complaints, Reporter, Roots};
+use super::{Backend, Complaints, Kind, Reporter, Roots};
 use crate::{
     causes::one_line,
     config::Gpu as GpuConfig,
@@ -44,6 +44,19 @@ const HOTTEST_CELSIUS: u32 = 200;
 const LAST_GPU_MINOR: u32 = 253;
 /// What every user of a GPU needs besides its own node, where the machine has it.
 const CONTROL_NODES: [&str; 4] = ["nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset"];
+
+/// NVML, as the list of back ends has it.
+pub const KIND: Kind = Kind {
+    name: "nvml",
+    make: |setting| {
+        let config = &setting.config;
+        let root = config.flags.driver_root_here().to_owned();
+        let gpu = config.gpu.clone();
+        gpu.enabled
+            .then(|| Box::new(NvmlBackend::new(root, setting.roots.clone(), setting.interval, gpu)) as _)
+    },
+    same: |one, other| one.gpu == other.gpu && one.flags == other.flags && one.health == other.health,
+};
 
 /// The NVML back end.
 #[derive(Debug)]
@@ -139,8 +152,8 @@ impl NvmlBackend {
             }
         };
         let xid = match event.event_data {
-            Some(XidError::Value(xid)) if self.config.ignored_xids.contains(&xid) => {
-                tracing::info!(xid, "XID of an application: ignored");
+            Some(XidError::Value(xid)) if !self.config.is_critical(xid) => {
+                tracing::info!(xid, "XID ignored");
                 return false;
             }
             Some(XidError::Value(xid)) => format!("XID {xid}"),
@@ -219,7 +232,7 @@ impl NvmlBackend {
 
 impl Backend for NvmlBackend {
     fn name(&self) -> &'static str {
-        "nvml"
+        KIND.name
     }
 
     fn again(&self) -> Box<dyn Backend> {

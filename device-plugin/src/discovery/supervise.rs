@@ -164,6 +164,7 @@ async fn watch_over(
             () = stop.cancelled() => {
                 if timeout(STOP_WITHIN, &mut run.end).await.is_err() {
                     tracing::warn!(backend = name, "the back end hangs: stopping without it");
+                    run.give_up();
                 }
                 return Outcome::Stopped;
             }

@@ -2,24 +2,24 @@ use std::{fs, os::unix::fs::symlink};
 
 use super::*;
 
-fn document(text: &str) -> Option<Document> {
-    Some(Document { name: "a test".to_owned(), bytes: text.as_bytes().to_vec() })
+fn document(text: &str) -> Document {
+    Document { name: "a test".to_owned(), bytes: text.as_bytes().to_vec() }
 }
 
 #[test]
 fn what_is_not_sound_leaves_the_old_in_force() {
     let store = Store::open(None, Overrides::default()).unwrap();
     let mut seen = store.subscribe();
-    store.offer(Source::File, document("gpu: {enabled: false}")).unwrap();
+    store.offer(Source::File, Some(document("gpu: {enabled: false}"))).unwrap();
     assert!(seen.has_changed().unwrap());
     assert!(!seen.borrow_and_update().gpu.enabled);
 
-    let why = store.offer(Source::File, document("gpu:\n  enabled: perhaps\n")).unwrap_err();
+    let why = store.offer(Source::File, Some(document("gpu:\n  enabled: perhaps\n"))).unwrap_err();
     assert!(why.contains("a test") && why.contains("line 2"), "{why}");
     assert!(!seen.has_changed().unwrap());
     assert_eq!(*store.validity().borrow(), Err(why));
 
-    store.offer(Source::File, document("gpu: {enabled: false} # again")).unwrap();
+    store.offer(Source::File, Some(document("gpu: {enabled: false} # again"))).unwrap();
     assert!(!seen.has_changed().unwrap(), "the same said in another way is no change");
     assert_eq!(*store.validity().borrow(), Ok(()));
 }
@@ -27,8 +27,8 @@ fn what_is_not_sound_leaves_the_old_in_force() {
 #[test]
 fn the_nodes_own_goes_before_the_file_while_there_is_one() {
     let store = Store::open(None, Overrides::default()).unwrap();
-    store.offer(Source::Node, document("gpu: {recoverySeconds: 1}")).unwrap();
-    store.offer(Source::File, document("gpu: {recoverySeconds: 2}")).unwrap();
+    store.offer(Source::Node, Some(document("gpu: {recoverySeconds: 1}"))).unwrap();
+    store.offer(Source::File, Some(document("gpu: {recoverySeconds: 2}"))).unwrap();
     assert_eq!(store.current().gpu.recovery_seconds, 1);
     store.offer(Source::Node, None).unwrap();
     assert_eq!(store.current().gpu.recovery_seconds, 2);
@@ -41,7 +41,7 @@ fn a_check_may_refuse_what_the_text_allows() {
     let check: Check =
         Arc::new(|config| if config.gpu.enabled { Ok(()) } else { Err("GPUs are in use".to_owned()) });
     let store = Store::open(None, Overrides::default()).unwrap().checked_by(check);
-    let why = store.offer(Source::File, document("gpu: {enabled: false}")).unwrap_err();
+    let why = store.offer(Source::File, Some(document("gpu: {enabled: false}"))).unwrap_err();
     assert!(why.contains("a test") && why.ends_with("GPUs are in use"), "{why}");
     assert!(store.current().gpu.enabled);
 }
