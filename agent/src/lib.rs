@@ -4,6 +4,7 @@
 pub mod args;
 pub mod check;
 pub mod holders;
+pub mod isolation;
 pub mod metrics;
 pub mod readiness;
 pub mod run;
