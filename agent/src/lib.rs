@@ -6,5 +6,6 @@ pub mod check;
 pub mod holders;
 pub mod isolation;
 pub mod metrics;
+pub mod pods;
 pub mod readiness;
 pub mod run;

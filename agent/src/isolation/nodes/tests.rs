@@ -1,0 +1,140 @@
+use std::{os::unix::fs::symlink, sync::Arc};
+
+use spillway_device_plugin::{
+    device::{Accelerator, Health},
+    inventory::BackendState,
+};
+use tempfile::TempDir;
+
+use super::*;
+
+fn device(id: &str, nodes: &[&str], address: Option<&str>) -> Device {
+    let mut accelerator = Accelerator::new(DeviceId::new(id).unwrap());
+    accelerator.pci_address = address.map(str::to_owned);
+    Device {
+        id: DeviceId::new(id).unwrap(),
+        resource: ResourceName::new("example.com/accelerator").unwrap(),
+        health: Health::Healthy,
+        nodes: nodes.iter().map(PathBuf::from).collect(),
+        listed_in: None,
+        accelerator: Arc::new(accelerator),
+        partition: None,
+        replica: None,
+    }
+}
+
+/// A machine without devices. Nodes can't be made without root: the real `/dev` serves, where the kernel has its own in any container.
+fn machine() -> (TempDir, Roots) {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let roots = Roots { sys: at("sys"), dev: "/dev".into(), proc: at("proc") };
+    fs::create_dir_all(&roots.proc).unwrap();
+    fs::create_dir_all(&roots.sys).unwrap();
+    (folder, roots)
+}
+
+fn inventory(devices: Vec<Device>) -> Inventory {
+    Inventory::default().with("test", BackendState::Running, devices).0
+}
+
+const NULL: Number = Number { major: 1, minor: 3 };
+const ZERO: Number = Number { major: 1, minor: 5 };
+
+#[test]
+fn devices_are_known_by_their_nodes_and_what_only_one_has_is_exclusive() {
+    let (_folder, roots) = machine();
+    let found = inventory(vec![
+        device("a", &["/dev/null", "/dev/zero"], None),
+        device("b", &["/dev/zero"], None),
+        device("gone", &["/dev/null", "/dev/no-such-node"], None),
+        device("link", &["/dev/fd"], None),
+        device("escape", &["/dev/../dev/null"], None),
+        device("elsewhere", &["/etc/passwd"], None),
+    ]);
+    let nodes = Nodes::look(&found, &roots);
+    let of = |id: &str| {
+        nodes.devices[&(ResourceName::new("example.com/accelerator").unwrap(), DeviceId::new(id).unwrap())]
+            .clone()
+    };
+    assert_eq!(of("a"), Ok(BTreeSet::from([NULL, ZERO])));
+    for (id, why) in [
+        ("gone", "can't be looked at"),
+        ("link", "no character device"),
+        ("escape", "leaves /dev"),
+        ("elsewhere", "not below /dev"),
+    ] {
+        assert!(of(id).unwrap_err().contains(why), "{id}");
+    }
+    assert_eq!(nodes.exclusive, BTreeSet::from([NULL]));
+    assert!(nodes.rules.protects(NULL) && nodes.rules.protects(ZERO));
+    assert!(!nodes.rules.protects(Number { major: 1, minor: 9 }), "/dev/urandom is nobody's");
+    assert!(nodes.rules.protects(Number { major: 195, minor: 77 }), "a GPU that nobody has seen yet");
+    assert_eq!(nodes.name(NULL), "/dev/null");
+    assert_eq!(nodes.name(Number { major: 195, minor: 77 }), "character device 195:77");
+}
+
+#[test]
+fn dynamic_majors_are_what_the_kernel_says_now() {
+    let list = "Character devices:\n  1 mem\n195 nvidia\n195 nvidiactl\n226 drm\n234 nvidia-caps\n510 nvidia-uvm\n511 dfl-fme\n  \
+                x nvidia\n9999999999 nvidia\n\nBlock devices:\n  8 sd\n 66 nvidia-not-a-character-device\n";
+    assert_eq!(drivers(list), BTreeSet::from([195, 234, 510, 511]));
+    for hostile in ["", "Character devices:", "\0\u{fffd}", "Character devices:\nnvidia\n \n"] {
+        assert_eq!(drivers(hostile), BTreeSet::new());
+    }
+
+    let (_folder, roots) = machine();
+    let uvm = |major| Number { major, minor: 0 };
+    fs::write(roots.proc.join("devices"), "Character devices:\n510 nvidia-uvm\n").unwrap();
+    let before = Nodes::look(&Inventory::default(), &roots);
+    fs::write(roots.proc.join("devices"), "Character devices:\n509 nvidia-uvm\n510 tty\n").unwrap();
+    let after = Nodes::look(&Inventory::default(), &roots);
+    assert_eq!((before.rules.protects(uvm(510)), before.rules.protects(uvm(509))), (true, false));
+    assert_eq!((after.rules.protects(uvm(510)), after.rules.protects(uvm(509))), (false, true));
+}
+
+#[test]
+fn only_accelerators_minors_of_the_graphics_subsystem_are_protected() {
+    let (_folder, roots) = machine();
+    for (name, number, address, driver) in [
+        ("renderD128", "226:128", "0000:17:00.0", "somebody"),
+        ("renderD129", "226:129", "0000:65:00.0", "nvidia"),
+        ("renderD130", "226:130", "0000:00:02.0", "i915"),
+        ("renderD131", "rubbish", "0000:00:03.0", "nvidia"),
+    ] {
+        let card = roots.sys.join("class/drm").join(name);
+        let (device, module) =
+            (roots.sys.join("devices").join(address), roots.sys.join("drivers").join(driver));
+        fs::create_dir_all(&card).unwrap();
+        fs::create_dir_all(&device).unwrap();
+        fs::create_dir_all(&module).unwrap();
+        fs::write(card.join("dev"), format!("{number}\n")).unwrap();
+        symlink(&module, device.join("driver")).unwrap();
+        symlink(&device, card.join("device")).unwrap();
+    }
+    let nodes = Nodes::look(&inventory(vec![device("fpga", &["/dev/null"], Some("0000:17:00.0"))]), &roots);
+    let render = |minor| Number { major: 226, minor };
+    let protected: Vec<_> = (126..134).filter(|minor| nodes.rules.protects(render(*minor))).collect();
+    assert_eq!(protected, [128, 129]);
+    assert_eq!(nodes.devices.values().next().unwrap(), &Ok(BTreeSet::from([NULL, render(128)])));
+    assert_eq!(nodes.name(render(129)), "/dev/dri/renderD129");
+}
+
+#[test]
+fn management_nodes_are_no_devices() {
+    let (_folder, roots) = machine();
+    let mig = roots.proc.join("driver/nvidia/capabilities/mig");
+    fs::create_dir_all(&mig).unwrap();
+    fs::write(mig.join("config"), "DeviceFileMinor: 1\nDeviceFileMode: 256\n").unwrap();
+    fs::write(mig.join("monitor"), "DeviceFileMinor: 2\n").unwrap();
+    let minors = management(&roots.proc);
+    assert_eq!(minors, BTreeSet::from([1, 2]));
+    for (node, minor, is) in [
+        ("/dev/nvidia-caps/nvidia-cap1", 1, true),
+        ("/dev/nvidia-caps/nvidia-cap2", 2, true),
+        ("/dev/nvidia-caps/nvidia-cap21", 21, false),
+        ("/dev/nvidia1", 1, false),
+        ("/dev/xclmgmt256", 0, true),
+    ] {
+        assert_eq!(is_management(Path::new(node), Number { major: 234, minor }, &minors), is, "{node}");
+    }
+}

@@ -1,0 +1,76 @@
+//! The pods of this machine by name: where nothing better says so, from the folders in which the kubelet keeps their logs.
+
+use std::{collections::BTreeMap, io, path::Path};
+
+/// A pod of this machine.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PodInfo {
+    /// Its UID as its cgroup has it: for a static pod the hash (the mirror pod's annotation `kubernetes.io/config.hash`).
+    pub uid: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its labels, where the API server was asked; otherwise none.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Reads the folder of pods' logs, `/var/log/pods`: its folders are called `NAMESPACE_NAME_UID`.
+///
+/// # Errors
+/// When the folder can't be read.
+pub fn in_logs(folder: &Path) -> io::Result<Vec<PodInfo>> {
+    let mut pods = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        if let Some(pod) = entry?.file_name().to_str().and_then(of_folder) {
+            pods.push(pod);
+        }
+    }
+    Ok(pods)
+}
+
+fn of_folder(name: &str) -> Option<PodInfo> {
+    // Neither namespaces nor names hold an underscore.
+    let mut parts = name.splitn(3, '_');
+    let (namespace, name, uid) = (parts.next()?, parts.next()?, parts.next()?);
+    let sound = [namespace, name, uid].into_iter().all(|part| !part.is_empty() && part.len() <= 253);
+    sound.then(|| PodInfo {
+        uid: uid.to_owned(),
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        labels: BTreeMap::new(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_are_known_by_the_folders_of_their_logs() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in [
+            "gpu-operator_nvidia-driver-x_0f8f-11",
+            "kube-system_etcd-node_5d4d6a",
+            "lost+found",
+            "a_b",
+            "__",
+            "a__c",
+        ] {
+            std::fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        let mut pods: Vec<_> = in_logs(folder.path())
+            .unwrap()
+            .into_iter()
+            .map(|pod| (pod.namespace, pod.name, pod.uid))
+            .collect();
+        pods.sort();
+        let expected =
+            [("gpu-operator", "nvidia-driver-x", "0f8f-11"), ("kube-system", "etcd-node", "5d4d6a")];
+        assert_eq!(
+            pods,
+            expected.map(|(namespace, name, uid)| (namespace.to_owned(), name.to_owned(), uid.to_owned()))
+        );
+        assert!(in_logs(&folder.path().join("none")).is_err());
+    }
+}
