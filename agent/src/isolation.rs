@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 pub mod exempt;
+pub mod filter;
 pub mod kernel;
 pub mod nodes;
 pub mod policy;

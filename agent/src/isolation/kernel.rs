@@ -30,6 +30,7 @@ const OBJ_INFO: libc::c_long = 15;
 const MAP_TAKE: libc::c_long = 21;
 const LINK_CREATE: libc::c_long = 28;
 const LINK_UPDATE: libc::c_long = 29;
+const LINK_DETACH: libc::c_long = 34;
 
 const PROG_TYPE_CGROUP_DEVICE: u32 = 15;
 const ATTACH_CGROUP_DEVICE: u32 = 6;
@@ -497,15 +498,26 @@ impl Link {
             .map_err(|source| KernelError::Call { what: "replace the device program", source })
     }
 
+    /// Takes the program off the cgroup, whoever else holds the link.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn detach(&self) -> Result<(), KernelError> {
+        bpf(LINK_DETACH, &mut LinkWords([word(&self.fd), 0, 0, 0]))
+            .map(drop)
+            .map_err(|source| KernelError::Call { what: "detach the device program", source })
+    }
+
     /// How it stands.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn state(&self) -> Result<LinkState, KernelError> {
         let [_, id, program, _, low, high, _] = info::<7>(&self.fd, "describe a BPF link")?;
-        let [a, b, c, d] = low.to_ne_bytes();
-        let [e, f, g, h] = high.to_ne_bytes();
-        Ok(LinkState { id, program, cgroup: u64::from_ne_bytes([a, b, c, d, e, f, g, h]) })
+        let mut cgroup = [0; 8];
+        cgroup[..4].copy_from_slice(&low.to_ne_bytes());
+        cgroup[4..].copy_from_slice(&high.to_ne_bytes());
+        Ok(LinkState { id, program, cgroup: u64::from_ne_bytes(cgroup) })
     }
 
     /// Keeps it at `path`: the program stays when this process ends.

@@ -116,34 +116,15 @@ pub fn decide(view: &View<'_>) -> Changes {
             if view.entries.get(&key) == Some(&pod.owner) && !changes.revoke.contains(&key) {
                 continue;
             }
-            if pod.exempt.contains(number) || !view.nodes.exclusive.contains(number) {
+            let free = pod.exempt.contains(number) || !view.nodes.exclusive.contains(number);
+            let others = kept.entry(*number).or_default();
+            let first = if free { None } else { pod.behind(*number, others, &pods) };
+            if let Some(other) = first {
+                let (uid, behind) = (pod.cgroup.uid.clone(), other.cgroup.uid.clone());
+                changes.waits.push(Wait { uid, number: *number, behind });
+            } else {
                 changes.allow.insert(key, pod.owner);
-                continue;
-            }
-            // Whoever has it and is not exempt, the ones just decided on included.
-            let holders = kept.get(number).into_iter().flatten();
-            let before = holders.copied().find(|other| {
-                other.cgroup.id != pod.cgroup.id
-                    && !other.exempt.contains(number)
-                    && (other.cgroup.populated || !pod.cgroup.populated)
-            });
-            // Two that are listed and neither has it: the one in which something runs is the one that is about to start.
-            let rival = pods.iter().find(|other| {
-                other.cgroup.id != pod.cgroup.id
-                    && other.holds.contains(number)
-                    && other.cgroup.populated
-                    && !pod.cgroup.populated
-            });
-            match before.or(rival) {
-                Some(other) => changes.waits.push(Wait {
-                    uid: pod.cgroup.uid.clone(),
-                    number: *number,
-                    behind: other.cgroup.uid.clone(),
-                }),
-                None => {
-                    changes.allow.insert(key, pod.owner);
-                    kept.entry(*number).or_default().push(pod);
-                }
+                others.push(pod);
             }
         }
     }
@@ -192,6 +173,21 @@ impl<'a> Pod<'a> {
             }
         }
         pod
+    }
+
+    /// Who has to go before it gets an exclusive node that `have` have, those just decided on included.
+    fn behind<'p>(&self, number: Number, have: &[&'p Self], all: &'p [Self]) -> Option<&'p Self> {
+        let other = |pod: &Self| pod.cgroup.id != self.cgroup.id;
+        let before = have.iter().copied().find(|pod| {
+            other(pod) && !pod.exempt.contains(&number) && (pod.cgroup.populated || !self.cgroup.populated)
+        });
+        // Two that are listed and neither has it: the one in which something runs is the one that is about to start.
+        let rival = || {
+            all.iter().find(|pod| {
+                other(pod) && pod.holds.contains(&number) && pod.cgroup.populated && !self.cgroup.populated
+            })
+        };
+        before.or_else(rival)
     }
 
     /// Whether there is no reason to take away what it has.

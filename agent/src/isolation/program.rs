@@ -3,7 +3,7 @@
 //! The program runs in the kernel whenever a process below the kubepods cgroup opens or makes a device node. It passes everything that
 //! is no protected character device, and every mknod: a node that can't be opened is worth nothing. Of a protected node it looks up
 //! the process's pod (its ancestor one or two levels below kubepods: Guaranteed pods lie directly in it, the others in a cgroup of
-//! their QoS class) together with the node's number in a map that user space fills. What isn't there is counted, and refused unless
+//! their class) together with the node's number in a map that user space fills. What isn't there is counted, and refused unless
 //! the program is only to look.
 
 use std::{collections::BTreeMap, fmt};
@@ -137,7 +137,7 @@ impl AllowKey {
 /// A key of the map of denials, as the program writes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DenyKey {
-    /// The process's ancestor one level below kubepods: a Guaranteed pod, or a QoS class. 0: there is none.
+    /// The process's ancestor one level below kubepods: a Guaranteed pod, or a class of pods. 0: there is none.
     pub upper: u64,
     /// The one two levels below: another pod, or a container. 0: there is none.
     pub lower: u64,
