@@ -105,12 +105,14 @@ impl Filter {
         Ok(Self { folder, allowed, denied, held: None })
     }
 
-    /// Whether the kernel takes our programs: loads one that protects nothing, and attaches it nowhere.
+    /// Whether the kernel takes our programs: loads one, and attaches it nowhere.
     ///
     /// # Errors
     /// What is missing.
     pub fn probe(&self) -> Result<(), FilterError> {
-        self.load(&Rules::default(), Place { cgroup: 1, level: 1 }, Effect::Audit).map(drop)
+        let mut rules = Rules::default();
+        rules.protect_major(1);
+        self.load(&rules, Place { cgroup: 1, level: 1 }, Effect::Audit).map(drop)
     }
 
     fn load(&self, rules: &Rules, place: Place, effect: Effect) -> Result<Program, FilterError> {

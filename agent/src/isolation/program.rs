@@ -339,6 +339,12 @@ pub fn compile(
     maps: Maps,
 ) -> Result<Vec<Instruction>, TooManyRules> {
     let mut code = Assembler::default();
+    if rules.is_empty() {
+        // The kernel refuses programs with parts that nothing leads to.
+        code.set(R0, 1);
+        code.put(EXIT, 0, 0, 0, 0);
+        return Ok(code.code);
+    }
     let (pass, check, deny) = (code.label(), code.label(), code.label());
     read_context(&mut code, pass);
     match_rules(&mut code, rules, check, pass);
