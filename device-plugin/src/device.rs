@@ -71,6 +71,15 @@ impl fmt::Display for ResourceName {
     }
 }
 
+/// As much of `text` as fits into a resource name's end: at most `limit` characters that one may have, with '-' for those that it may not.
+/// Empty where nothing is left.
+pub(crate) fn fitting(text: &str, limit: usize) -> String {
+    let allowed = |character: char| character.is_ascii_alphanumeric() || "-_.".contains(character);
+    let spelled: String =
+        text.chars().take(limit).map(|character| if allowed(character) { character } else { '-' }).collect();
+    spelled.trim_matches(|character: char| !character.is_ascii_alphanumeric()).to_owned()
+}
+
 fn is_extended_resource(name: &str) -> bool {
     let Some((domain, kind)) = name.split_once('/') else { return false };
     let label = |text: &str| {
@@ -234,6 +243,18 @@ mod tests {
         for bad in ["", ".", "..", "../kubelet", "a/b", "a,b", "a b", "GPU\n", "é", "a\0", &"x".repeat(64)] {
             assert!(DeviceId::new(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn what_a_driver_calls_itself_is_made_to_fit_a_name() {
+        let check = |text: &str, limit: usize, expected: &str| assert_eq!(fitting(text, limit), expected);
+        check("xilinx_u250_gen3x16_xdma_shell_4_1", 63, "xilinx_u250_gen3x16_xdma_shell_4_1");
+        check("xilinx:u250:gen3x16", 63, "xilinx-u250-gen3x16");
+        check("../../etc/passwd", 63, "etc-passwd");
+        check("__a\u{fc}b__", 63, "a-b");
+        check("abcdef", 3, "abc");
+        check("ab-cd", 3, "ab");
+        check("\0\0/", 63, "");
     }
 
     #[test]

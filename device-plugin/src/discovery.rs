@@ -1,10 +1,16 @@
 //! Finding devices: what every back end has in common. A back end may block, so each has a thread of its own; it publishes complete
 //! lists, and a thread that hangs (drivers do) is noticed from outside.
 
-pub mod dfl;
+mod dfl;
+mod fpga_manager;
+mod intel;
 mod kinds;
 pub mod nvml;
+mod opae;
+mod poll;
 mod supervise;
+mod sysfs;
+mod xrt;
 
 use std::{
     collections::BTreeMap,
@@ -47,7 +53,7 @@ impl Roots {
 }
 
 /// Every back end there is. A new vendor is one file, and one line here.
-pub const KINDS: &[Kind] = &[nvml::KIND, dfl::KIND];
+pub const KINDS: &[Kind] = &[nvml::KIND, dfl::KIND, opae::KIND, xrt::KIND, fpga_manager::KIND];
 
 /// A kind of back end.
 #[derive(Debug, Clone, Copy)]
@@ -217,7 +223,7 @@ fn log(change: &Change<'_>) {
 }
 
 /// Complaints that are made once, not at every look: again only when the text changes, or when it had gone away meanwhile.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Complaints {
     standing: BTreeMap<String, String>,
     repeated: BTreeMap<String, String>,

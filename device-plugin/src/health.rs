@@ -16,14 +16,14 @@ use crate::device::{DeviceId, Health};
 /// XIDs that an application causes and that say nothing about the GPU: the list of NVIDIA's own device plugin.
 pub const APPLICATION_XIDS: [u64; 6] = [13, 31, 43, 45, 68, 109];
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Fault {
     why: String,
     at: Instant,
 }
 
 /// The last fault of each device.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Faults {
     quiet: Duration,
     last: BTreeMap<DeviceId, Fault>,
