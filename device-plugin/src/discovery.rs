@@ -145,11 +145,6 @@ impl Reporter {
         self.publish(&BackendState::Unavailable(why.to_owned()), |before| all_unhealthy(before, why));
     }
 
-    /// The devices that are listed now: at the start, those that the one before had found.
-    pub fn listed(&self) -> Vec<Device> {
-        self.inventory.borrow().found_by(self.backend).to_vec()
-    }
-
     /// Whether to stop.
     pub fn stopping(&self) -> bool {
         self.stop.is_cancelled()

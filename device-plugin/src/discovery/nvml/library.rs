@@ -63,11 +63,15 @@ fn advice(source: &NvmlError) -> &'static str {
     }
 }
 
+/// The libraries below `root`, in the order in which they are tried.
+pub(super) fn present(root: &Path) -> Vec<PathBuf> {
+    FOLDERS.iter().map(|folder| root.join(folder).join(NAME)).filter(|path| path.exists()).collect()
+}
+
 /// Opens and starts the first library that loads: below `root`, then wherever the loader looks.
 pub(super) fn open(root: &Path) -> Result<(Nvml, PathBuf), LibraryError> {
-    let below = FOLDERS.iter().map(|folder| root.join(folder).join(NAME)).filter(|path| path.exists());
     let mut refused = None;
-    for path in below.chain([PathBuf::from(NAME)]) {
+    for path in present(root).into_iter().chain([PathBuf::from(NAME)]) {
         match Nvml::builder().lib_path(path.as_os_str()).init() {
             Ok(nvml) => return Ok((nvml, path)),
             Err(source @ NvmlError::LibloadingError(_)) if path.is_absolute() => {

@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "every function here is part of a test")]
 
-use std::{fs, future::Future, path::PathBuf, time::Duration};
+use std::{fs, future::Future, path::PathBuf, sync::Arc, time::Duration};
 
 use spillway_device_plugin::{
-    config::Gpu,
+    config::{Config, Overrides},
     device::Health,
     discovery::{Roots, nvml::NvmlBackend, supervise},
     inventory::{BackendState, Inventory},
@@ -18,6 +18,10 @@ struct Machine {
     base: tempfile::TempDir,
     gpus: GpuStandin,
     inventory: watch::Sender<Inventory>,
+    /// What the configuration says besides.
+    config: &'static str,
+    /// The time between two looks.
+    interval: Duration,
 }
 
 impl Machine {
@@ -32,7 +36,8 @@ impl Machine {
             fs::write(dev.join(path.trim_start_matches("/dev/")), "").unwrap();
         }
         let gpus = GpuStandin::at(base.path());
-        Self { base, gpus, inventory: watch::Sender::new(Inventory::starting(["nvml"])) }
+        let inventory = watch::Sender::new(Inventory::starting(["nvml"]));
+        Self { base, gpus, inventory, config: "", interval: Duration::from_millis(100) }
     }
 
     /// Runs `scenario` beside the back end.
@@ -42,9 +47,10 @@ impl Machine {
             dev: self.base.path().join("dev"),
             proc: self.base.path().join("proc"),
         };
-        let config = Gpu { recovery_seconds: 1, ..Gpu::default() };
-        let backend =
-            NvmlBackend::new(self.base.path().join("driver"), roots, Duration::from_millis(100), config);
+        let yaml = format!("gpu: {{recoverySeconds: 1}}\n{}", self.config);
+        let config = Config::load("test.yaml", yaml.as_bytes(), &Overrides::default()).unwrap().config;
+        let root = self.base.path().join("driver");
+        let backend = NvmlBackend::new(root, roots, self.interval, Arc::new(config));
         let stop = CancellationToken::new();
         let running = supervise(Box::new(backend), self.inventory.clone(), stop.clone());
         let scenario = async {

@@ -1,0 +1,114 @@
+//! What is asked between two looks, twice a second: so little that it costs next to nothing, so much that nothing that a pod could
+//! notice escapes it. A pulse is only compared with the one before.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use nvml_wrapper::Nvml;
+
+use super::look::Fields;
+use crate::discovery::Roots;
+
+/// What the kernel shows without NVML: which GPUs the driver drives, the driver itself, and how GPUs are partitioned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Outside {
+    bound: BTreeSet<String>,
+    driver: u64,
+    partitions: u64,
+}
+
+impl Outside {
+    pub(super) fn now(roots: &Roots, libraries: &[PathBuf]) -> Self {
+        let mut driver = DefaultHasher::new();
+        for library in libraries {
+            (library, modified(library)).hash(&mut driver);
+        }
+        fs::read(roots.proc.join("driver/nvidia/version")).ok().hash(&mut driver);
+        let mut partitions = DefaultHasher::new();
+        names_below(&roots.proc.join("driver/nvidia/capabilities"), 4, &mut partitions);
+        Self { bound: bound(&roots.sys), driver: driver.finish(), partitions: partitions.finish() }
+    }
+}
+
+/// What NVML says of each GPU that may change from one moment to the next. None: it can't be asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Inside(Option<Vec<Option<Beat>>>);
+
+/// One GPU's, and whether MIG is enabled there.
+type Beat = (Fields, Option<u32>);
+
+impl Inside {
+    pub(super) fn now(nvml: &Nvml) -> Self {
+        let gpu = |index| {
+            let device = nvml.device_by_index(index).ok()?;
+            // Asks the driver, where the fields are left empty by a GPU that is lost.
+            device.uuid().ok()?;
+            Some((Fields::of(&device), device.mig_mode().ok().map(|mode| mode.current)))
+        };
+        Self(nvml.device_count().ok().map(|count| (0..count).map(gpu).collect()))
+    }
+}
+
+fn modified(path: &Path) -> Option<SystemTime> {
+    fs::metadata(path).and_then(|meta| meta.modified()).ok()
+}
+
+/// PCI addresses of the devices that the NVIDIA driver drives now.
+fn bound(sys: &Path) -> BTreeSet<String> {
+    let entries = fs::read_dir(sys.join("bus/pci/drivers/nvidia")).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| name.contains(':'))
+        .collect()
+}
+
+/// The names of all that lies below `folder`, down to `depth`.
+fn names_below(folder: &Path, depth: u32, hasher: &mut DefaultHasher) {
+    let mut names: Vec<_> =
+        fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect();
+    names.sort();
+    for name in names {
+        (depth, &name).hash(hasher);
+        if depth > 0 {
+            names_below(&folder.join(name), depth - 1, hasher);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_an_admin_does_changes_the_pulse() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |path: &str| folder.path().join(path);
+        let roots = Roots { sys: at("sys"), dev: at("dev"), proc: at("proc") };
+        let mut last = Outside::now(&roots, &[at("lib")]);
+        assert_eq!(Outside::now(&roots, &[at("lib")]), last);
+        let mut changed = |what: &str| {
+            let now = Outside::now(&roots, &[at("lib")]);
+            assert_ne!(now, last, "{what}");
+            last = now;
+        };
+        fs::write(at("lib"), "").unwrap();
+        changed("a library is installed");
+        fs::create_dir_all(at("sys/bus/pci/drivers/nvidia/0000:3b:00.0")).unwrap();
+        changed("a GPU is bound");
+        fs::create_dir_all(at("proc/driver/nvidia/capabilities/gpu0/mig/gi7/ci0")).unwrap();
+        changed("a GPU is partitioned");
+        fs::create_dir(at("proc/driver/nvidia/capabilities/gpu0/mig/gi7/ci1")).unwrap();
+        changed("a GPU instance is partitioned");
+        fs::remove_dir_all(at("proc/driver/nvidia/capabilities/gpu0")).unwrap();
+        changed("a GPU is not partitioned any more");
+        fs::write(at("proc/driver/nvidia/version"), "580.1").unwrap();
+        changed("a driver is loaded");
+        fs::write(at("proc/driver/nvidia/version"), "580.2").unwrap();
+        changed("another driver is loaded");
+    }
+}
