@@ -14,18 +14,18 @@ use std::{
 
 use anyhow::Context as _;
 
+mod fpga;
+
+pub use fpga::{BoardStandin, FPGA_INTERFACE_ID, FpgaStandin, OpaeStandin, XrtStandin};
+
 /// The NVML library's place below the driver root.
 const LIBRARY: &str = "driver/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1";
 /// What Cargo calls it.
 const BUILT_LIBRARY: &str = "libnvidia_ml.so";
 /// A version that nobody mistakes for a real driver's.
 const DRIVER_VERSION: &str = "580.0.0-standin";
-/// The interface that every stand-in FPGA has: pods ask for `fpga.intel.com/region-<this>`.
-pub const FPGA_INTERFACE_ID: &str = "57a4d100000000000000000000000001";
-
 /// Majors of drivers whose real ones are dynamic: the low end of the kernel's range, which it reaches last.
 const UVM_MAJOR: u32 = 390;
-const DFL_PORT_MAJOR: u32 = 391;
 /// The NVIDIA driver's own major, and the minors of its control nodes.
 const NVIDIA_MAJOR: u32 = 195;
 const NVIDIACTL_MINOR: u32 = 255;
@@ -160,78 +160,5 @@ impl GpuStandin {
 
     fn pci_address(minor: u32) -> String {
         format!("0000:{:02x}:00.0", 0x10 + minor)
-    }
-}
-
-/// The FPGA cards of one machine, each with one port, by number.
-#[derive(Debug, Clone)]
-pub struct FpgaStandin {
-    base: PathBuf,
-}
-
-impl FpgaStandin {
-    /// Those in `base`.
-    pub fn at(base: &Path) -> Self {
-        Self { base: base.to_owned() }
-    }
-
-    /// What pods ask for to get one.
-    pub fn resource() -> String {
-        format!("fpga.intel.com/region-{FPGA_INTERFACE_ID}")
-    }
-
-    /// The node that goes with a card's port: path, major, minor.
-    pub fn device_node(number: u32) -> (String, u32, u32) {
-        (format!("/dev/dfl-port.{number}"), DFL_PORT_MAJOR, number)
-    }
-
-    /// Puts a card in.
-    pub fn add(&self, number: u32) -> io::Result<()> {
-        let region = self.region(number);
-        let set = |path: &str, value: &str| {
-            let path = region.join(path);
-            fs::create_dir_all(path.parent().unwrap_or(&region))?;
-            fs::write(path, format!("{value}\n"))
-        };
-        set("../../numa_node", "0")?;
-        set(
-            &format!("dfl-fme.{number}/dfl-fme-region.{number}/fpga_region/region1/compat_id"),
-            FPGA_INTERFACE_ID,
-        )?;
-        set(&format!("dfl-fme.{number}/errors/fme_errors"), "0x0")?;
-        set(&format!("dfl-fme.{number}/errors/catfatal_errors"), "0x0")?;
-        set(&format!("dfl-fme.{number}/hwmon/hwmon{number}/temp1_input"), "41000")?;
-        set(&format!("dfl-port.{number}/id"), "0")?;
-        set(&format!("dfl-port.{number}/errors/errors"), "0x0")?;
-        symlink("../..", region.join("device"))?;
-        let class = self.base.join("sys/class/fpga_region");
-        fs::create_dir_all(&class)?;
-        symlink(
-            Path::new("../..").join(Self::device(number)).join("fpga_region/region0"),
-            class.join(format!("region{number}")),
-        )
-    }
-
-    /// Takes a card out.
-    pub fn remove(&self, number: u32) -> io::Result<()> {
-        fs::remove_file(self.base.join(format!("sys/class/fpga_region/region{number}")))?;
-        fs::remove_dir_all(self.base.join("sys").join(Self::device(number)))
-    }
-
-    /// Sets the error register of a card's port; zero is sane.
-    pub fn set_errors(&self, number: u32, errors: u64) -> io::Result<()> {
-        fs::write(
-            self.region(number).join(format!("dfl-port.{number}/errors/errors")),
-            format!("{errors:#x}\n"),
-        )
-    }
-
-    /// The card's PCI device, below `sys`.
-    fn device(number: u32) -> PathBuf {
-        PathBuf::from(format!("devices/pci0000:5d/0000:{:02x}:00.0", 0x5e + number))
-    }
-
-    fn region(&self, number: u32) -> PathBuf {
-        self.base.join("sys").join(Self::device(number)).join("fpga_region/region0")
     }
 }
