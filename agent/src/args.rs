@@ -11,12 +11,13 @@ use clap::{Parser, Subcommand};
 use spillway_daemon::DaemonArgs;
 
 pub use self::nvidia::{Maybe, NvidiaArgs};
-use crate::holders;
+use crate::{holders, node::NodeArgs};
 
 /// Offers a machine's GPUs and FPGAs to its kubelet, and keeps track of their health.
 ///
 /// Runs as root on the machine of the kubelet, usually as a pod of the Helm chart: it needs to write to the kubelet's device plugin folder,
-/// and to read the host's sysfs and the names of its device nodes. It needs no right in the cluster.
+/// and to read the host's sysfs and the names of its device nodes. In the cluster it needs no right to serve devices; --node-features says what else it can
+/// do, and with which rights.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "spillway-agent", version, max_term_width = 110)]
 pub struct Args {
@@ -109,6 +110,10 @@ pub struct Args {
     /// What goes before the file.
     #[command(flatten)]
     pub nvidia: NvidiaArgs,
+
+    /// What is done in the Kubernetes API.
+    #[command(flatten)]
+    pub node: NodeArgs,
 
     /// What both daemons take.
     #[command(flatten)]

@@ -1,11 +1,12 @@
-//! The agent of a dedicated machine: it wires the device plugins to the machine and shows how they are doing. It does not talk to the
-//! API server; what the cluster has to know goes through the kubelet.
+//! The agent of a dedicated machine: it wires the device plugins to the machine and shows how they are doing. Devices
+//! go through the kubelet alone; what [`node`] says to the API server is told, not needed.
 
 pub mod args;
 pub mod check;
 pub mod holders;
 pub mod isolation;
 pub mod metrics;
+pub mod node;
 pub mod pods;
 pub mod readiness;
 pub mod run;

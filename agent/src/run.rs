@@ -9,8 +9,9 @@ use spillway_daemon::{
     telemetry,
 };
 use spillway_device_plugin::{
-    config::store::Store,
+    config::store::{Document, Source, Store},
     discovery::{self, Roots, Setting},
+    inventory::Inventory,
     metrics::Metrics,
     plugins,
     preference::Policy,
@@ -24,7 +25,9 @@ use crate::{
     args::{Args, Command},
     check,
     holders::{self, Holders, HoldersReader},
-    metrics, readiness,
+    metrics,
+    node::{Node, Wiring},
+    readiness,
 };
 
 /// How often to try again while another agent holds the device plugin folder.
@@ -47,6 +50,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("can't start the async runtime")?;
+    // The only provider there is; without it TLS to the API server panics.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     runtime.block_on(serve(args, configuration))
 }
 
@@ -91,9 +96,18 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
             Ok(())
         }
     });
+    let serving = watch::Sender::new(false);
+    let chosen = start_node(args, &mut supervisor, &configuration, &inventory, &serving);
     supervisor.start("discovery", {
-        let (configs, inventory, stop) = (configuration.subscribe(), inventory.clone(), stop.clone());
-        async move { Ok(discovery::run(setting, configs, inventory, stop).await?) }
+        let (configuration, inventory, stop) = (configuration.clone(), inventory.clone(), stop.clone());
+        async move {
+            // Where the node's label picks the configuration, nothing is offered by another one before.
+            if let Some(mut chosen) = chosen {
+                let _ = stop.run_until_cancelled(chosen.wait_for(|chosen| *chosen)).await;
+            }
+            let setting = Setting { config: configuration.current(), ..setting };
+            Ok(discovery::run(setting, configuration.subscribe(), inventory, stop).await?)
+        }
     });
     if let Some(path) = args.config_file() {
         let following = configuration.clone().follow(path.to_owned(), stop.clone());
@@ -110,6 +124,7 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
                 None => wait_for_folder(&path, &stop).await?,
             };
             if let Some(folder) = folder {
+                serving.send_replace(true);
                 let shared = Shared {
                     inventory,
                     before_start: Vec::new(),
@@ -122,6 +137,34 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
         }
     });
     supervisor.run(args.grace()).await
+}
+
+/// Starts what is done in the Kubernetes API, if anything is. The receiver: whether the node's configuration has been chosen.
+fn start_node(
+    args: &Args,
+    supervisor: &mut Supervisor,
+    configuration: &Store,
+    inventory: &watch::Sender<Inventory>,
+    serving: &watch::Sender<bool>,
+) -> Option<watch::Receiver<bool>> {
+    let node = Node::new(&args.node)?;
+    let (chosen, stop) = (node.chosen(), supervisor.stop());
+    let configuration = configuration.clone();
+    let wiring = Wiring {
+        inventory: inventory.subscribe(),
+        annotate: None,
+        accept: Some(Arc::new(move |choice| {
+            let document = choice.map(|(name, bytes)| Document { name, bytes });
+            configuration.offer(Source::Node, document)
+        })),
+        pods: None,
+        serving: serving.subscribe(),
+    };
+    supervisor.start("node", async move {
+        node.run(wiring, stop).await;
+        Ok(())
+    });
+    Some(chosen)
 }
 
 fn setting(args: &Args, configuration: &Store) -> Setting {

@@ -1,0 +1,95 @@
+//! Names and labels of the pods that are bound to this node. Only metadata is asked for: specs and their secrets are nobody's business
+//! here.
+
+use std::collections::BTreeMap;
+
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, Client,
+    core::PartialObjectMeta,
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{Config, Event, watcher},
+    },
+};
+use tokio::sync::watch;
+
+use super::client::{NodeError, Trouble};
+
+/// Set by the kubelet on the mirror of a static pod: the UID that the pod itself, and its cgroup, go by.
+const STATIC_HASH: &str = "kubernetes.io/config.hash";
+
+/// A pod, as far as it is of interest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodMeta {
+    /// The UID that its cgroup is called by.
+    pub uid: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl PodMeta {
+    fn of(pod: PartialObjectMeta<Pod>) -> Option<Self> {
+        let metadata = pod.metadata;
+        let hash = metadata.annotations.and_then(|mut annotations| annotations.remove(STATIC_HASH));
+        Some(Self {
+            uid: hash.filter(|hash| !hash.is_empty()).or(metadata.uid)?,
+            namespace: metadata.namespace?,
+            name: metadata.name?,
+            labels: metadata.labels.unwrap_or_default(),
+        })
+    }
+}
+
+/// Follows the node's pods. What was seen last stays while they can't be watched.
+pub(super) async fn keep(client: Client, node: String, sender: watch::Sender<Option<Vec<PodMeta>>>) {
+    let pods: Api<PartialObjectMeta<Pod>> = Api::all(client);
+    let config = Config::default().fields(&format!("spec.nodeName={node}"));
+    let mut changes = std::pin::pin!(watcher(pods, config).default_backoff());
+    let mut trouble = Trouble::new("exemptions by pod label follow what was seen last");
+    let mut listed = BTreeMap::new();
+    let mut listing = BTreeMap::new();
+    // While they are listed anew the old ones stand.
+    let mut complete = false;
+    // By UID of the API, which a mirror pod has, too.
+    let entry = |pod: PartialObjectMeta<Pod>| Some((pod.metadata.uid.clone()?, PodMeta::of(pod)?));
+    while let Some(change) = changes.next().await {
+        match change {
+            Ok(Event::Init) => (complete, listing) = (false, BTreeMap::new()),
+            Ok(Event::InitApply(pod)) => listing.extend(entry(pod)),
+            Ok(Event::InitDone) => {
+                trouble.over();
+                complete = true;
+                listed = std::mem::take(&mut listing);
+            }
+            Ok(Event::Apply(pod)) => listed.extend(entry(pod)),
+            Ok(Event::Delete(pod)) => {
+                pod.metadata.uid.and_then(|uid| listed.remove(&uid));
+            }
+            Err(error) => {
+                use kube::runtime::watcher::Error::{InitialListFailed, WatchFailed, WatchStartFailed};
+                if let InitialListFailed(source) | WatchStartFailed(source) | WatchFailed(source) = error {
+                    let source = Box::new(source);
+                    trouble.tell(&NodeError::Request { what: "watch the node's pods", source });
+                }
+                continue;
+            }
+        }
+        if complete {
+            let now: Vec<_> = listed.values().cloned().collect();
+            sender.send_if_modified(|before| {
+                let news = before.as_ref() != Some(&now);
+                *before = Some(now);
+                news
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
