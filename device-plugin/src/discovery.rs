@@ -32,6 +32,7 @@ use crate::{
     config::Config,
     device::{Device, Health},
     inventory::{BackendState, Change, Inventory, all_unhealthy},
+    sharing::Rules,
 };
 
 /// Where this machine shows its devices. A test is a folder.
@@ -81,6 +82,7 @@ impl Setting {
     /// The inventory before anything was looked for.
     pub fn inventory(&self) -> Inventory {
         Inventory::starting(KINDS.iter().filter(|kind| (kind.make)(self).is_some()).map(|kind| kind.name))
+            .ruled_by(Arc::new(Rules::of(&self.config)))
     }
 }
 
@@ -187,6 +189,7 @@ fn publish(
         for change in next.changes(current) {
             log(&change);
         }
+        log_refused(current, &next);
         let modified = next != *current;
         *current = next;
         modified
@@ -214,6 +217,16 @@ fn log(change: &Change<'_>) {
                 tracing::warn!(device.id = %device.id, resource = %device.resource, why, "device is Unhealthy");
             }
         },
+    }
+}
+
+/// Says what the configuration asks for that the devices can't give, where that is news.
+fn log_refused(before: &Inventory, now: &Inventory) {
+    let known = before.refused();
+    for why in now.refused().into_iter().filter(|why| !known.contains(why)) {
+        tracing::error!(
+            "the configuration asks for what the devices can't give: {why}; none of these devices is offered"
+        );
     }
 }
 

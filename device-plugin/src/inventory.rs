@@ -1,9 +1,15 @@
 //! The machine's accelerators as one immutable value: who found them, and what they are now. It is replaced as a whole, in a watch
 //! channel; nobody edits it in place.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use crate::device::{Device, DeviceId, Health, ResourceName};
+use crate::{
+    device::{Device, DeviceId, Health, ResourceName},
+    sharing::{Offer, Rules},
+};
 
 /// How a back end is doing, apart from its devices.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -20,13 +26,15 @@ pub enum BackendState {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Part {
     state: BackendState,
-    devices: Vec<Device>,
+    found: Vec<Device>,
+    offer: Offer,
     labels: BTreeMap<String, String>,
 }
 
 /// Every device of the machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Inventory {
+    rules: Arc<Rules>,
     parts: BTreeMap<&'static str, Part>,
 }
 
@@ -44,7 +52,24 @@ pub enum Change<'a> {
 impl Inventory {
     /// An inventory in which each of these back ends is yet to look.
     pub fn starting(backends: impl IntoIterator<Item = &'static str>) -> Self {
-        Self { parts: backends.into_iter().map(|name| (name, Part::default())).collect() }
+        let parts = backends.into_iter().map(|name| (name, Part::default())).collect();
+        Self { rules: Arc::default(), parts }
+    }
+
+    /// The same devices, offered by other rules.
+    #[must_use]
+    pub fn ruled_by(&self, rules: Arc<Rules>) -> Self {
+        let mut next = self.clone();
+        for part in next.parts.values_mut() {
+            part.offer = rules.offer(&part.found);
+        }
+        next.rules = rules;
+        next
+    }
+
+    /// What the rules ask for that the devices can't give.
+    pub fn refused(&self) -> Vec<&str> {
+        self.parts.values().flat_map(|part| &part.offer.refused).map(String::as_str).collect()
     }
 
     /// The same with one back end's part replaced. Devices are put in order; of two with the same ID the first stays, and the
@@ -60,7 +85,7 @@ impl Inventory {
             .parts
             .iter()
             .filter(|(name, _)| **name != backend)
-            .flat_map(|(_, part)| part.devices.iter().map(key))
+            .flat_map(|(_, part)| part.found.iter().map(key))
             .collect();
         let mut kept = BTreeMap::new();
         let mut refused = Vec::new();
@@ -73,7 +98,8 @@ impl Inventory {
         }
         let mut next = self.clone();
         let part = next.parts.entry(backend).or_default();
-        (part.state, part.devices) = (state, kept.into_values().collect());
+        (part.state, part.found) = (state, kept.into_values().collect());
+        part.offer = self.rules.offer(&part.found);
         (next, refused)
     }
 
@@ -106,14 +132,19 @@ impl Inventory {
         self.parts.values().flat_map(|part| part.labels.clone()).collect()
     }
 
-    /// All devices, in a stable order.
+    /// All devices as they are offered, in a stable order.
     pub fn devices(&self) -> impl Iterator<Item = &Device> {
-        self.parts.values().flat_map(|part| &part.devices)
+        self.parts.values().flat_map(|part| &part.offer.devices)
+    }
+
+    /// All devices as they were found: without replicas, by their first names.
+    pub fn found(&self) -> impl Iterator<Item = &Device> {
+        self.parts.values().flat_map(|part| &part.found)
     }
 
     /// The devices that one back end found.
     pub fn found_by(&self, backend: &str) -> &[Device] {
-        self.parts.get(backend).map_or(&[], |part| &part.devices)
+        self.parts.get(backend).map_or(&[], |part| &part.found)
     }
 
     /// The devices of one resource, in a stable order.
@@ -131,10 +162,10 @@ impl Inventory {
         self.parts.iter().map(|(name, part)| (*name, &part.state))
     }
 
-    /// What differs between `before` and `self`.
+    /// What differs between `before` and `self`, of the devices as they were found: a device's replicas are no news of their own.
     pub fn changes<'a>(&'a self, before: &'a Self) -> Vec<Change<'a>> {
-        let old: BTreeMap<_, _> = before.devices().map(|device| (key(device), device)).collect();
-        let new: BTreeMap<_, _> = self.devices().map(|device| (key(device), device)).collect();
+        let old: BTreeMap<_, _> = before.found().map(|device| (key(device), device)).collect();
+        let new: BTreeMap<_, _> = self.found().map(|device| (key(device), device)).collect();
         let removed =
             old.iter().filter(|(key, _)| !new.contains_key(*key)).map(|(_, device)| Change::Removed(device));
         let others = new.iter().filter_map(|(key, device)| match old.get(key) {
@@ -163,7 +194,10 @@ pub(crate) mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::device::Accelerator;
+    use crate::{
+        config::{Config, Overrides},
+        device::Accelerator,
+    };
 
     /// A healthy device of `resource`, for tests.
     pub(crate) fn device(resource: &str, id: &str, numa_node: Option<u32>) -> Device {
@@ -188,6 +222,36 @@ pub(crate) mod tests {
         let (inventory, refused) = inventory.with("other", BackendState::Running, vec![gpu.clone()]);
         assert_eq!(refused, std::slice::from_ref(&gpu), "another back end can't take it over");
         assert_eq!(inventory.devices().collect::<Vec<_>>(), [&gpu]);
+    }
+
+    #[test]
+    fn what_is_offered_follows_the_rules() {
+        let config = Config::load(
+            "a test",
+            b"sharing: {timeSlicing: {resources: [{name: gpu, replicas: 2}]}}",
+            &Overrides::default(),
+        );
+        let rules = Arc::new(Rules::of(&config.unwrap().config));
+        let offered = |inventory: &Inventory| {
+            inventory.devices().map(|device| device.id.to_string()).collect::<Vec<_>>()
+        };
+        let gpus = |count: u32| {
+            (0..count).map(|gpu| device("nvidia.com/gpu", &format!("GPU-{gpu}"), None)).collect()
+        };
+
+        let (plain, _) = Inventory::default().with("nvml", BackendState::Running, gpus(1));
+        let shared = plain.ruled_by(rules);
+        assert_eq!(offered(&shared), ["GPU-0::0", "GPU-0::1"]);
+        assert!(shared.changes(&plain).is_empty(), "nothing has happened to the device");
+        let (more, _) = shared.with("nvml", BackendState::Running, gpus(2));
+        assert_eq!(offered(&more), ["GPU-0::0", "GPU-0::1", "GPU-1::0", "GPU-1::1"]);
+        assert_eq!(offered(&shared.ruled_by(Arc::default())), ["GPU-0"]);
+        let (sick, _) = shared.with(
+            "nvml",
+            BackendState::Unavailable("no driver".into()),
+            all_unhealthy(shared.found_by("nvml"), "no driver"),
+        );
+        assert!(sick.devices().count() == 2 && sick.devices().all(|device| !device.health.is_healthy()));
     }
 
     #[test]

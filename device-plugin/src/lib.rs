@@ -19,3 +19,4 @@ pub mod plugins;
 pub mod preference;
 pub mod registration;
 pub mod server;
+pub mod sharing;

@@ -250,7 +250,7 @@ impl Watching {
     }
 }
 
-fn wire<'a>(slice: impl Iterator<Item = &'a Device>) -> Vec<WireDevice> {
+pub(crate) fn wire<'a>(slice: impl Iterator<Item = &'a Device>) -> Vec<WireDevice> {
     slice
         .map(|device| WireDevice {
             id: device.id.to_string(),

@@ -37,8 +37,9 @@ pub struct Replicated {
     #[serde(default)]
     pub rename_by_default: bool,
     /// Whether a container that asks for more than one replica gets nothing: two are no faster than one.
+    /// Without it: yes with MPS, no with time slicing, as in NVIDIA's plugin.
     #[serde(default)]
-    pub fail_requests_greater_than_one: bool,
+    pub fail_requests_greater_than_one: Option<bool>,
     /// The resources.
     #[serde(deserialize_with = "some_resources")]
     pub resources: Vec<Shared>,
@@ -314,8 +315,8 @@ impl Sharing {
     /// Whether a container that asks for more than one replica gets nothing.
     pub fn refuses_several(&self, way: Way) -> bool {
         match way {
-            Way::TimeSlicing => self.time_slicing.fail_requests_greater_than_one,
-            Way::Mps => self.mps.fail_requests_greater_than_one,
+            Way::TimeSlicing => self.time_slicing.fail_requests_greater_than_one.unwrap_or(false),
+            Way::Mps => self.mps.fail_requests_greater_than_one.unwrap_or(true),
             Way::Memory => self.memory.fail_requests_greater_than_one,
         }
     }

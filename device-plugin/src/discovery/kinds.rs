@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::{DiscoveryError, KINDS, Kind, Setting, supervise};
-use crate::{config::Config, inventory::Inventory};
+use super::{DiscoveryError, KINDS, Kind, Setting, log_refused, supervise};
+use crate::{config::Config, inventory::Inventory, sharing::Rules};
 
 /// Runs the back ends that the configuration wants until `stop`; `setting` says where they look.
 ///
@@ -38,6 +38,14 @@ async fn run_kinds(
     let mut running: BTreeMap<&'static str, Running> = BTreeMap::new();
     loop {
         setting.config = configs.borrow_and_update().clone();
+        let rules = Arc::new(Rules::of(&setting.config));
+        inventory.send_if_modified(|current| {
+            let next = current.ruled_by(rules);
+            log_refused(current, &next);
+            let modified = next != *current;
+            *current = next;
+            modified
+        });
         for kind in kinds {
             let before = running.get(kind.name);
             if before.is_some_and(|running| (kind.same)(&running.config, &setting.config)) {
