@@ -76,6 +76,16 @@ pub struct Args {
     )]
     pub pod_logs_dir: PathBuf,
 
+    /// The folder of CDI specifications that container runtimes read. Written to only with a CDI strategy.
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        default_value = "/var/run/cdi",
+        env = "SPILLWAY_CDI_DIR",
+        help_heading = "The machine"
+    )]
+    pub cdi_dir: PathBuf,
+
     /// The host's sysfs, as this process sees it.
     #[arg(
         long,

@@ -87,10 +87,10 @@ impl Collector for Now {
                 .iter()
                 .map(|(resource, state)| ([("resource", resource.to_string())], i64::from(state.is_ok()))),
         )?;
-        let valid = i64::from(self.configuration.borrow().is_ok());
+        let valid = i64::from(self.configuration.borrow().is_ok() && inventory.refused().is_empty());
         ConstGauge::new(valid).encode(encoder.encode_descriptor(
             "config_valid",
-            "Whether the configuration that was given last is the one in force.",
+            "Whether the configuration that was given last is in force, and all of it can be.",
             None,
             MetricType::Gauge,
         )?)?;

@@ -9,14 +9,15 @@ use spillway_daemon::{
     telemetry,
 };
 use spillway_device_plugin::{
-    config::store::{Document, Source, Store},
+    cdi,
+    config::store::{Check, Document, Source, Store},
     discovery::{self, Roots, Setting},
     inventory::Inventory,
     metrics::Metrics,
     plugins,
-    preference::Policy,
     registration::{FolderError, KubeletFolder, Registrations},
     server::Shared,
+    sharing::Rules,
 };
 use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -64,6 +65,7 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
         "spillway-agent starts"
     );
     let inventory = watch::Sender::new(setting.inventory());
+    let configuration = configuration.checked_by(possible(inventory.subscribe()));
     let registrations = watch::Sender::new(Registrations::new());
     let plugin_metrics = Metrics::default();
     let readiness = Readiness::default();
@@ -109,6 +111,14 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
             Ok(discovery::run(setting, configuration.subscribe(), inventory, stop).await?)
         }
     });
+    supervisor.start("cdi", {
+        let (configs, inventory) = (configuration.subscribe(), inventory.subscribe());
+        let running = cdi::run(args.cdi_dir.clone(), configs, inventory, stop.clone());
+        async move {
+            running.await;
+            Ok(())
+        }
+    });
     if let Some(path) = args.config_file() {
         let following = configuration.clone().follow(path.to_owned(), stop.clone());
         supervisor.start("configuration", async move {
@@ -118,6 +128,7 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
     }
     supervisor.start("plugins", {
         let (path, inventory) = (args.device_plugin_dir.clone(), inventory.subscribe());
+        let configs = configuration.subscribe();
         async move {
             let folder = match folder {
                 Some(folder) => Some(folder),
@@ -125,12 +136,7 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
             };
             if let Some(folder) = folder {
                 serving.send_replace(true);
-                let shared = Shared {
-                    inventory,
-                    before_start: Vec::new(),
-                    preference: Policy::default(),
-                    metrics: plugin_metrics,
-                };
+                let shared = Shared { inventory, before_start: Vec::new(), configs, metrics: plugin_metrics };
                 plugins::run(folder, shared, registrations, stop).await;
             }
             Ok(())
@@ -165,6 +171,15 @@ fn start_node(
         Ok(())
     });
     Some(chosen)
+}
+
+/// A configuration that asks for what this machine's devices can't give is not put in force.
+fn possible(inventory: watch::Receiver<Inventory>) -> Check {
+    Arc::new(move |config| {
+        let offered = inventory.borrow().ruled_by(Arc::new(Rules::of(config)));
+        let refused = offered.refused();
+        if refused.is_empty() { Ok(()) } else { Err(refused.join("; ")) }
+    })
 }
 
 fn setting(args: &Args, configuration: &Store) -> Setting {

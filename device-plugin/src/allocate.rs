@@ -6,12 +6,23 @@ use std::{
     path::PathBuf,
 };
 
-use spillway_proto::deviceplugin::{ContainerAllocateResponse, DeviceSpec};
+use spillway_proto::deviceplugin::{CdiDevice, ContainerAllocateResponse, DeviceSpec, Mount};
 
-use crate::device::{Device, Health};
+use crate::{
+    cdi,
+    config::{Config, DeviceIdStrategy, DeviceListStrategy, Flags, PluginFlags, Way},
+    device::{Device, DeviceId, Health, ResourceName},
+    mps, sharing,
+};
 
 /// Read and write. Without `m`: a container has no reason to make nodes of its own.
 const PERMISSIONS: &str = "rw";
+/// Where a container finds its list by files; NVIDIA's runtime looks there.
+const LIST_FOLDER: &str = "/var/run/nvidia-container-devices";
+/// What is mounted for each of them: no container can make that up without a mount.
+const LIST_MARK: &str = "/dev/null";
+/// What the keys of CDI annotations go on with.
+const CDI_KEY: &str = "nvidia-device-plugin_";
 
 /// Why a request gets nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -33,16 +44,95 @@ pub enum AllocateError {
         /// What its back end says of it.
         why: String,
     },
+    /// More than one share of something shared.
+    #[error("request for '{resource}: {asked}' too large: maximum request size for shared resources is 1")]
+    SeveralShares {
+        /// The resource.
+        resource: String,
+        /// How many shares.
+        asked: usize,
+    },
 }
 
-/// The device nodes and environment for one container that gets the devices `ids` out of `slice`.
+/// How containers are told of their devices.
+#[derive(Debug, Clone, Copy)]
+pub struct Manner<'a> {
+    flags: &'a Flags,
+    way: Option<Way>,
+    refuses_several: bool,
+}
+
+impl<'a> Manner<'a> {
+    /// What the configuration says of containers that ask for `resource`.
+    pub fn of(config: &'a Config, resource: &ResourceName) -> Self {
+        let way = sharing::way_of(&config.sharing, resource);
+        let refuses_several = way.is_some_and(|way| config.sharing.refuses_several(way));
+        Self { flags: &config.flags, way, refuses_several }
+    }
+
+    /// What a device is called in a container's list. A partition's index is not the agent's to know, so partitions have UUIDs in any
+    /// case; NVIDIA's runtime takes both, side by side.
+    pub(crate) fn name(strategy: DeviceIdStrategy, device: &Device) -> String {
+        match (strategy, &device.partition, device.accelerator.index) {
+            (DeviceIdStrategy::Index, None, Some(index)) => index.to_string(),
+            _ => device.unit().to_string(),
+        }
+    }
+}
+
+/// The device nodes and environment for one container that gets the devices `ids` of `resource` out of `slice`.
 ///
 /// # Errors
 /// The first ID that can't be granted; then nothing is.
 pub fn allocate<'a>(
+    manner: Manner<'_>,
+    resource: &ResourceName,
     slice: impl IntoIterator<Item = &'a Device>,
     ids: &[String],
 ) -> Result<ContainerAllocateResponse, AllocateError> {
+    let granted = grant(slice, ids)?;
+    let shares = granted.iter().filter(|device| device.replica.is_some()).count();
+    if manner.refuses_several && shares > 1 {
+        return Err(AllocateError::SeveralShares { resource: resource.to_string(), asked: shares });
+    }
+    // What is behind the devices, once each: several replicas of a GPU are one GPU.
+    let units: BTreeMap<&DeviceId, &Device> = granted.iter().map(|device| (device.unit(), *device)).collect();
+    let (listed, unlisted): (Vec<&Device>, Vec<&Device>) =
+        units.into_values().partition(|device| device.listed_in.is_some());
+
+    let mut answer = ContainerAllocateResponse::default();
+    let plugin = &manner.flags.plugin;
+    let mut nodes: BTreeSet<&PathBuf> = unlisted.iter().flat_map(|device| &device.nodes).collect();
+    if !listed.is_empty() {
+        by_cdi(plugin, resource, &listed, &mut answer);
+        if manner.way == Some(Way::Mps) {
+            mps::join(manner.flags, resource, &mut answer);
+        }
+        // A runtime that is told CDI devices alone takes everything from their specification.
+        if plugin.lists_by(DeviceListStrategy::Envvar) || plugin.lists_by(DeviceListStrategy::VolumeMounts) {
+            by_list(plugin, &listed, &mut answer);
+            features(manner.flags, &mut answer);
+            if plugin.pass_device_specs {
+                nodes.extend(listed.iter().flat_map(|device| &device.nodes));
+            }
+        }
+    }
+    answer.devices = nodes
+        .into_iter()
+        .map(|node| DeviceSpec {
+            container_path: node.display().to_string(),
+            host_path: node.display().to_string(),
+            permissions: PERMISSIONS.to_owned(),
+        })
+        .collect();
+    Ok(answer)
+}
+
+/// The devices, if each of them may be handed out.
+fn grant<'a>(
+    slice: impl IntoIterator<Item = &'a Device>,
+    ids: &[String],
+) -> Result<Vec<&'a Device>, AllocateError> {
     if ids.is_empty() {
         return Err(AllocateError::Empty);
     }
@@ -59,26 +149,65 @@ pub fn allocate<'a>(
             Entry::Occupied(_) => return Err(AllocateError::Duplicate(id.clone())),
         };
     }
+    Ok(granted.into_values().collect())
+}
 
-    let nodes: BTreeSet<&PathBuf> = granted.values().flat_map(|device| &device.nodes).collect();
-    let mut lists: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for device in granted.values() {
+/// CDI devices, for the runtime.
+fn by_cdi(
+    plugin: &PluginFlags,
+    resource: &ResourceName,
+    devices: &[&Device],
+    answer: &mut ContainerAllocateResponse,
+) {
+    let names = devices.iter().map(|device| cdi::qualified_name(plugin.device_id_strategy, device));
+    if plugin.lists_by(DeviceListStrategy::CdiAnnotations) {
+        let key = format!("{}{CDI_KEY}{:016x}", plugin.cdi_annotation_prefix, fnv1a(resource.as_str()));
+        answer.annotations.insert(key, names.clone().collect::<Vec<_>>().join(","));
+    }
+    if plugin.lists_by(DeviceListStrategy::CdiCri) {
+        answer.cdi_devices = names.map(|name| CdiDevice { name }).collect();
+    }
+}
+
+/// The list that a container, and NVIDIA's runtime, looks at.
+fn by_list(plugin: &PluginFlags, devices: &[&Device], answer: &mut ContainerAllocateResponse) {
+    let mut lists: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for device in devices {
         if let Some(variable) = device.listed_in {
-            lists.entry(variable).or_default().push(device.id.as_str());
+            lists.entry(variable).or_default().push(Manner::name(plugin.device_id_strategy, device));
         }
     }
-    Ok(ContainerAllocateResponse {
-        envs: lists.into_iter().map(|(variable, ids)| (variable.to_owned(), ids.join(","))).collect(),
-        devices: nodes
-            .into_iter()
-            .map(|node| DeviceSpec {
-                container_path: node.display().to_string(),
-                host_path: node.display().to_string(),
-                permissions: PERMISSIONS.to_owned(),
-            })
-            .collect(),
-        ..ContainerAllocateResponse::default()
-    })
+    for (variable, names) in lists {
+        if plugin.lists_by(DeviceListStrategy::VolumeMounts) {
+            answer.mounts.extend(names.iter().map(|name| Mount {
+                container_path: format!("{LIST_FOLDER}/{name}"),
+                host_path: LIST_MARK.to_owned(),
+                ..Mount::default()
+            }));
+            answer.envs.insert(variable.to_owned(), LIST_FOLDER.to_owned());
+        } else {
+            answer.envs.insert(variable.to_owned(), names.join(","));
+        }
+    }
+}
+
+/// What NVIDIA's runtime is asked for besides the devices.
+fn features(flags: &Flags, answer: &mut ContainerAllocateResponse) {
+    for (wanted, variable) in [
+        (flags.gdrcopy_enabled, "NVIDIA_GDRCOPY"),
+        (flags.gds_enabled, "NVIDIA_GDS"),
+        (flags.mofed_enabled, "NVIDIA_MOFED"),
+    ] {
+        if wanted {
+            answer.envs.insert(variable.to_owned(), "enabled".to_owned());
+        }
+    }
+}
+
+/// A short name for a long one: two resources of one container need two keys.
+fn fnv1a(text: &str) -> u64 {
+    text.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]

@@ -9,12 +9,14 @@
 
 pub mod allocate;
 pub mod causes;
+pub mod cdi;
 pub mod config;
 pub mod device;
 pub mod discovery;
 pub mod health;
 pub mod inventory;
 pub mod metrics;
+pub mod mps;
 pub mod plugins;
 pub mod preference;
 pub mod registration;

@@ -30,11 +30,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    allocate::{self, AllocateError},
+    allocate::{self, AllocateError, Manner},
+    config::{Config, ReplicaChoice, Spread},
     device::{Device, DeviceId, Health, ResourceName},
     inventory::Inventory,
     metrics::Metrics,
-    preference,
+    preference::{self, Cards, Policy, Replicas},
 };
 
 /// How long a client whose stream has ended may take to hang up.
@@ -60,8 +61,8 @@ pub struct Shared {
     pub inventory: watch::Receiver<Inventory>,
     /// What is to be done before a container starts, in this order. With none the kubelet is told not to ask.
     pub before_start: Vec<Arc<dyn PreStart>>,
-    /// Which devices suit a container best, where there is a choice.
-    pub preference: preference::Policy,
+    /// What the user wants now.
+    pub configs: watch::Receiver<Arc<Config>>,
     /// What is counted.
     pub metrics: Metrics,
 }
@@ -297,6 +298,7 @@ impl DevicePlugin for Plugin {
         request: Request<PreferredAllocationRequest>,
     ) -> Result<Response<PreferredAllocationResponse>, Status> {
         let inventory = self.shared.inventory.borrow();
+        let policy = policy(&self.shared.configs.borrow());
         let container_responses = request
             .into_inner()
             .container_requests
@@ -307,7 +309,7 @@ impl DevicePlugin for Plugin {
                     &container.available_device_ids,
                     &container.must_include_device_ids,
                     usize::try_from(container.allocation_size).unwrap_or(0),
-                    self.shared.preference,
+                    policy,
                 );
                 spillway_proto::deviceplugin::ContainerPreferredAllocationResponse { device_ids }
             })
@@ -319,10 +321,16 @@ impl DevicePlugin for Plugin {
         &self,
         request: Request<AllocateRequest>,
     ) -> Result<Response<AllocateResponse>, Status> {
-        let inventory = self.shared.inventory.borrow();
+        let (inventory, config) = (self.shared.inventory.borrow(), self.shared.configs.borrow());
+        let manner = Manner::of(&config, &self.resource);
         let mut container_responses = Vec::new();
         for container in request.into_inner().container_requests {
-            let granted = allocate::allocate(inventory.slice(&self.resource), &container.device_ids);
+            let granted = allocate::allocate(
+                manner,
+                &self.resource,
+                inventory.slice(&self.resource),
+                &container.device_ids,
+            );
             self.shared.metrics.allocation(&self.resource, granted.is_ok());
             match granted {
                 Ok(granted) => {
@@ -355,11 +363,26 @@ impl DevicePlugin for Plugin {
     }
 }
 
+fn policy(config: &Config) -> Policy {
+    Policy {
+        replicas: match config.allocation.replicas {
+            ReplicaChoice::Distributed => Replicas::Distributed,
+            ReplicaChoice::Packed => Replicas::Packed,
+        },
+        cards: match config.fpga.allocation {
+            Spread::None => Cards::None,
+            Spread::Balanced => Cards::Balanced,
+            Spread::Packed => Cards::Packed,
+        },
+    }
+}
+
 fn status(error: &AllocateError) -> Status {
     match error {
-        AllocateError::Empty | AllocateError::Unknown(_) | AllocateError::Duplicate(_) => {
-            Status::invalid_argument(error.to_string())
-        }
+        AllocateError::Empty
+        | AllocateError::Unknown(_)
+        | AllocateError::Duplicate(_)
+        | AllocateError::SeveralShares { .. } => Status::invalid_argument(error.to_string()),
         AllocateError::Unhealthy { .. } => Status::failed_precondition(error.to_string()),
     }
 }

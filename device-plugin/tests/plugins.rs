@@ -11,7 +11,6 @@ use spillway_device_plugin::{
     inventory::{BackendState, Inventory},
     metrics::Metrics,
     plugins,
-    preference::Policy,
     registration::{FolderError, KubeletFolder, Registrations},
     server::Shared,
 };
@@ -81,7 +80,7 @@ impl Machine {
             Shared {
                 inventory: self.inventory.subscribe(),
                 before_start: Vec::new(),
-                preference: Policy::default(),
+                configs: watch::channel(Arc::default()).1,
                 metrics: Metrics::default(),
             },
             self.registrations.clone(),

@@ -7,7 +7,7 @@
 
 mod judge;
 mod labels;
-mod library;
+pub(crate) mod library;
 mod links;
 mod look;
 mod mig;

@@ -68,6 +68,11 @@ pub(super) fn present(root: &Path) -> Vec<PathBuf> {
     FOLDERS.iter().map(|folder| root.join(folder).join(NAME)).filter(|path| path.exists()).collect()
 }
 
+/// The folder below `root` in which the library lies: the driver's other libraries lie beside it.
+pub(crate) fn folder(root: &Path) -> Option<&'static str> {
+    FOLDERS.into_iter().find(|folder| root.join(folder).join(NAME).exists())
+}
+
 /// Opens and starts the first library that loads: below `root`, then wherever the loader looks.
 pub(super) fn open(root: &Path) -> Result<(Nvml, PathBuf), LibraryError> {
     let mut refused = None;
