@@ -2,21 +2,18 @@
 //! simulated; nothing computes.
 //!
 //! A machine's stand-ins lie in one base folder: `driver/` is a driver root with our `libnvidia-ml.so.1` (the crate
-//! `spillway-standin-nvml`, whose documentation says what its folder means), `sys/` a sysfs tree. Both may be changed while an agent
-//! looks at them.
+//! `spillway-standin-nvml`, whose documentation says what its folder means), `sys/` a sysfs tree, `proc/` what
+//! the driver shows in procfs. All of them may be changed while an agent looks at them.
 
-use std::{
-    fs, io,
-    io::Write as _,
-    os::unix::fs::symlink,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 use anyhow::Context as _;
 
 mod fpga;
+mod gpu;
 
 pub use fpga::{BoardStandin, FPGA_INTERFACE_ID, FpgaStandin, OpaeStandin, XrtStandin};
+pub use gpu::{GpuStandin, MigStandin};
 
 /// The NVML library's place below the driver root.
 const LIBRARY: &str = "driver/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1";
@@ -24,8 +21,11 @@ const LIBRARY: &str = "driver/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1";
 const BUILT_LIBRARY: &str = "libnvidia_ml.so";
 /// A version that nobody mistakes for a real driver's.
 const DRIVER_VERSION: &str = "580.0.0-standin";
+/// CUDA 13.0.
+const CUDA_VERSION: &str = "13000";
 /// Majors of drivers whose real ones are dynamic: the low end of the kernel's range, which it reaches last.
 const UVM_MAJOR: u32 = 390;
+const CAPS_MAJOR: u32 = 392;
 /// The NVIDIA driver's own major, and the minors of its control nodes.
 const NVIDIA_MAJOR: u32 = 195;
 const NVIDIACTL_MINOR: u32 = 255;
@@ -45,10 +45,11 @@ pub fn install(base: &Path, binaries: &Path, gpus: u32, fpgas: u32) -> anyhow::R
     fs::copy(&built, &library).with_context(|| {
         format!("can't copy {}: build it with `cargo build -p spillway-standin-nvml`", built.display())
     })?;
-    fs::write(standin.folder().join("driver-version"), DRIVER_VERSION).with_context(wrote)?;
+    fs::write(standin.folder().join("cuda-version"), CUDA_VERSION).with_context(wrote)?;
     for minor in 0..gpus {
         standin.add(minor).with_context(wrote)?;
     }
+    standin.set_driver_loaded(true).with_context(wrote)?;
     let standin = FpgaStandin::at(base);
     fs::create_dir_all(base.join("sys/class/fpga_region")).with_context(wrote)?;
     for number in 0..fpgas {
@@ -71,94 +72,4 @@ pub fn device_nodes(gpus: u32, fpgas: u32) -> Vec<(String, u32, u32)> {
         .chain((0..gpus).map(GpuStandin::device_node))
         .chain((0..fpgas).map(FpgaStandin::device_node))
         .collect()
-}
-
-/// The GPUs of one machine, by minor number.
-#[derive(Debug, Clone)]
-pub struct GpuStandin {
-    base: PathBuf,
-}
-
-impl GpuStandin {
-    /// Those in `base`.
-    pub fn at(base: &Path) -> Self {
-        Self { base: base.to_owned() }
-    }
-
-    /// The UUID of the GPU with this minor number.
-    pub fn uuid(minor: u32) -> String {
-        format!("GPU-57a4d100-0000-4000-8000-{minor:012}")
-    }
-
-    /// The node that goes with it: path, major, minor.
-    pub fn device_node(minor: u32) -> (String, u32, u32) {
-        (format!("/dev/nvidia{minor}"), NVIDIA_MAJOR, minor)
-    }
-
-    /// Puts a GPU in: NVML's folder, and the kernel's list of devices bound to the driver.
-    pub fn add(&self, minor: u32) -> io::Result<()> {
-        let address = Self::pci_address(minor);
-        let device = self.base.join("sys/bus/pci/devices").join(&address);
-        fs::create_dir_all(&device)?;
-        fs::write(device.join("numa_node"), "0\n")?;
-        // Whole or not at all: the library may look at any moment.
-        let new = self.folder().join(format!("new-{minor}"));
-        fs::create_dir_all(&new)?;
-        fs::write(new.join("bus-id"), format!("0000{}", address.to_uppercase()))?;
-        fs::write(new.join("minor"), minor.to_string())?;
-        fs::write(new.join("temperature"), "35")?;
-        fs::create_dir_all(self.folder().join("gpus"))?;
-        fs::rename(new, self.gpu(minor))?;
-        let bound = self.base.join("sys/bus/pci/drivers/nvidia");
-        fs::create_dir_all(&bound)?;
-        symlink(Path::new("../../devices").join(&address), bound.join(&address))
-    }
-
-    /// Takes a GPU out, as an admin does who unbinds it from the driver.
-    pub fn remove(&self, minor: u32) -> io::Result<()> {
-        let address = Self::pci_address(minor);
-        fs::remove_file(self.base.join("sys/bus/pci/drivers/nvidia").join(&address))?;
-        fs::remove_dir_all(self.gpu(minor))?;
-        fs::remove_dir_all(self.base.join("sys/bus/pci/devices").join(&address))
-    }
-
-    /// Reports a critical XID of a GPU.
-    pub fn xid(&self, minor: u32, xid: u64) -> io::Result<()> {
-        let mut events = fs::File::options().create(true).append(true).open(self.folder().join("xids"))?;
-        events.write_all(format!("{} {xid}\n", Self::uuid(minor)).as_bytes())
-    }
-
-    /// Makes a GPU fall off the bus, or come back.
-    pub fn set_lost(&self, minor: u32, lost: bool) -> io::Result<()> {
-        let mark = self.gpu(minor).join("lost");
-        if lost { fs::write(mark, "") } else { fs::remove_file(mark) }
-    }
-
-    /// Sets a GPU's temperature.
-    pub fn set_temperature(&self, minor: u32, celsius: u32) -> io::Result<()> {
-        fs::write(self.gpu(minor).join("temperature"), celsius.to_string())
-    }
-
-    /// What the driver wants done about a GPU (`nvmlDeviceGpuRecoveryAction_t`; 0: nothing).
-    pub fn set_recovery_action(&self, minor: u32, action: u32) -> io::Result<()> {
-        fs::write(self.gpu(minor).join("recovery-action"), action.to_string())
-    }
-
-    /// Loads or unloads the driver.
-    pub fn set_driver_loaded(&self, loaded: bool) -> io::Result<()> {
-        let version = self.folder().join("driver-version");
-        if loaded { fs::write(version, DRIVER_VERSION) } else { fs::remove_file(version) }
-    }
-
-    fn folder(&self) -> PathBuf {
-        self.base.join(format!("{LIBRARY}.d"))
-    }
-
-    fn gpu(&self, minor: u32) -> PathBuf {
-        self.folder().join("gpus").join(Self::uuid(minor))
-    }
-
-    fn pci_address(minor: u32) -> String {
-        format!("0000:{:02x}:00.0", 0x10 + minor)
-    }
 }

@@ -99,9 +99,10 @@ impl NvmlBackend {
             let inside = Inside::now(nvml);
             let look = looker.look(nvml)?;
             reporter.alive();
+            // Labels first: whoever sees the devices may want to know what they are.
+            self.label(nvml, &look, reporter);
             let devices = self.judge().devices(&look, &self.rules, &self.roots, Instant::now());
             reporter.devices(devices);
-            self.label(nvml, &look, reporter);
 
             let next = Instant::now() + self.interval;
             while Instant::now() < next {

@@ -3,6 +3,7 @@
 
 mod agent;
 mod cluster;
+mod gpu;
 mod harness;
 mod main_job;
 mod recovery;
@@ -22,12 +23,19 @@ fn main() -> ExitCode {
     // One cluster, one test at a time: several kill what the others need.
     arguments.test_threads = Some(1);
     let with_cluster = std::env::var_os(CLUSTER_TESTS).is_some();
-    let tests: Vec<Test> =
-        [cluster::TESTS, agent::TESTS, vk::TESTS, vk_api::TESTS, main_job::TESTS, recovery::TESTS]
-            .into_iter()
-            .flatten()
-            .copied()
-            .collect();
+    let tests: Vec<Test> = [
+        cluster::TESTS,
+        agent::TESTS,
+        gpu::TESTS,
+        vk::TESTS,
+        vk_api::TESTS,
+        main_job::TESTS,
+        recovery::TESTS,
+    ]
+    .into_iter()
+    .flatten()
+    .copied()
+    .collect();
     if !with_cluster && !arguments.list {
         eprintln!(
             "leaving out {} end-to-end tests: they start a real cluster and need root; `cargo xtask test` runs them",

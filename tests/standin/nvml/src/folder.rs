@@ -5,6 +5,7 @@ use std::{
     fs,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
+    str::FromStr,
     sync::OnceLock,
 };
 
@@ -47,9 +48,27 @@ pub(crate) fn uuid(gpu: &Path) -> String {
     gpu.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Whether the GPU can't be asked: it is marked so, or its folder is gone.
-pub(crate) fn lost(gpu: &Path) -> bool {
-    !gpu.is_dir() || gpu.join("lost").exists()
+/// Whether the GPU or MIG device can't be asked: it is marked so, or its folder is gone.
+pub(crate) fn lost(device: &Path) -> bool {
+    !device.is_dir() || device.join("lost").exists() || parent(device).is_some_and(|gpu| lost(&gpu))
+}
+
+/// The GPU of a MIG device.
+pub(crate) fn parent(mig: &Path) -> Option<PathBuf> {
+    let folder = mig.parent()?;
+    (folder.file_name()? == "mig").then(|| folder.parent().map(Path::to_owned)).flatten()
+}
+
+/// The folders of a GPU's MIG devices, in the order of their instances; none where MIG is not enabled.
+pub(crate) fn migs(gpu: &Path) -> Vec<PathBuf> {
+    if number::<u32>(gpu, "mig-mode") != Some(1) {
+        return Vec::new();
+    }
+    let entries = fs::read_dir(gpu.join("mig")).into_iter().flatten().flatten();
+    let mut migs: Vec<_> =
+        entries.map(|entry| entry.path()).filter(|path| uuid(path).starts_with("MIG-")).collect();
+    migs.sort_by_key(|mig| (number::<u32>(mig, "gi"), number::<u32>(mig, "ci"), mig.clone()));
+    migs
 }
 
 /// A text attribute.
@@ -58,18 +77,57 @@ pub(crate) fn text(folder: &Path, name: &str) -> Option<String> {
 }
 
 /// A number attribute.
-pub(crate) fn number(gpu: &Path, name: &str) -> Option<u32> {
+pub(crate) fn number<T: FromStr>(gpu: &Path, name: &str) -> Option<T> {
     text(gpu, name)?.parse().ok()
 }
 
-/// All XID events so far: UUID and number. A line that is still being written is not one yet.
-pub(crate) fn xids() -> Vec<(String, u64)> {
+/// A file beside the GPUs.
+pub(crate) fn of_the_machine(name: &str) -> Option<String> {
+    text(root(), name)
+}
+
+/// An XID event.
+pub(crate) struct Xid {
+    pub(crate) uuid: String,
+    pub(crate) number: u64,
+    pub(crate) instance: Option<(u32, u32)>,
+}
+
+/// All XID events so far. A line that is still being written is not one yet.
+pub(crate) fn xids() -> Vec<Xid> {
     let text = fs::read_to_string(root().join("xids")).unwrap_or_default();
     text.split_inclusive('\n')
         .filter(|line| line.ends_with('\n'))
         .map(|line| {
-            let (uuid, xid) = line.trim().split_once(' ').unwrap_or_default();
-            (uuid.to_owned(), xid.trim().parse().unwrap_or_default())
+            let mut words = line.split_whitespace();
+            let uuid = words.next().unwrap_or_default().to_owned();
+            let number = words.next().and_then(|word| word.parse().ok()).unwrap_or_default();
+            Xid { uuid, number, instance: pair(words) }
         })
         .collect()
+}
+
+/// A process on a GPU.
+pub(crate) struct Process {
+    pub(crate) pid: u32,
+    pub(crate) mib: Option<u64>,
+    pub(crate) kind: String,
+    pub(crate) instance: Option<(u32, u32)>,
+}
+
+/// The processes on a GPU.
+pub(crate) fn processes(gpu: &Path) -> Vec<Process> {
+    let text = text(gpu, "processes").unwrap_or_default();
+    let process = |line: &str| {
+        let mut words = line.split_whitespace();
+        let pid = words.next()?.parse().ok()?;
+        let mib = words.next()?.parse().ok();
+        let kind = words.next()?.to_owned();
+        Some(Process { pid, mib, kind, instance: pair(words) })
+    };
+    text.lines().filter_map(process).collect()
+}
+
+fn pair<'a>(mut words: impl Iterator<Item = &'a str>) -> Option<(u32, u32)> {
+    Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
 }

@@ -5,15 +5,37 @@
 //!
 //! ```text
 //! libnvidia-ml.so.1.d/
-//!   driver-version          text; without it nvmlInit says that the driver is not loaded
+//!   driver-version          text; without it nvmlInit says that the driver is not loaded, and every other question fails
+//!   cuda-version            1000 * major + 10 * minor
 //!   gpus/<uuid>/            one folder a GPU, called by its UUID: GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx
-//!     bus-id                PCI address, 00000000:3B:00.0; GPUs are ordered by it
-//!     minor                 N of /dev/nvidiaN; without it, not supported
-//!     temperature           degrees Celsius; without it, not supported
-//!     recovery-action       nvmlDeviceGpuRecoveryAction_t; without it, not supported
 //!     lost                  if it exists, every question about the GPU is answered with "GPU is lost"
-//!   xids                    one line an event, `<uuid> <xid>` appended at the end; `-` for the UUID names no GPU
+//!     bus-id                PCI address, 00000000:3B:00.0; GPUs are ordered by it
+//!     minor                 N of /dev/nvidiaN
+//!     name                  what the vendor calls it
+//!     brand architecture    nvmlBrandType_t, nvmlDeviceArchitecture_t
+//!     compute-capability    CUDA's, 8.0
+//!     memory-total memory-used         MiB
+//!     temperature temperature-slowdown degrees Celsius
+//!     power                 milliwatts
+//!     utilization           percent; not supported while MIG is enabled
+//!     compute-mode          nvmlComputeMode_t; it is written, too
+//!     ecc-corrected ecc-uncorrected    volatile counters
+//!     recovery-action       nvmlDeviceGpuRecoveryAction_t
+//!     remapped-uncorrected remapped-pending remapped-failure retired-pending nvlink-replay nvlink-recovery
+//!     nvlinks/<n>           `up` or `down`, and the PCI address at the other end
+//!     topology/<uuid>       nvmlGpuTopologyLevel_t to that GPU; one direction is enough
+//!     fabric                the cluster's UUID and the clique
+//!     processes             one line a process: <pid> <MiB or -> <compute, graphics or mps> [<GPU instance> <compute instance>]
+//!     mig-mode              0 or 1; without it the GPU can't be partitioned
+//!     mig/<uuid>/           one folder a MIG device: MIG-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx, as long as mig-mode is 1
+//!       gi ci               numbers of its GPU instance and compute instance; MIG devices are ordered by them
+//!       profile             1g.5gb
+//!       memory-total multiprocessors slices-gi slices-ci engines-copy engines-decoder engines-encoder engines-jpeg engines-ofa
+//!   xids                    one line an event, `<uuid> <xid> [<GPU instance> <compute instance>]` appended at the end; `-` for the
+//!                           UUID names no GPU
 //! ```
+//!
+//! A file an attribute; whatever is missing is not supported, and sentinels can be written as they are.
 //!
 //! Like the real library it knows the GPUs that were there at `nvmlInit`: one that is added later is seen after the next
 //! `nvmlInit`, one that is taken away is lost until then.
@@ -22,26 +44,34 @@
 #![allow(unsafe_code, non_snake_case, clippy::missing_safety_doc)]
 
 mod folder;
+pub mod gpu;
+pub mod mig;
 
 use std::{
     collections::BTreeSet,
     ffi::{c_char, c_int, c_uint, c_ulonglong},
     path::PathBuf,
+    str::FromStr,
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
 use nvml_wrapper_sys::bindings::{
-    field_id::NVML_FI_DEV_GET_GPU_RECOVERY_ACTION, nvmlDevice_t, nvmlEventData_t, nvmlEventSet_t,
-    nvmlEventTypeXidCriticalError, nvmlFieldValue_t, nvmlPciInfo_t,
-    nvmlReturn_enum_NVML_ERROR_DRIVER_NOT_LOADED as DRIVER_NOT_LOADED,
+    field_id::{
+        NVML_FI_DEV_GET_GPU_RECOVERY_ACTION, NVML_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL,
+        NVML_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_TOTAL, NVML_FI_DEV_REMAPPED_FAILURE,
+        NVML_FI_DEV_REMAPPED_PENDING, NVML_FI_DEV_REMAPPED_UNC, NVML_FI_DEV_RETIRED_PENDING,
+    },
+    nvmlDevice_t, nvmlEventData_t, nvmlEventSet_t, nvmlEventTypeXidCriticalError, nvmlFieldValue_t,
+    nvmlPciInfo_t, nvmlReturn_enum_NVML_ERROR_DRIVER_NOT_LOADED as DRIVER_NOT_LOADED,
     nvmlReturn_enum_NVML_ERROR_GPU_IS_LOST as GPU_IS_LOST,
     nvmlReturn_enum_NVML_ERROR_INSUFFICIENT_SIZE as INSUFFICIENT_SIZE,
     nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT as INVALID_ARGUMENT,
     nvmlReturn_enum_NVML_ERROR_NOT_SUPPORTED as NOT_SUPPORTED, nvmlReturn_enum_NVML_ERROR_TIMEOUT as TIMEOUT,
-    nvmlReturn_enum_NVML_ERROR_UNINITIALIZED as UNINITIALIZED, nvmlReturn_enum_NVML_SUCCESS as SUCCESS,
-    nvmlReturn_t, nvmlTemperatureSensors_t, nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_INT as UNSIGNED_INT,
+    nvmlReturn_enum_NVML_ERROR_UNINITIALIZED as UNINITIALIZED, nvmlReturn_enum_NVML_ERROR_UNKNOWN as UNKNOWN,
+    nvmlReturn_enum_NVML_SUCCESS as SUCCESS, nvmlReturn_t, nvmlTemperatureSensors_t,
+    nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_INT as UNSIGNED_INT,
 };
 
 /// How often a waiting event set looks for new events.
@@ -51,6 +81,8 @@ const POLL: Duration = Duration::from_millis(20);
 struct Session {
     inits: u32,
     gpus: Vec<PathBuf>,
+    /// MIG devices that somebody has a handle of.
+    migs: Vec<PathBuf>,
     sets: Vec<Option<EventSet>>,
 }
 
@@ -61,7 +93,11 @@ struct EventSet {
     read: usize,
 }
 
-static SESSION: Mutex<Session> = Mutex::new(Session { inits: 0, gpus: Vec::new(), sets: Vec::new() });
+static SESSION: Mutex<Session> =
+    Mutex::new(Session { inits: 0, gpus: Vec::new(), migs: Vec::new(), sets: Vec::new() });
+
+/// Handles of MIG devices begin here.
+const MIG_HANDLES: usize = 1 << 16;
 
 fn session() -> MutexGuard<'static, Session> {
     SESSION.lock().unwrap_or_else(PoisonError::into_inner)
@@ -76,6 +112,7 @@ pub extern "C" fn nvmlInit_v2() -> nvmlReturn_t {
     let mut session = session();
     if session.inits == 0 {
         session.gpus = folder::gpus();
+        session.migs.clear();
         session.sets.clear();
     }
     session.inits += 1;
@@ -107,6 +144,9 @@ pub unsafe extern "C" fn nvmlDeviceGetCount_v2(count: *mut c_uint) -> nvmlReturn
     let session = session();
     if session.inits == 0 {
         return UNINITIALIZED;
+    }
+    if folder::driver_version().is_none() {
+        return UNKNOWN;
     }
     // SAFETY: the caller passes a place for the count.
     unsafe { write(count, number(session.gpus.len())) }
@@ -171,7 +211,14 @@ pub unsafe extern "C" fn nvmlDeviceGetPciInfo_v3(
         Ok(gpu) => gpu,
         Err(error) => return error,
     };
-    let Some(bus_id) = folder::text(&gpu, "bus-id") else { return NOT_SUPPORTED };
+    match folder::text(&gpu, "bus-id") {
+        // SAFETY: the caller passes a place for the structure.
+        Some(bus_id) => unsafe { write(pci, pci_info(&bus_id)) },
+        None => NOT_SUPPORTED,
+    }
+}
+
+fn pci_info(bus_id: &str) -> nvmlPciInfo_t {
     let mut fields = bus_id.split([':', '.']).map(|field| c_uint::from_str_radix(field, 16).unwrap_or(0));
     let mut info = nvmlPciInfo_t {
         busIdLegacy: [0; 16],
@@ -189,11 +236,21 @@ pub unsafe extern "C" fn nvmlDeviceGetPciInfo_v3(
     for (to, from) in info.busIdLegacy.iter_mut().take(15).zip(bus_id.bytes()) {
         *to = from.cast_signed();
     }
-    // SAFETY: the caller passes a place for the structure.
-    unsafe { write(pci, info) }
+    info
 }
 
-/// Values by field ID. Of all fields the stand-in has the recovery action.
+/// The fields that the stand-in has, by the files that they are read from.
+const FIELDS: [(c_uint, &str); 7] = [
+    (NVML_FI_DEV_GET_GPU_RECOVERY_ACTION, "recovery-action"),
+    (NVML_FI_DEV_REMAPPED_UNC, "remapped-uncorrected"),
+    (NVML_FI_DEV_REMAPPED_PENDING, "remapped-pending"),
+    (NVML_FI_DEV_REMAPPED_FAILURE, "remapped-failure"),
+    (NVML_FI_DEV_RETIRED_PENDING, "retired-pending"),
+    (NVML_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_TOTAL, "nvlink-replay"),
+    (NVML_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL, "nvlink-recovery"),
+];
+
+/// Values by field ID.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceGetFieldValues(
     device: nvmlDevice_t,
@@ -210,9 +267,8 @@ pub unsafe extern "C" fn nvmlDeviceGetFieldValues(
     }
     // SAFETY: the caller says that there are `count` values, and lends them for the duration of the call.
     for value in unsafe { std::slice::from_raw_parts_mut(values, count) } {
-        let known = (value.fieldId == NVML_FI_DEV_GET_GPU_RECOVERY_ACTION)
-            .then(|| folder::number(&gpu, "recovery-action"))
-            .flatten();
+        let field = FIELDS.iter().find(|(id, _)| *id == value.fieldId);
+        let known = field.and_then(|(_, name)| folder::number::<c_uint>(&gpu, name));
         match known {
             Some(action) => {
                 value.valueType = UNSIGNED_INT;
@@ -295,35 +351,50 @@ pub extern "C" fn nvmlEventSetFree(set: nvmlEventSet_t) -> nvmlReturn_t {
 fn next_event(set: nvmlEventSet_t) -> Result<Option<nvmlEventData_t>, nvmlReturn_t> {
     let xids = folder::xids();
     let mut session = session();
-    let Session { inits, gpus, sets } = &mut *session;
+    let Session { inits, gpus, sets, .. } = &mut *session;
     if *inits == 0 {
         return Err(UNINITIALIZED);
     }
     let Some(Some(set)) = sets.get_mut((set as usize).wrapping_sub(1)) else { return Err(INVALID_ARGUMENT) };
-    while let Some((uuid, xid)) = xids.get(set.read) {
+    while let Some(folder::Xid { uuid, number, instance }) = xids.get(set.read) {
         set.read += 1;
         let index = gpus.iter().position(|gpu| folder::uuid(gpu) == *uuid);
         if uuid == "-" || set.uuids.contains(uuid) {
+            let (gpu, compute) = instance.unwrap_or((c_uint::MAX, c_uint::MAX));
             return Ok(Some(nvmlEventData_t {
                 device: index.map_or(0, |index| index + 1) as nvmlDevice_t,
                 eventType: nvmlEventTypeXidCriticalError.into(),
-                eventData: *xid,
-                gpuInstanceId: c_uint::MAX,
-                computeInstanceId: c_uint::MAX,
+                eventData: *number,
+                gpuInstanceId: gpu,
+                computeInstanceId: compute,
             }));
         }
     }
     Ok(None)
 }
 
-/// The folder of the GPU that a handle means, if it can be asked.
+/// The folder of the GPU or MIG device that a handle means, if it can be asked.
 fn gpu(device: nvmlDevice_t) -> Result<PathBuf, nvmlReturn_t> {
     let session = session();
     if session.inits == 0 {
         return Err(UNINITIALIZED);
     }
-    let gpu = session.gpus.get((device as usize).wrapping_sub(1)).ok_or(INVALID_ARGUMENT)?;
-    if folder::lost(gpu) { Err(GPU_IS_LOST) } else { Ok(gpu.clone()) }
+    if folder::driver_version().is_none() {
+        return Err(UNKNOWN);
+    }
+    let handle = device as usize;
+    let folder = match handle.checked_sub(MIG_HANDLES) {
+        Some(mig) => session.migs.get(mig),
+        None => session.gpus.get(handle.wrapping_sub(1)),
+    };
+    let folder = folder.ok_or(INVALID_ARGUMENT)?;
+    if folder::lost(folder) { Err(GPU_IS_LOST) } else { Ok(folder.clone()) }
+}
+
+/// The same, but not of a MIG device.
+fn whole_gpu(device: nvmlDevice_t) -> Result<PathBuf, nvmlReturn_t> {
+    let folder = gpu(device)?;
+    if device as usize >= MIG_HANDLES { Err(INVALID_ARGUMENT) } else { Ok(folder) }
 }
 
 fn number(count: usize) -> c_uint {
@@ -343,7 +414,7 @@ unsafe fn write<T>(to: *mut T, value: T) -> nvmlReturn_t {
 
 /// # Safety
 /// `to` is null, or may be written to.
-unsafe fn write_attribute(device: nvmlDevice_t, name: &str, to: *mut c_uint) -> nvmlReturn_t {
+unsafe fn write_attribute<T: FromStr>(device: nvmlDevice_t, name: &str, to: *mut T) -> nvmlReturn_t {
     match gpu(device).map(|gpu| folder::number(&gpu, name)) {
         // SAFETY: the caller vouches for `to`.
         Ok(Some(value)) => unsafe { write(to, value) },

@@ -6,11 +6,11 @@ use std::{fs, future::Future, path::PathBuf, sync::Arc, time::Duration};
 
 use spillway_device_plugin::{
     config::{Config, Overrides},
-    device::Health,
+    device::{Device, DeviceId, Health},
     discovery::{Roots, nvml::NvmlBackend, supervise},
     inventory::{BackendState, Inventory},
 };
-use spillway_tests::standin::{self, GpuStandin};
+use spillway_tests::standin::{self, GpuStandin, MigStandin};
 use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +32,7 @@ impl Machine {
         standin::install(base.path(), &binaries, count, 0).unwrap();
         let dev = base.path().join("dev");
         fs::create_dir(&dev).unwrap();
+        fs::create_dir(dev.join("nvidia-caps")).unwrap();
         for (path, ..) in standin::device_nodes(4, 0) {
             fs::write(dev.join(path.trim_start_matches("/dev/")), "").unwrap();
         }
@@ -59,6 +60,26 @@ impl Machine {
         };
         let (ended, ()) = tokio::join!(running, scenario);
         ended.unwrap();
+    }
+
+    /// Partitions a GPU, and makes the nodes for it.
+    fn set_mig(&self, minor: u32, migs: &[MigStandin]) {
+        for (path, ..) in migs.iter().flat_map(|mig| mig.device_nodes(minor)) {
+            fs::write(self.base.path().join(path.trim_start_matches('/')), "").unwrap();
+        }
+        self.gpus.set_mig(minor, migs).unwrap();
+    }
+
+    /// Waits until what is offered, as `ID resource` without the resource's domain and with a `!` where it is Unhealthy, is this.
+    async fn until_offered(&self, expected: &[String]) {
+        let spell = |device: &Device| {
+            let kind = device.resource.as_str().trim_start_matches("nvidia.com/");
+            format!("{}{} {kind}", if device.health.is_healthy() { "" } else { "!" }, device.id)
+        };
+        let fits = |inventory: &Inventory| inventory.devices().map(spell).collect::<Vec<_>>() == expected;
+        let mut seen = self.inventory.subscribe();
+        let waited = timeout(Duration::from_secs(20), seen.wait_for(fits)).await.map(|_| ());
+        assert!(waited.is_ok(), "never saw {expected:?}; last: {:#?}", *self.inventory.borrow());
     }
 
     /// Waits until the GPUs, by minor, have this health: none where healthy, else a part of the reason.
@@ -150,6 +171,169 @@ async fn a_driver_may_come_later_and_sentinels_are_no_numbers() {
             machine.until(&[(0, None)]).await;
             let inventory = machine.inventory.borrow();
             assert_eq!(inventory.devices().next().unwrap().accelerator.readings.temperature_celsius, None);
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn partitions_come_and_go_while_it_looks() {
+    let small = [1, 2, 3].map(|gi| MigStandin::new(gi, "1g.5gb"));
+    let (large, shared) = (MigStandin::new(1, "3g.20gb"), MigStandin { gi: 5, ci: 1, profile: "1c.2g.10gb" });
+    let mut machine = Machine::with_gpus(2);
+    machine.config = "flags: {migStrategy: mixed}";
+    // Looks are rare: only its pulse can tell it.
+    machine.interval = Duration::from_mins(10);
+    machine.set_mig(0, &small);
+    let gpu = |minor| format!("{} gpu", GpuStandin::uuid(minor));
+    let mig = |mig: MigStandin| format!("{} mig-{}", mig.uuid(0), mig.profile);
+    machine
+        .run(async {
+            machine.until_offered(&[vec![gpu(1)], small.map(mig).to_vec()].concat()).await;
+            {
+                let inventory = machine.inventory.borrow();
+                let first = inventory.devices().nth(1).unwrap();
+                let caps = small[0].device_nodes(0).map(|(path, ..)| path);
+                let expected = ["/dev/nvidia0", &caps[0], &caps[1], "/dev/nvidiactl", "/dev/nvidia-uvm"];
+                assert_eq!(first.nodes[..5], expected.map(PathBuf::from));
+                let partition = first.partition.as_ref().unwrap();
+                assert_eq!((partition.memory_mib, partition.instance), (Some(4864), Some((1, 0))));
+                assert_eq!(inventory.labels()["nvidia.com/mig-1g.5gb.count"], "3");
+                assert_eq!(
+                    inventory.labels()["nvidia.com/mig-1g.5gb.product"],
+                    "NVIDIA-Standin-40GB-MIG-1g.5gb"
+                );
+            }
+            // A compute instance that is not all of its GPU instance is not offered.
+            machine.set_mig(0, &[large, shared]);
+            machine.until_offered(&[gpu(1), mig(large)]).await;
+            machine.gpus.disable_mig(0).unwrap();
+            machine.until_offered(&[gpu(0), gpu(1)]).await;
+            machine.set_mig(1, &small[..1]);
+            machine.until_offered(&[gpu(0), format!("{} mig-1g.5gb", small[0].uuid(1))]).await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn single_offers_partitions_as_gpus() {
+    let small = [1, 2].map(|gi| MigStandin::new(gi, "1g.5gb"));
+    let mut machine = Machine::with_gpus(1);
+    machine.config = "flags: {migStrategy: single}";
+    machine.set_mig(0, &small);
+    let offered = |mark: &str, migs: &[MigStandin]| {
+        migs.iter().map(|mig| format!("{mark}{} gpu", mig.uuid(0))).collect::<Vec<_>>()
+    };
+    machine
+        .run(async {
+            machine.until_offered(&offered("", &small)).await;
+            let unequal = [small[0], MigStandin::new(2, "3g.20gb")];
+            machine.set_mig(0, &unequal);
+            machine.until_offered(&offered("!", &unequal)).await;
+            machine.set_mig(0, &[]);
+            machine.until_offered(&[format!("!{} gpu", GpuStandin::uuid(0))]).await;
+            machine.gpus.disable_mig(0).unwrap();
+            machine.until_offered(&[format!("{} gpu", GpuStandin::uuid(0))]).await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn an_xid_reaches_the_partition_it_names_and_a_gpus_sickness_all_of_them() {
+    let small = [1, 2, 3].map(|gi| MigStandin::new(gi, "1g.5gb"));
+    let mut machine = Machine::with_gpus(1);
+    machine.config = "flags: {migStrategy: mixed}";
+    machine.set_mig(0, &small);
+    let offered = |sick: &[usize]| {
+        let spell = |(place, mig): (usize, &MigStandin)| {
+            format!("{}{} mig-1g.5gb", if sick.contains(&place) { "!" } else { "" }, mig.uuid(0))
+        };
+        small.iter().enumerate().map(spell).collect::<Vec<_>>()
+    };
+    machine
+        .run(async {
+            machine.until_offered(&offered(&[])).await;
+            machine.gpus.xid_of(0, small[1], 94).unwrap();
+            machine.until_offered(&offered(&[1])).await;
+            machine.until_offered(&offered(&[])).await;
+            machine.gpus.xid(0, 94).unwrap();
+            machine.until_offered(&offered(&[0, 1, 2])).await;
+            machine.until_offered(&offered(&[])).await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn what_wears_out_is_unhealthy_until_it_is_mended() {
+    let machine = Machine::with_gpus(2);
+    machine.gpus.connect(0, 1, 2).unwrap();
+    machine
+        .run(async {
+            machine.until(&[(0, None), (1, None)]).await;
+            for (attribute, broken, sane, part) in [
+                ("ecc-uncorrected", "1", "1", "1 new uncorrected"),
+                ("remapped-failure", "1", "0", "no spare rows"),
+                ("remapped-pending", "1", "0", "next reset"),
+                ("retired-pending", "1", "0", "retired"),
+                ("nvlinks/2", "down", "up 00000000:11:00.0", "NVLink 2 is down"),
+                ("temperature", "91", "60", "slows down from 90"),
+            ] {
+                machine.gpus.set(0, attribute, broken).unwrap();
+                machine.until(&[(0, Some(part)), (1, None)]).await;
+                machine.gpus.set(0, attribute, sane).unwrap();
+                machine.until(&[(0, None), (1, None)]).await;
+            }
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn links_sensors_and_processes_are_read_and_sentinels_are_not() {
+    let machine = Machine::with_gpus(3);
+    machine.gpus.connect(0, 1, 4).unwrap();
+    machine.gpus.set(0, &format!("topology/{}", GpuStandin::uuid(2)), 30).unwrap();
+    machine.gpus.set(0, "utilization", 70).unwrap();
+    machine.gpus.set(0, "memory-used", 1024).unwrap();
+    machine.gpus.set(0, "processes", "4711 512 compute\n4711 100 graphics\n99 - mps").unwrap();
+    for sensor in ["power", "utilization", "temperature", "ecc-uncorrected", "remapped-pending"] {
+        machine.gpus.set(1, sensor, u32::MAX).unwrap();
+    }
+    machine.gpus.set(1, "ecc-uncorrected", u64::MAX).unwrap();
+    machine.gpus.set(1, "memory-total", u64::MAX).unwrap();
+    machine
+        .run(async {
+            machine.until(&[(0, None), (1, None), (2, None)]).await;
+            let inventory = machine.inventory.borrow();
+            let accelerator = |place| &inventory.devices().nth(place).unwrap().accelerator;
+            let id = |minor| DeviceId::new(GpuStandin::uuid(minor)).unwrap();
+            assert_eq!(accelerator(0).links, [(id(1), 400), (id(2), 20)].into());
+            assert_eq!(accelerator(2).links, [(id(0), 20)].into());
+            let readings = &accelerator(0).readings;
+            assert_eq!((readings.power_milliwatts, readings.utilization_percent), (Some(50000), Some(70)));
+            assert_eq!(readings.memory_used_mib, Some(1024));
+            let processes: Vec<_> =
+                readings.processes.iter().map(|process| (process.pid, process.memory_mib)).collect();
+            assert_eq!(processes, [(99, None), (4711, Some(512))]);
+            let readings = &accelerator(1).readings;
+            assert_eq!((readings.power_milliwatts, readings.utilization_percent), (None, None));
+            assert_eq!((readings.temperature_celsius, accelerator(1).memory_mib), (None, None));
+            assert_eq!(readings.errors.get("ecc_uncorrected"), None);
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_driver_that_goes_and_comes_is_noticed_between_looks() {
+    let mut machine = Machine::with_gpus(1);
+    machine.interval = Duration::from_mins(10);
+    machine
+        .run(async {
+            machine.until(&[(0, None)]).await;
+            for _ in 0..2 {
+                machine.gpus.set_driver_loaded(false).unwrap();
+                machine.until(&[(0, Some("driver"))]).await;
+                machine.gpus.set_driver_loaded(true).unwrap();
+                machine.until(&[(0, None)]).await;
+            }
         })
         .await;
 }
