@@ -1,6 +1,18 @@
 //! The pods of this machine by name: where nothing better says so, from the folders in which the kubelet keeps their logs.
 
-use std::{collections::BTreeMap, io, path::Path};
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use notify::{EventKind, RecursiveMode, Watcher as _};
+use tokio::{sync::watch, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+/// Between two looks when nothing is said to have changed.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
 
 /// A pod of this machine.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -13,6 +25,34 @@ pub struct PodInfo {
     pub name: String,
     /// Its labels, where the API server was asked; otherwise none.
     pub labels: BTreeMap<String, String>,
+}
+
+/// Keeps `pods` up to date from the folder of pods' logs until `stop`. While it can't be read the list stays as it was.
+pub async fn follow(folder: PathBuf, pods: watch::Sender<Vec<PodInfo>>, stop: CancellationToken) {
+    let ticks = watch::Sender::new(());
+    let mut tick = ticks.subscribe();
+    let seen = move |event: notify::Result<notify::Event>| {
+        if event.is_ok_and(|event| matches!(event.kind, EventKind::Create(_) | EventKind::Remove(_))) {
+            ticks.send_replace(());
+        }
+    };
+    let watcher = notify::recommended_watcher(seen)
+        .and_then(|mut watcher| watcher.watch(&folder, RecursiveMode::NonRecursive).map(|()| watcher));
+    if let Err(error) = &watcher {
+        tracing::warn!(folder = %folder.display(), %error, "can't watch it: looking every {LOOK_EVERY:?} instead");
+    }
+    while !stop.is_cancelled() {
+        tick.mark_unchanged();
+        if let Ok(mut now) = in_logs(&folder) {
+            now.sort();
+            pods.send_if_modified(|before| {
+                let differs = *before != now;
+                *before = now;
+                differs
+            });
+        }
+        let _ = stop.run_until_cancelled(timeout(LOOK_EVERY, tick.changed())).await;
+    }
 }
 
 /// Reads the folder of pods' logs, `/var/log/pods`: its folders are called `NAMESPACE_NAME_UID`.

@@ -280,11 +280,6 @@ impl Filter {
         Ok(())
     }
 
-    /// Forgets where it was attached: the cgroup is gone, and with it the program.
-    pub fn forget(&mut self) {
-        self.held = None;
-    }
-
     /// Whether it is in force, as far as this agent knows.
     pub fn is_held(&self) -> bool {
         self.held.is_some()

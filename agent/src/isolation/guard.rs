@@ -1,0 +1,236 @@
+//! One round of isolation: look at the machine, decide, tell the kernel, and see to it that the filter still is where it was put.
+
+use std::io;
+
+use spillway_device_plugin::{
+    device::{DeviceId, ResourceName},
+    inventory::{BackendState, Inventory},
+};
+
+use super::{
+    cgroup::{self, CgroupError, Kubepods, PodCgroup},
+    denials::Ledger,
+    filter::{Filter, FilterError, Outcome, Recipe},
+    kernel::{self, KernelError},
+    nodes::{Nodes, Roots},
+    policy::{self, View, Wait},
+    settings::{IsolationArgs, Mode, WhileAway},
+};
+use crate::{holders::Holders, pods::PodInfo};
+
+/// Why isolation is not in force.
+#[derive(Debug, thiserror::Error)]
+pub enum GuardError {
+    /// This machine can't.
+    #[error(
+        "the kernel ({release}) does not take the device program: isolation needs Linux 6.1, CAP_BPF and CAP_NET_ADMIN"
+    )]
+    Impossible {
+        /// The kernel's release.
+        release: String,
+        /// What it said.
+        source: FilterError,
+    },
+    /// The hierarchy is not what it seems.
+    #[error("{0} is no cgroup v2 file system: name the host's cgroups by --cgroup-dir")]
+    NoCgroups(String),
+    /// Pods' cgroups can't be found.
+    #[error(transparent)]
+    Cgroups(#[from] CgroupError),
+    /// The filter does not work.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
+    /// The machine's devices are not known yet.
+    #[error("{0} has not looked for devices yet")]
+    Starting(String),
+}
+
+/// What a round needs to know of the world.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Facts<'a> {
+    pub(super) inventory: &'a Inventory,
+    pub(super) holders: &'a Holders,
+    pub(super) pods: &'a [PodInfo],
+}
+
+/// The state of isolation on this machine.
+#[derive(Debug)]
+pub(super) struct Guard {
+    args: IsolationArgs,
+    roots: Roots,
+    filter: Filter,
+    kubepods: Option<Kubepods>,
+    nodes: Nodes,
+    cgroups: Vec<PodCgroup>,
+    waits: Vec<Wait>,
+    pub(super) ledger: Ledger,
+}
+
+impl Guard {
+    /// Sees whether this machine can.
+    pub(super) fn open(args: IsolationArgs, roots: Roots, ledger: Ledger) -> Result<Self, GuardError> {
+        let hierarchy = cgroup::hierarchy(&args.cgroup_dir)?;
+        if !kernel::is_cgroup2(&hierarchy).map_err(FilterError::from)? {
+            return Err(GuardError::NoCgroups(hierarchy.display().to_string()));
+        }
+        let impossible = |source| GuardError::Impossible { release: release(&roots), source };
+        let filter = Filter::open(&args.bpf_dir).map_err(|error| match error {
+            FilterError::Kernel(KernelError::Call { .. }) => impossible(error),
+            other => other.into(),
+        })?;
+        filter.probe().map_err(impossible)?;
+        let (nodes, cgroups, waits) = (Nodes::default(), Vec::new(), Vec::new());
+        Ok(Self { args, roots, filter, kubepods: None, nodes, cgroups, waits, ledger })
+    }
+
+    /// Looks, decides, does.
+    pub(super) fn round(&mut self, facts: Facts<'_>) -> Result<(), GuardError> {
+        let kubepods = match self.kubepods.take().filter(Kubepods::in_place) {
+            Some(kubepods) => kubepods,
+            None => self.find()?,
+        };
+        let kubepods = &*self.kubepods.insert(kubepods);
+        self.nodes = Nodes::look(facts.inventory, &self.roots);
+        self.cgroups = kubepods.pods()?;
+        self.ledger.saw(&self.cgroups);
+        let entries = self.filter.entries()?;
+        let changes = policy::decide(&View {
+            nodes: &self.nodes,
+            holders: facts.holders,
+            cgroups: &self.cgroups,
+            pods: facts.pods,
+            exemptions: &self.args.exempt,
+            own_uid: self.args.pod_uid.as_deref(),
+            entries: &entries,
+        });
+        self.filter.apply(&changes)?;
+        for (key, owner) in entries.iter().filter(|(key, _)| changes.revoke.contains(key)) {
+            tracing::debug!(cgroup = key.cgroup, node = %key.number, ?owner, "access ended");
+        }
+        for key in changes.allow.keys() {
+            let uid = self.cgroups.iter().find(|pod| pod.id == key.cgroup).map(|pod| pod.uid.as_str());
+            tracing::debug!(pod.uid = uid, node = %key.number, "access given");
+        }
+        self.waits = changes.waits;
+        // An incomplete list would leave the rest unprotected for a moment, or refuse it to pods that hold it.
+        let starting = facts.inventory.backends().find(|(_, state)| **state == BackendState::Starting);
+        if let Some((backend, _)) = starting {
+            return Err(GuardError::Starting(backend.to_owned()));
+        }
+        let recipe = Recipe {
+            rules: self.nodes.rules.clone(),
+            kubepods: kubepods.clone(),
+            effect: self.args.mode.effect(),
+        };
+        match self.filter.enforce(recipe)? {
+            Outcome::Unchanged => {}
+            Outcome::Attached => {
+                tracing::info!(mode = ?self.args.mode, cgroup = %kubepods.path.display(), "isolation is in force");
+            }
+            Outcome::Adopted => {
+                tracing::info!(mode = ?self.args.mode, cgroup = %kubepods.path.display(), "isolation was in force, and is taken over");
+            }
+            Outcome::Replaced => tracing::info!("other device nodes are protected now"),
+        }
+        self.check(facts.pods)
+    }
+
+    /// Puts the filter back if somebody touched it, and reads what was denied.
+    pub(super) fn check(&mut self, pods: &[PodInfo]) -> Result<(), GuardError> {
+        // A cgroup that is gone takes its filter along: no tampering. The next round looks for the new one.
+        if self.kubepods.as_ref().is_some_and(Kubepods::in_place)
+            && let Some(what) = self.filter.tampered()?
+        {
+            self.filter.restore()?;
+            self.ledger.restored();
+            tracing::error!(
+                "{what} behind the agent's back: put back. Somebody on this machine may load BPF programs"
+            );
+        }
+        let denials = self.filter.denials()?;
+        self.ledger.record(denials, &self.nodes, pods, self.args.mode.effect());
+        Ok(())
+    }
+
+    fn find(&self) -> Result<Kubepods, GuardError> {
+        let hierarchy = cgroup::hierarchy(&self.args.cgroup_dir)?;
+        let (named, own) = (self.args.kubepods_cgroup.as_deref(), self.args.pod_uid.as_deref());
+        Ok(cgroup::find(&hierarchy, named, own)?)
+    }
+
+    /// The folders in which pods' cgroups come and go.
+    pub(super) fn watched(&self) -> Vec<std::path::PathBuf> {
+        self.kubepods.as_ref().and_then(|kubepods| kubepods.parents().ok()).unwrap_or_default()
+    }
+
+    /// Whether the filter is attached.
+    pub(super) fn in_force(&self) -> bool {
+        self.filter.is_held()
+    }
+
+    /// How many pods wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.waits.len()
+    }
+
+    /// Whether a container that was given these devices may start, after a round.
+    pub(super) fn admits(
+        &self,
+        holders: &Holders,
+        resource: &ResourceName,
+        devices: &[DeviceId],
+    ) -> Result<(), String> {
+        let list = devices.iter().map(DeviceId::as_str).collect::<Vec<_>>().join(", ");
+        let named: Vec<_> = holders
+            .holdings
+            .iter()
+            .filter(|holding| {
+                holding.resource == *resource && devices.iter().any(|id| holding.devices.contains(id))
+            })
+            .collect();
+        if named.is_empty() {
+            return Err(format!("the kubelet's checkpoint names no pod that holds {resource} {list}"));
+        }
+        let live: Vec<_> = self
+            .cgroups
+            .iter()
+            .filter(|cgroup| named.iter().any(|holding| holding.pod.uid == cgroup.uid))
+            .collect();
+        if live.is_empty() {
+            return Err(format!("no cgroup of the pod that holds {resource} {list} is to be found"));
+        }
+        for id in devices {
+            if let Some(Err(why)) = self.nodes.devices.get(&(resource.clone(), id.clone())) {
+                return Err(format!("{resource} {id} can't be given to its pod: {why}"));
+            }
+        }
+        let wait = self.waits.iter().find(|wait| live.iter().any(|pod| pod.uid == wait.uid && pod.populated));
+        match wait {
+            None => Ok(()),
+            Some(wait) => Err(format!(
+                "{} still belongs to pod {}, in which processes run: it is free when they have ended",
+                self.nodes.name(wait.number),
+                wait.behind
+            )),
+        }
+    }
+
+    /// What holds from now on, when the agent stops.
+    pub(super) fn stop(self) -> Result<(), GuardError> {
+        if self.args.while_away == WhileAway::Open {
+            super::filter::uninstall(&self.args.bpf_dir)?;
+            tracing::info!("isolation is not in force while the agent is away");
+        }
+        Ok(())
+    }
+
+    pub(super) fn mode(&self) -> Mode {
+        self.args.mode
+    }
+}
+
+fn release(roots: &Roots) -> String {
+    let read =
+        |()| -> io::Result<String> { std::fs::read_to_string(roots.proc.join("sys/kernel/osrelease")) };
+    read(()).map_or_else(|_| "of unknown release".to_owned(), |text| text.trim().to_owned())
+}
