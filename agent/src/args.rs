@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand};
 use spillway_daemon::DaemonArgs;
 
 pub use self::nvidia::{Maybe, NvidiaArgs};
-use crate::{holders, node::NodeArgs};
+use crate::{holders, isolation::settings::IsolationArgs, node::NodeArgs};
 
 /// Offers a machine's GPUs and FPGAs to its kubelet, and keeps track of their health.
 ///
@@ -125,6 +125,10 @@ pub struct Args {
     #[command(flatten)]
     pub node: NodeArgs,
 
+    /// Who may open which device node.
+    #[command(flatten)]
+    pub isolation: IsolationArgs,
+
     /// What both daemons take.
     #[command(flatten)]
     pub daemon: DaemonArgs,
@@ -139,6 +143,9 @@ pub enum Command {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
+    /// Takes away what isolation left in the kernel: its program, and every pin. Refused while an agent runs on this machine: it would put
+    /// them back.
+    Uninstall,
 }
 
 impl Args {
@@ -194,6 +201,8 @@ mod tests {
             ("--mig-strategy", "some"),
             ("--device-list-strategy", "envvar,cdi"),
             ("--device-id-strategy", "name"),
+            ("--isolation", "some"),
+            ("--isolation-exempt", "kube-system,No/Such"),
         ] {
             let error = Args::try_parse_from(["spillway-agent", flag, value]).unwrap_err();
             assert!(error.to_string().contains(flag), "{error}");

@@ -16,17 +16,17 @@ pub mod policy;
 pub mod program;
 pub mod settings;
 
-use std::{error::Error as _, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use spillway_daemon::admin::Readiness;
 use spillway_device_plugin::{
     device::{DeviceId, ResourceName},
-    inventory::Inventory,
+    inventory::{BackendState, Inventory},
     server::PreStart,
 };
 use tokio::{
     sync::{Mutex, mpsc, watch},
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -155,7 +155,8 @@ impl Isolation {
         let result = self.try_round(&mut state).await;
         match &result {
             Ok(()) => state.said.clear(),
-            Err(why) if *why != state.said => {
+            // At the start that is no news.
+            Err(why) if *why != state.said && !self.starting() => {
                 tracing::warn!(mode = ?self.mode, "isolation: {why}");
                 state.said.clone_from(why);
             }
@@ -179,6 +180,10 @@ impl Isolation {
         self.metrics.in_force.set(i64::from(guard.in_force()));
         self.metrics.waiting.set(i64::try_from(guard.waiting()).unwrap_or(i64::MAX));
         result.map_err(|error| with_causes(&error))
+    }
+
+    fn starting(&self) -> bool {
+        self.sources.inventory.borrow().backends().any(|(_, state)| *state == BackendState::Starting)
     }
 
     async fn check(&self) {
@@ -252,7 +257,7 @@ impl Watching {
         match watcher {
             Ok(watcher) => (self.watcher, self.folders) = (Some(watcher), folders),
             Err(error) => {
-                tracing::warn!(%error, "can't watch pods' cgroups: looking every {ROUND_EVERY:?} instead")
+                tracing::warn!(%error, "can't watch pods' cgroups: looking every {ROUND_EVERY:?} instead");
             }
         }
     }

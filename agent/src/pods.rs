@@ -1,4 +1,5 @@
-//! The pods of this machine by name: where nothing better says so, from the folders in which the kubelet keeps their logs.
+//! The pods of this machine by name and labels: from the API server where it is asked, otherwise, and until it has answered, by name
+//! only, from the folders in which the kubelet keeps their logs.
 
 use std::{
     collections::BTreeMap,
@@ -10,6 +11,8 @@ use std::{
 use notify::{EventKind, RecursiveMode, Watcher as _};
 use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
+
+use crate::node::PodMeta;
 
 /// Between two looks when nothing is said to have changed.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
@@ -23,12 +26,24 @@ pub struct PodInfo {
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// Its labels, where the API server was asked; otherwise none.
-    pub labels: BTreeMap<String, String>,
+    /// Its labels, where the API server was asked.
+    pub labels: Option<BTreeMap<String, String>>,
 }
 
-/// Keeps `pods` up to date from the folder of pods' logs until `stop`. While it can't be read the list stays as it was.
-pub async fn follow(folder: PathBuf, pods: watch::Sender<Vec<PodInfo>>, stop: CancellationToken) {
+impl From<PodMeta> for PodInfo {
+    fn from(pod: PodMeta) -> Self {
+        Self { uid: pod.uid, namespace: pod.namespace, name: pod.name, labels: Some(pod.labels) }
+    }
+}
+
+/// Keeps `pods` up to date until `stop`: as the API server says, and for pods of which it has said nothing from the folder of logs. While
+/// that can't be read the list stays as it was.
+pub async fn follow(
+    folder: PathBuf,
+    mut api: watch::Receiver<Option<Vec<PodMeta>>>,
+    pods: watch::Sender<Vec<PodInfo>>,
+    stop: CancellationToken,
+) {
     let ticks = watch::Sender::new(());
     let mut tick = ticks.subscribe();
     let seen = move |event: notify::Result<notify::Event>| {
@@ -43,16 +58,30 @@ pub async fn follow(folder: PathBuf, pods: watch::Sender<Vec<PodInfo>>, stop: Ca
     }
     while !stop.is_cancelled() {
         tick.mark_unchanged();
-        if let Ok(mut now) = in_logs(&folder) {
-            now.sort();
+        if let Ok(logged) = in_logs(&folder) {
+            let now = merged(api.borrow_and_update().clone().unwrap_or_default(), logged);
             pods.send_if_modified(|before| {
                 let differs = *before != now;
                 *before = now;
                 differs
             });
         }
-        let _ = stop.run_until_cancelled(timeout(LOOK_EVERY, tick.changed())).await;
+        let changed = async {
+            tokio::select! {
+                Ok(()) = tick.changed() => {}
+                Ok(()) = api.changed() => {}
+                else => std::future::pending().await,
+            }
+        };
+        let _ = stop.run_until_cancelled(timeout(LOOK_EVERY, changed)).await;
     }
+}
+
+fn merged(listed: Vec<PodMeta>, logged: Vec<PodInfo>) -> Vec<PodInfo> {
+    let by_uid = |pod: PodInfo| (pod.uid.clone(), pod);
+    let mut pods: BTreeMap<_, _> = logged.into_iter().map(by_uid).collect();
+    pods.extend(listed.into_iter().map(PodInfo::from).map(by_uid));
+    pods.into_values().collect()
 }
 
 /// Reads the folder of pods' logs, `/var/log/pods`: its folders are called `NAMESPACE_NAME_UID`.
@@ -78,7 +107,7 @@ fn of_folder(name: &str) -> Option<PodInfo> {
         uid: uid.to_owned(),
         namespace: namespace.to_owned(),
         name: name.to_owned(),
-        labels: BTreeMap::new(),
+        labels: None,
     })
 }
 
@@ -112,5 +141,26 @@ mod tests {
             expected.map(|(namespace, name, uid)| (namespace.to_owned(), name.to_owned(), uid.to_owned()))
         );
         assert!(in_logs(&folder.path().join("none")).is_err());
+    }
+
+    #[test]
+    fn the_api_server_knows_better() {
+        let logged = |uid: &str| PodInfo {
+            uid: uid.to_owned(),
+            namespace: "default".to_owned(),
+            name: format!("pod-{uid}"),
+            labels: None,
+        };
+        let listed = PodMeta {
+            uid: "b".to_owned(),
+            namespace: "default".to_owned(),
+            name: "pod-b".to_owned(),
+            labels: BTreeMap::from([("app".to_owned(), "dcgm".to_owned())]),
+        };
+        let labels: Vec<_> = merged(vec![listed], vec![logged("b"), logged("a")])
+            .into_iter()
+            .map(|pod| (pod.uid, pod.labels.is_some()))
+            .collect();
+        assert_eq!(labels, [("a".to_owned(), false), ("b".to_owned(), true)]);
     }
 }

@@ -1,5 +1,7 @@
 //! Wiring: from arguments to supervised subsystems. Everything that fails here fails the process with one line.
 
+mod isolate;
+
 use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
@@ -16,7 +18,7 @@ use spillway_device_plugin::{
     metrics::Metrics,
     plugins,
     registration::{FolderError, KubeletFolder, Registrations},
-    server::Shared,
+    server::{PreStart, Shared},
     sharing::Rules,
 };
 use tokio::{sync::watch, time::timeout};
@@ -26,8 +28,9 @@ use crate::{
     args::{Args, Command},
     check,
     holders::{self, Holders, HoldersReader},
+    isolation::{self, Sources},
     metrics,
-    node::{Node, Wiring},
+    node::{EventSink, Node, PodMeta, Wiring},
     readiness,
 };
 
@@ -44,6 +47,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         return check::check(file, &overrides);
     }
     telemetry::init(args.daemon.log_format, &args.daemon.log_level)?;
+    if args.command == Some(Command::Uninstall) {
+        return isolate::uninstall(args);
+    }
     let configuration = Store::open(args.config_file(), overrides)?;
     // Two workers are plenty for a few sockets; one per core of a large machine would only hold memory.
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -67,20 +73,35 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
     let inventory = watch::Sender::new(setting.inventory());
     let configuration = configuration.checked_by(possible(inventory.subscribe()));
     let registrations = watch::Sender::new(Registrations::new());
-    let plugin_metrics = Metrics::default();
+    let (plugin_metrics, isolation_metrics) = (Metrics::default(), isolation::denials::Metrics::default());
     let readiness = Readiness::default();
 
     let mut supervisor = Supervisor::new();
     let stop = supervisor.stop();
     if let Some(address) = args.daemon.admin_address.0 {
-        let registry = metrics::registry(
+        let mut registry = metrics::registry(
             inventory.subscribe(),
             registrations.subscribe(),
             configuration.validity(),
             &plugin_metrics,
         );
+        isolation_metrics.register(registry.sub_registry_with_prefix("isolation"));
         supervisor.start("admin", admin::serve(address, Arc::new(registry), readiness.clone(), stop.clone()));
     }
+    let reader = HoldersReader::new(args.kubelet_paths());
+    let holders = watch::Sender::new(Holders::default());
+    let pods = watch::Sender::new(Vec::new());
+    let isolation = isolate::open(
+        args,
+        Sources {
+            inventory: inventory.subscribe(),
+            holders: holders.subscribe(),
+            reader: reader.clone(),
+            pods: pods.subscribe(),
+        },
+        &readiness,
+        isolation_metrics,
+    )?;
     supervisor.start("readiness", {
         let (inventory, registrations) = (inventory.subscribe(), registrations.subscribe());
         let stop = stop.clone();
@@ -89,8 +110,7 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
             Ok(())
         }
     });
-    let reader = HoldersReader::new(args.kubelet_paths());
-    let holders = watch::Sender::new(Holders::default());
+    let before_start = isolation.iter().map(|(step, _)| step.clone() as Arc<dyn PreStart>).collect();
     supervisor.start("holders", {
         let (reader, holders, stop) = (reader.clone(), holders.clone(), stop.clone());
         async move {
@@ -99,7 +119,10 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
         }
     });
     let serving = watch::Sender::new(false);
-    let chosen = start_node(args, &mut supervisor, &configuration, &inventory, &serving);
+    let listed = watch::Sender::new(None);
+    let seen = listed.subscribe();
+    let (chosen, events) = start_node(args, &mut supervisor, &configuration, &inventory, &serving, listed);
+    isolate::start(&mut supervisor, args, isolation, pods, seen, serving.subscribe(), events);
     supervisor.start("discovery", {
         let (configuration, inventory, stop) = (configuration.clone(), inventory.clone(), stop.clone());
         async move {
@@ -136,7 +159,7 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
             };
             if let Some(folder) = folder {
                 serving.send_replace(true);
-                let shared = Shared { inventory, before_start: Vec::new(), configs, metrics: plugin_metrics };
+                let shared = Shared { inventory, before_start, configs, metrics: plugin_metrics };
                 plugins::run(folder, shared, registrations, stop).await;
             }
             Ok(())
@@ -145,16 +168,17 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
     supervisor.run(args.grace()).await
 }
 
-/// Starts what is done in the Kubernetes API, if anything is. The receiver: whether the node's configuration has been chosen.
+/// Starts what is done in the Kubernetes API, if anything is. Gives whether the node's configuration has been chosen, and where events go.
 fn start_node(
     args: &Args,
     supervisor: &mut Supervisor,
     configuration: &Store,
     inventory: &watch::Sender<Inventory>,
     serving: &watch::Sender<bool>,
-) -> Option<watch::Receiver<bool>> {
-    let node = Node::new(&args.node)?;
-    let (chosen, stop) = (node.chosen(), supervisor.stop());
+    pods: watch::Sender<Option<Vec<PodMeta>>>,
+) -> (Option<watch::Receiver<bool>>, EventSink) {
+    let Some(node) = Node::new(&args.node) else { return (None, EventSink::default()) };
+    let (chosen, events, stop) = (node.chosen(), node.events(), supervisor.stop());
     let configuration = configuration.clone();
     let wiring = Wiring {
         inventory: inventory.subscribe(),
@@ -163,14 +187,14 @@ fn start_node(
             let document = choice.map(|(name, bytes)| Document { name, bytes });
             configuration.offer(Source::Node, document)
         })),
-        pods: None,
+        pods: Some(pods),
         serving: serving.subscribe(),
     };
     supervisor.start("node", async move {
         node.run(wiring, stop).await;
         Ok(())
     });
-    Some(chosen)
+    (Some(chosen), events)
 }
 
 /// A configuration that asks for what this machine's devices can't give is not put in force.

@@ -102,7 +102,9 @@ impl Ledger {
             self.series.retain(|uid, labels| {
                 let keep = live.contains(uid.as_str());
                 if !keep {
-                    labels.iter().for_each(|labels| drop(self.metrics.denials.remove(labels)));
+                    for labels in &*labels {
+                        self.metrics.denials.remove(labels);
+                    }
                 }
                 keep
             });
@@ -180,7 +182,7 @@ mod tests {
             uid: "a".to_owned(),
             namespace: "default".to_owned(),
             name: "greedy".to_owned(),
-            labels: BTreeMap::new(),
+            labels: None,
         };
         let number = Number { major: 195, minor: 1 };
         let guaranteed = DenyKey { upper: 11, lower: 99, number };

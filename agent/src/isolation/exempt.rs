@@ -55,19 +55,19 @@ pub struct Exemption {
 }
 
 impl Exemption {
-    /// Whether it is about this pod.
-    pub fn covers(&self, pod: &PodInfo) -> bool {
-        pod.namespace == self.namespace
-            && match &self.who {
-                Who::Everybody => true,
-                Who::Named(pattern) => pattern.fits(&pod.name),
-                Who::Labelled(labels) => labels.iter().all(|(key, value)| pod.labels.get(key) == Some(value)),
+    /// Whether it is about this pod. None: the pod's labels decide, and aren't known yet.
+    pub fn covers(&self, pod: &PodInfo) -> Option<bool> {
+        if pod.namespace != self.namespace {
+            return Some(false);
+        }
+        match &self.who {
+            Who::Everybody => Some(true),
+            Who::Named(pattern) => Some(pattern.fits(&pod.name)),
+            Who::Labelled(wanted) => {
+                let labels = pod.labels.as_ref()?;
+                Some(wanted.iter().all(|(key, value)| labels.get(key) == Some(value)))
             }
-    }
-
-    /// Whether labels decide, which only the API server knows.
-    pub fn needs_labels(&self) -> bool {
-        matches!(self.who, Who::Labelled(_))
+        }
     }
 }
 
@@ -119,7 +119,9 @@ mod tests {
             uid: "u".to_owned(),
             namespace: namespace.to_owned(),
             name: name.to_owned(),
-            labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+            labels: Some(
+                labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+            ),
         }
     }
 
@@ -138,8 +140,11 @@ mod tests {
             ("monitoring:app=dcgm+tier=pod", false),
             ("monitoring:app=", false),
         ] {
-            assert_eq!(text.parse::<Exemption>().unwrap().covers(&dcgm), covers, "{text}");
+            assert_eq!(text.parse::<Exemption>().unwrap().covers(&dcgm), Some(covers), "{text}");
         }
+        let unlabelled = PodInfo { labels: None, ..dcgm };
+        assert_eq!("monitoring:app=dcgm".parse::<Exemption>().unwrap().covers(&unlabelled), None);
+        assert_eq!("other:app=dcgm".parse::<Exemption>().unwrap().covers(&unlabelled), Some(false));
         let some: Exemption = "fpga/flasher@/dev/xclmgmt*".parse().unwrap();
         let nodes = some.nodes.unwrap();
         assert!(nodes.matches(Path::new("/dev/xclmgmt256")) && !nodes.matches(Path::new("/dev/nvidia0")));

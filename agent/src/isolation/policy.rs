@@ -159,8 +159,8 @@ impl<'a> Pod<'a> {
             pod.exempt.insert(Number::ALL);
         }
         if let Some(info) = view.pods.iter().find(|info| info.uid == uid) {
-            pod.named = true;
-            for exemption in view.exemptions.iter().filter(|exemption| exemption.covers(info)) {
+            pod.named = view.exemptions.iter().all(|exemption| exemption.covers(info).is_some());
+            for exemption in view.exemptions.iter().filter(|exemption| exemption.covers(info) == Some(true)) {
                 match &exemption.nodes {
                     None => pod.exempt.extend([Number::ALL]),
                     Some(pattern) => {

@@ -37,7 +37,7 @@ pub enum WhileAway {
 #[command(next_help_heading = "Isolation")]
 pub struct IsolationArgs {
     /// Whether pods are kept from accelerators that the kubelet did not give them, in the kernel, whatever their container runtime lets
-    /// them do. Needs Linux 6.1, a cgroup v2 hierarchy, a bpffs, CAP_BPF and CAP_NET_ADMIN.
+    /// them do. Needs Linux 6.1, a cgroup v2 hierarchy, a bpffs, `CAP_BPF` and `CAP_NET_ADMIN`.
     #[arg(long = "isolation", value_enum, value_name = "MODE", default_value_t = Mode::Audit, env = "SPILLWAY_ISOLATION")]
     pub mode: Mode,
 

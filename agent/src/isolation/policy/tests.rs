@@ -47,12 +47,7 @@ fn holding(uid: &str, devices: &[&str]) -> Holding {
 }
 
 fn named(uid: &str, namespace: &str) -> PodInfo {
-    PodInfo {
-        uid: uid.to_owned(),
-        namespace: namespace.to_owned(),
-        name: format!("pod-{uid}"),
-        labels: BTreeMap::new(),
-    }
+    PodInfo { uid: uid.to_owned(), namespace: namespace.to_owned(), name: format!("pod-{uid}"), labels: None }
 }
 
 fn entry(cgroup: u64, number: Number, uid: &str) -> (AllowKey, Owner) {
@@ -224,6 +219,15 @@ fn exemptions_come_and_go() {
     assert!(moment.step().allow.contains_key(&AllowKey { cgroup: 1, number: Number::ALL }));
     moment.pods[0].namespace = "other".to_owned();
     assert_eq!(moment.step().revoke, keys(&[entry(1, Number::ALL, "dcgm")]));
+
+    // By labels, which are not known until the API server has said them: then it is given, and before it is not taken away.
+    moment.exemptions = vec![exemption("other:app=dcgm")];
+    moment.entries.extend([entry(1, Number::ALL, "dcgm")]);
+    assert_eq!(moment.step().revoke, BTreeSet::new());
+    moment.pods[0].labels = Some(BTreeMap::new());
+    assert_eq!(moment.step().revoke, keys(&[entry(1, Number::ALL, "dcgm")]));
+    moment.pods[0].labels = Some(BTreeMap::from([("app".to_owned(), "dcgm".to_owned())]));
+    assert!(moment.step().allow.contains_key(&AllowKey { cgroup: 1, number: Number::ALL }));
 
     // One node, exclusive to another: whoever is exempt is in nobody's way.
     moment.exemptions = vec![exemption("other@/dev/nvidia0")];
