@@ -17,6 +17,7 @@ use spillway_device_plugin::{
     inventory::Inventory,
     metrics::Metrics,
     plugins,
+    programming::{DflProgrammer, Programming},
     registration::{FolderError, KubeletFolder, Registrations},
     server::{PreStart, Shared},
     sharing::Rules,
@@ -110,7 +111,9 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
             Ok(())
         }
     });
-    let before_start = isolation.iter().map(|(step, _)| step.clone() as Arc<dyn PreStart>).collect();
+    // Isolation first: it waits until the last holder is gone, who would still use what is programmed.
+    let isolating = isolation.iter().map(|(step, _)| step.clone() as Arc<dyn PreStart>);
+    let before_start = isolating.chain([programming(&setting.roots, &configuration)]).collect();
     supervisor.start("holders", {
         let (reader, holders, stop) = (reader.clone(), holders.clone(), stop.clone());
         async move {
@@ -212,6 +215,12 @@ fn setting(args: &Args, configuration: &Store) -> Setting {
         interval: args.refresh(),
         config: configuration.current(),
     }
+}
+
+/// What programs FPGAs for containers.
+fn programming(roots: &Roots, configuration: &Store) -> Arc<dyn PreStart> {
+    let programmer = Arc::new(DflProgrammer::new(roots.dev.clone()));
+    Arc::new(Programming::new(roots.clone(), configuration.subscribe(), programmer))
 }
 
 /// Takes the device plugin folder; none while another agent holds it.

@@ -4,6 +4,7 @@
 //!
 //! [`store`] holds the one in force and replaces it when a new one is sound.
 
+mod fpga;
 mod health;
 mod parse;
 mod shares;
@@ -18,6 +19,7 @@ use std::{
 
 use serde::Deserialize;
 
+pub use fpga::FpgaFunction;
 pub use health::{CriticalXids, Health, Overridden};
 pub use parse::word;
 pub use shares::{DeviceRef, MemoryMode, MemoryShares, Replicated, Shared, SharedDevices, Sharing, Way};
@@ -353,6 +355,9 @@ pub struct Fpga {
     pub mode: FpgaMode,
     /// Which of them a container gets where there is a choice.
     pub allocation: Spread,
+    /// In mode `region`: the functions that are put into ports before a container starts. Pods ask for `fpga.intel.com/af-…` then, as in mode
+    /// `af`, and get one of these ports.
+    pub functions: Vec<FpgaFunction>,
     /// Where bitstreams lie: `<interface id>/<function id>.gbs`.
     pub bitstream_folder: PathBuf,
 }
@@ -363,6 +368,7 @@ impl Default for Fpga {
             enabled: true,
             mode: FpgaMode::default(),
             allocation: Spread::default(),
+            functions: Vec::new(),
             bitstream_folder: PathBuf::from("/srv/intel.com/fpga"),
         }
     }

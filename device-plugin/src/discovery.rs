@@ -1,9 +1,9 @@
 //! Finding devices: what every back end has in common. A back end may block, so each has a thread of its own; it publishes complete
 //! lists, and a thread that hangs (drivers do) is noticed from outside.
 
-mod dfl;
+pub mod dfl;
 mod fpga_manager;
-mod intel;
+pub(crate) mod intel;
 mod kinds;
 pub mod nvml;
 mod opae;

@@ -8,6 +8,7 @@
 //! This crate knows nothing of the Kubernetes API, of cgroups, or of HTTP.
 
 pub mod allocate;
+pub mod bitstream;
 pub mod causes;
 pub mod cdi;
 pub mod config;
@@ -19,6 +20,7 @@ pub mod metrics;
 pub mod mps;
 pub mod plugins;
 pub mod preference;
+pub mod programming;
 pub mod registration;
 pub mod server;
 pub mod sharing;

@@ -314,7 +314,7 @@ impl Registration<'_> {
             version: VERSION.to_owned(),
             endpoint: KubeletFolder::endpoint(&self.resource),
             resource_name: self.resource.to_string(),
-            options: Some(self.shared.options()),
+            options: Some(self.shared.options(&self.resource)),
         };
         let registered = call(&self.folder.kubelet(), REGISTER_WITHIN, async |channel| {
             RegistrationClient::new(channel).register(request).await.map(drop)

@@ -47,6 +47,12 @@ const PATH_LIMIT: usize = 107;
 /// such container, init containers and restarts included, waits for 30 s at most, and tries again after an error.
 #[tonic::async_trait]
 pub trait PreStart: fmt::Debug + Send + Sync {
+    /// Whether it has to do with containers that hold this resource. Where nothing has, the kubelet is told not to ask: it would not start a
+    /// container while the agent is away.
+    fn concerns(&self, _resource: &ResourceName) -> bool {
+        true
+    }
+
     /// A container that was given `devices` of `resource` is about to start. It is not said which one.
     ///
     /// # Errors
@@ -68,10 +74,10 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// What every plugin offers beyond the mandatory.
-    pub(crate) fn options(&self) -> DevicePluginOptions {
+    /// What the plugin of `resource` offers beyond the mandatory.
+    pub(crate) fn options(&self, resource: &ResourceName) -> DevicePluginOptions {
         DevicePluginOptions {
-            pre_start_required: !self.before_start.is_empty(),
+            pre_start_required: self.before_start.iter().any(|step| step.concerns(resource)),
             get_preferred_allocation_available: true,
         }
     }
@@ -275,7 +281,7 @@ impl DevicePlugin for Plugin {
         &self,
         _: Request<Empty>,
     ) -> Result<Response<DevicePluginOptions>, Status> {
-        Ok(Response::new(self.shared.options()))
+        Ok(Response::new(self.shared.options(&self.resource)))
     }
 
     async fn list_and_watch(&self, _: Request<Empty>) -> Result<Response<Self::ListAndWatchStream>, Status> {

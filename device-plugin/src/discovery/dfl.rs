@@ -14,11 +14,11 @@
 use std::{collections::BTreeSet, path::Path};
 
 use super::{
-    Kind,
+    Kind, Roots,
     intel::{self, Layout, group, register},
     sysfs::{children, file_name, id128, number, optional},
 };
-use crate::device::Readings;
+use crate::device::{DeviceId, Readings};
 
 /// The DFL framework, as the list of back ends has it.
 pub(super) const KIND: Kind = intel::kind::<Dfl>();
@@ -99,4 +99,42 @@ impl Layout for Dfl {
         }
         readings
     }
+}
+
+/// A port that is to be programmed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The name of its own device node.
+    pub port: String,
+    /// The name of its management engine's device node.
+    pub engine: String,
+    /// The card's own number of the port.
+    pub number: u32,
+    /// The interface that a bitstream must fit.
+    pub interface: String,
+    /// The function that is in it; none where that can't be told now.
+    pub function: Option<String>,
+}
+
+/// Looks for the port that is listed as `id`.
+///
+/// # Errors
+/// Why it can't be programmed, for people.
+pub(crate) fn locate(roots: &Roots, id: &DeviceId) -> Result<Place, String> {
+    let cards = children(&roots.sys.join(Dfl::CLASS), Dfl::CARD);
+    let ports =
+        cards.iter().flat_map(|card| children(card, Dfl::PORT).into_iter().map(move |port| (card, port)));
+    let (card, port) =
+        ports.into_iter().find(|(card, port)| intel::stable_id(card, port) == id.as_str()).ok_or_else(
+            || format!("the kernel's DFL driver shows no port {id}: only its ports can be programmed"),
+        )?;
+    let engine = intel::engine_of::<Dfl>(card)?;
+    let number = number(&port.join("id")).map_err(|error| error.to_string())?;
+    Ok(Place {
+        interface: Dfl::interface(&engine)?.ok_or("the card has no interface that a bitstream could fit")?,
+        engine: file_name(&engine),
+        number: u32::try_from(number).map_err(|_| format!("{number} is no port's number"))?,
+        function: id128(&port.join("afu_id")).ok(),
+        port: file_name(&port),
+    })
 }

@@ -12,10 +12,15 @@
 //! Intel's plugin lists a card once in `region`, too, and so hands out all its ports at once. With `regiondevel` a card can't be parted:
 //! who has the management engine can program every port.
 //!
+//! In mode `region` the configuration may say that ports are to have a function when a container starts (`fpga.functions`). These are
+//! `fpga.intel.com/af-…`, too, and [`crate::programming`] sees to it.
+//!
 //! A port of a card that has no interface id, because nothing in it can be replaced, is `fpga.spillway.dev/afu-<function id>` in any mode.
 
 mod offer;
 mod read;
+
+pub(crate) use offer::function_resource;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,7 +31,8 @@ use std::{
 };
 
 use offer::Memory;
-use read::{engine_of, read_engine, read_port};
+pub(super) use read::{engine_of, stable_id};
+use read::{read_engine, read_port};
 
 use super::{
     Complaints, Kind, Roots,
@@ -34,7 +40,7 @@ use super::{
     sysfs::{SysfsError, children},
 };
 use crate::{
-    config::FpgaMode,
+    config::{Fpga, FpgaMode},
     device::{Device, Readings},
 };
 
@@ -75,10 +81,10 @@ pub(super) const fn kind<L: Layout>() -> Kind {
         name: L::NAME,
         make: |setting| {
             let fpga = &setting.config.fpga;
-            let look = || IntelCards::<L>::new(setting.roots.clone(), fpga.mode, setting.interval);
+            let look = || IntelCards::<L>::new(setting.roots.clone(), fpga, setting.interval);
             fpga.enabled.then(|| Box::new(Polled(look())) as _)
         },
-        same: |one, other| (one.fpga.enabled, one.fpga.mode) == (other.fpga.enabled, other.fpga.mode),
+        same: |one, other| one.fpga == other.fpga,
     }
 }
 
@@ -96,15 +102,15 @@ pub(super) struct IntelCards<L> {
 }
 
 impl<L: Layout> IntelCards<L> {
-    /// Looks at what is shown under `roots`, and offers it as `mode` says.
-    pub(super) fn new(roots: Roots, mode: FpgaMode, sense_every: Duration) -> Self {
+    /// Looks at what is shown under `roots`, and offers it as `fpga` says.
+    pub(super) fn new(roots: Roots, fpga: &Fpga, sense_every: Duration) -> Self {
         Self {
             layout: PhantomData,
             roots,
-            mode,
+            mode: fpga.mode,
             sense_every,
             sensed: BTreeMap::new(),
-            memory: Memory::default(),
+            memory: Memory::new(&fpga.functions),
             complaints: Complaints::default(),
         }
     }

@@ -11,7 +11,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 
 use super::read::{Engine, Function, Port};
 use crate::{
-    config::FpgaMode,
+    config::{FpgaFunction, FpgaMode},
     device::{Accelerator, Device, DeviceId, Health, NameError, Partition, ResourceName},
     health::Faults,
 };
@@ -26,15 +26,37 @@ pub(super) struct Memory {
     faults: Faults,
     /// The last function that was seen in each.
     functions: BTreeMap<DeviceId, String>,
-}
-
-impl Default for Memory {
-    fn default() -> Self {
-        Self { faults: Faults::new(QUIET), functions: BTreeMap::new() }
-    }
+    /// The functions that are put into ports, by interface and function, and how many ports each may still have.
+    wanted: Vec<FpgaFunction>,
+    /// What was decided of each port, once and for all: a port that changed its resource while a pod holds it would be handed out again.
+    reserved: BTreeMap<DeviceId, Option<String>>,
 }
 
 impl Memory {
+    /// Nothing was seen yet; these functions are to be put into ports.
+    pub(super) fn new(wanted: &[FpgaFunction]) -> Self {
+        Self {
+            faults: Faults::new(QUIET),
+            functions: BTreeMap::new(),
+            wanted: wanted.to_vec(),
+            reserved: BTreeMap::new(),
+        }
+    }
+
+    /// The function that a port is to have when a container starts, if it is one of those that are.
+    fn reservation(&mut self, port: &DeviceId, interface: &str) -> Option<String> {
+        if let Some(decided) = self.reserved.get(port) {
+            return decided.clone();
+        }
+        let next = self.wanted.iter_mut().find(|wanted| wanted.interface == interface && wanted.ports > 0);
+        let decided = next.map(|wanted| {
+            wanted.ports -= 1;
+            wanted.function.clone()
+        });
+        self.reserved.insert(port.clone(), decided.clone());
+        decided
+    }
+
     /// Only these are still there.
     pub(super) fn forget_all_but<'a>(&mut self, devices: impl Iterator<Item = &'a DeviceId>) {
         let there: BTreeSet<_> = devices.collect();
@@ -92,7 +114,11 @@ pub(super) fn offer(
                 };
                 let named = match (mode, interface) {
                     (FpgaMode::Region, Some(interface)) => {
-                        region(interface).map(|resource| (resource, None)).map_err(|error| error.to_string())
+                        let resource = match memory.reservation(&port.id, interface) {
+                            Some(function) => function_resource(interface, &function),
+                            None => region(interface),
+                        };
+                        resource.map(|resource| (resource, None)).map_err(|error| error.to_string())
                     }
                     _ => memory.function(&port).and_then(by_function),
                 };

@@ -50,7 +50,7 @@ pub(super) enum Function {
 }
 
 /// The folder of the management engine that a card's ports belong to: the card's own, or for a virtual function that of the physical one.
-pub(super) fn engine_of<L: Layout>(card: &Path) -> Result<PathBuf, String> {
+pub(in crate::discovery) fn engine_of<L: Layout>(card: &Path) -> Result<PathBuf, String> {
     let own = children(card, L::ENGINE);
     let engines = if own.is_empty() {
         children(&card.join("device/physfn").join(L::BELOW_FUNCTION), L::CARD)
@@ -127,7 +127,7 @@ pub(super) fn read_port<L: Layout>(
 }
 
 /// The same from boot to boot: the PCI address and the card's own number of the port; the kernel's number where these are unknown.
-fn stable_id(card: &Path, port: &Path) -> String {
+pub(in crate::discovery) fn stable_id(card: &Path, port: &Path) -> String {
     match (pci_address(&card.join("device")), number(&port.join("id"))) {
         (Some(address), Ok(number)) if u16::try_from(number).is_ok() => format!("{address}-port{number}"),
         _ => file_name(port),

@@ -2,7 +2,7 @@ use std::{fs, os::unix::fs::symlink, path::PathBuf};
 
 use super::*;
 use crate::{
-    device::{DeviceId, Health},
+    device::{DeviceId, Health, ResourceName},
     discovery::{dfl::Dfl, opae::Opae},
 };
 
@@ -111,8 +111,9 @@ impl<T: Tree> Machine<T> {
             dev: self.folder.path().join("dev"),
             proc: self.folder.path().join("proc"),
         };
-        let looking =
-            self.looking.get_or_insert_with(|| IntelCards::new(roots, mode, Duration::from_secs(5)));
+        let looking = self
+            .looking
+            .get_or_insert_with(|| IntelCards::new(roots, &Fpga::default(), Duration::from_secs(5)));
         looking.mode = mode;
         looking.look(self.now)
     }
@@ -196,7 +197,7 @@ fn a_machine_without_fpgas_has_none() {
     let empty = tempfile::tempdir().unwrap();
     let roots =
         Roots { sys: empty.path().to_owned(), dev: empty.path().to_owned(), proc: empty.path().to_owned() };
-    let mut looking = IntelCards::<Dfl>::new(roots, FpgaMode::Region, Duration::from_secs(5));
+    let mut looking = IntelCards::<Dfl>::new(roots, &Fpga::default(), Duration::from_secs(5));
     assert_eq!(looking.look(Instant::now()), []);
 }
 
@@ -375,4 +376,39 @@ fn device_ids_fit_whatever_the_kernel_says() {
         machine.set_card("dfl-port.0/id", nonsense);
         assert_eq!(machine.look()[0].id, DeviceId::new("dfl-port.0").unwrap(), "{nonsense:?}");
     }
+}
+
+#[test]
+fn ports_are_reserved_for_the_functions_that_are_put_into_them() {
+    let mut machine = Machine::<Dfl>::with_card(3);
+    let wanted = |function: &str, ports| crate::config::FpgaFunction {
+        interface: INTERFACE.to_owned(),
+        function: function.to_owned(),
+        ports,
+    };
+    let other = "0".repeat(32);
+    let fpga = Fpga { functions: vec![wanted(&other, 1), wanted(FUNCTION, 1)], ..Fpga::default() };
+    let roots = Roots {
+        sys: machine.folder.path().join("sys"),
+        dev: machine.folder.path().join("dev"),
+        proc: machine.folder.path().join("proc"),
+    };
+    machine.looking = Some(IntelCards::new(roots, &fpga, Duration::from_secs(5)));
+    let resources =
+        |devices: &[Device]| devices.iter().map(|device| device.resource.clone()).collect::<Vec<_>>();
+    let before = resources(&machine.look());
+    let region = ResourceName::new(format!("fpga.intel.com/region-{INTERFACE}")).unwrap();
+    assert_eq!(
+        before,
+        [
+            function_resource(INTERFACE, &other).unwrap(),
+            function_resource(INTERFACE, FUNCTION).unwrap(),
+            region
+        ]
+    );
+    // The first goes: the others keep what pods may hold them by, and what comes back is what it was.
+    fs::rename(machine.at(&format!("{PCI}/{}/dfl-port.0", Dfl::REGION)), machine.at("dfl-port.0")).unwrap();
+    assert_eq!(resources(&machine.look()), before[1..]);
+    fs::rename(machine.at("dfl-port.0"), machine.at(&format!("{PCI}/{}/dfl-port.0", Dfl::REGION))).unwrap();
+    assert_eq!(resources(&machine.look()), before);
 }
