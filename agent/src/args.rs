@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand};
 use spillway_daemon::DaemonArgs;
 
 pub use self::nvidia::{Maybe, NvidiaArgs};
-use crate::{holders, isolation::settings::IsolationArgs, node::NodeArgs};
+use crate::{holders, isolation::settings::IsolationArgs, neighbours, node::NodeArgs};
 
 /// Offers a machine's GPUs and FPGAs to its kubelet, and keeps track of their health.
 ///
@@ -54,6 +54,17 @@ pub struct Args {
         help_heading = "The machine"
     )]
     pub device_plugin_dir: PathBuf,
+
+    /// The kubelet's folder of DRA drivers' sockets, as this process sees it: `plugins_registry` below the kubelet's root folder. A DRA driver
+    /// there that hands out the same devices is left alone.
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        default_value = "/var/lib/kubelet/plugins_registry",
+        env = "SPILLWAY_PLUGINS_REGISTRY_DIR",
+        help_heading = "The machine"
+    )]
+    pub plugins_registry_dir: PathBuf,
 
     /// Socket of the kubelet's pod resources API, as this process sees it: pod-resources/kubelet.sock below the kubelet's root folder. Names
     /// of pods come from it, and what the kubelet's device checkpoint says is checked against it.
@@ -166,6 +177,14 @@ impl Args {
             device_plugins: self.device_plugin_dir.clone(),
             pod_resources: self.pod_resources_socket.clone(),
             pod_logs: self.pod_logs_dir.clone(),
+        }
+    }
+
+    /// Where others who serve devices have their sockets.
+    pub(crate) fn neighbour_folders(&self) -> neighbours::Folders {
+        neighbours::Folders {
+            device_plugins: self.device_plugin_dir.clone(),
+            plugins_registry: self.plugins_registry_dir.clone(),
         }
     }
 

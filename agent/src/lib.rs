@@ -6,6 +6,7 @@ pub mod check;
 pub mod holders;
 pub mod isolation;
 pub mod metrics;
+pub mod neighbours;
 pub mod node;
 pub mod pods;
 pub mod readiness;

@@ -16,7 +16,7 @@ use spillway_device_plugin::{
     discovery::{self, Roots, Setting},
     inventory::Inventory,
     metrics::Metrics,
-    plugins,
+    plugins::{self, Neighbour},
     programming::{DflProgrammer, Programming},
     registration::{FolderError, KubeletFolder, Registrations},
     server::{PreStart, Shared},
@@ -30,7 +30,7 @@ use crate::{
     check,
     holders::{self, Holders, HoldersReader},
     isolation::{self, Sources},
-    metrics,
+    metrics, neighbours,
     node::{EventSink, Node, PodMeta, Wiring},
     readiness,
 };
@@ -125,7 +125,8 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
     let listed = watch::Sender::new(None);
     let seen = listed.subscribe();
     let (chosen, events) = start_node(args, &mut supervisor, &configuration, &inventory, &serving, listed);
-    isolate::start(&mut supervisor, args, isolation, pods, seen, serving.subscribe(), events);
+    isolate::start(&mut supervisor, args, isolation, pods, seen, serving.subscribe(), events.clone());
+    let neighbours = start_neighbours(args, &mut supervisor, &inventory, events).await;
     supervisor.start("discovery", {
         let (configuration, inventory, stop) = (configuration.clone(), inventory.clone(), stop.clone());
         async move {
@@ -163,7 +164,7 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
             if let Some(folder) = folder {
                 serving.send_replace(true);
                 let shared = Shared { inventory, before_start, configs, metrics: plugin_metrics };
-                plugins::run(folder, shared, registrations, stop).await;
+                plugins::run(folder, shared, neighbours, registrations, stop).await;
             }
             Ok(())
         }
@@ -207,6 +208,24 @@ fn possible(inventory: watch::Receiver<Inventory>) -> Check {
         let refused = offered.refused();
         if refused.is_empty() { Ok(()) } else { Err(refused.join("; ")) }
     })
+}
+
+/// Looks for others who serve this machine's devices, once now and then all the time.
+async fn start_neighbours(
+    args: &Args,
+    supervisor: &mut Supervisor,
+    inventory: &watch::Sender<Inventory>,
+    events: EventSink,
+) -> watch::Receiver<Vec<Neighbour>> {
+    let folders = args.neighbour_folders();
+    let neighbours = watch::Sender::new(neighbours::look(&folders).await);
+    let seen = neighbours.subscribe();
+    let watching = neighbours::run(folders, neighbours, inventory.subscribe(), events, supervisor.stop());
+    supervisor.start("neighbours", async move {
+        watching.await;
+        Ok(())
+    });
+    seen
 }
 
 fn setting(args: &Args, configuration: &Store) -> Setting {

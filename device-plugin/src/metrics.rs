@@ -2,7 +2,7 @@
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 
@@ -15,11 +15,17 @@ struct Labels {
     outcome: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Contested {
+    resource: String,
+}
+
 /// Counters that all plugins share.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
     registrations: Family<Labels, Counter>,
     allocations: Family<Labels, Counter>,
+    contested: Family<Contested, Gauge>,
 }
 
 impl Metrics {
@@ -35,6 +41,17 @@ impl Metrics {
             "Containers for which the kubelet asked for devices",
             self.allocations.clone(),
         );
+        registry.register(
+            "contested",
+            "Whether a resource is left to somebody else on the machine who offers the same devices",
+            self.contested.clone(),
+        );
+    }
+
+    /// Whether a resource is left to somebody else.
+    pub(crate) fn contested(&self, resource: &ResourceName, contested: bool) {
+        let labels = Contested { resource: resource.to_string() };
+        self.contested.get_or_create(&labels).set(i64::from(contested));
     }
 
     /// Counts one attempt to register.

@@ -10,7 +10,7 @@ use spillway_device_plugin::{
     device::{Accelerator, Device, DeviceId, Health, Readings, ResourceName},
     inventory::{BackendState, Inventory},
     metrics::Metrics,
-    plugins,
+    plugins::{self, Neighbour, Offers},
     registration::{FolderError, KubeletFolder, Registrations},
     server::Shared,
 };
@@ -51,6 +51,7 @@ struct Machine {
     folder: tempfile::TempDir,
     inventory: watch::Sender<Inventory>,
     registrations: watch::Sender<Registrations>,
+    neighbours: watch::Sender<Vec<Neighbour>>,
     stop: CancellationToken,
 }
 
@@ -60,6 +61,7 @@ impl Machine {
             folder: tempfile::tempdir().unwrap(),
             inventory: watch::Sender::default(),
             registrations: watch::Sender::default(),
+            neighbours: watch::Sender::default(),
             stop: CancellationToken::new(),
         };
         machine.set(devices);
@@ -83,6 +85,7 @@ impl Machine {
                 configs: watch::channel(Arc::default()).1,
                 metrics: Metrics::default(),
             },
+            self.neighbours.subscribe(),
             self.registrations.clone(),
             self.stop.clone(),
         )
@@ -333,4 +336,38 @@ fn a_folder_that_is_none_is_told_apart() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let file = KubeletFolder::open(file.path()).unwrap_err();
     assert!(matches!(file, FolderError::Unwritable { .. }), "{file}");
+}
+
+#[tokio::test]
+async fn what_somebody_else_serves_is_left_alone_until_it_is_gone() {
+    let machine = Machine::with(vec![device(GPU, "GPU-0"), device(FPGA, "port0")]);
+    let theirs = Neighbour {
+        name: "NVIDIA's device plugin (nvidia-gpu.sock)".to_owned(),
+        offers: Offers::ListedIn("NVIDIA_VISIBLE_DEVICES"),
+    };
+    machine.neighbours.send_replace(vec![theirs.clone()]);
+    let kubelet = machine.kubelet();
+    machine
+        .run(async {
+            let gpu = ResourceName::new(GPU).unwrap();
+            let mut registrations = machine.registrations.subscribe();
+            let refused = |all: &Registrations| {
+                all.get(&gpu).is_some_and(
+                    |state| matches!(state, Err(why) if why.contains("NVIDIA's device plugin (nvidia-gpu.sock)")),
+                )
+            };
+            registrations.wait_for(refused).await.unwrap();
+            let seen = kubelet.until("the FPGA", |seen| seen.lists.contains_key(FPGA)).await;
+            assert!(!seen.registrations.contains_key(GPU), "nobody is put out of the kubelet");
+
+            machine.neighbours.send_replace(Vec::new());
+            kubelet.until("the GPU", |seen| seen.lists.contains_key(GPU)).await;
+            registrations.wait_for(|all| all.get(&gpu) == Some(&Ok(()))).await.unwrap();
+
+            // It comes back, and gets the devices back.
+            machine.neighbours.send_replace(vec![theirs.clone()]);
+            registrations.wait_for(refused).await.unwrap();
+            assert!(machine.sockets().iter().all(|name| !name.contains("nvidia")));
+        })
+        .await;
 }
