@@ -11,3 +11,4 @@ pub mod node;
 pub mod pods;
 pub mod readiness;
 pub mod run;
+pub mod shape;

@@ -33,6 +33,7 @@ use crate::{
     metrics, neighbours,
     node::{EventSink, Node, PodMeta, Wiring},
     readiness,
+    shape::{self, LargestGroup},
 };
 
 /// How often to try again while another agent holds the device plugin folder.
@@ -74,6 +75,7 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
     let inventory = watch::Sender::new(setting.inventory());
     let configuration = configuration.checked_by(possible(inventory.subscribe()));
     let registrations = watch::Sender::new(Registrations::new());
+    let holders = watch::Sender::new(Holders::default());
     let (plugin_metrics, isolation_metrics) = (Metrics::default(), isolation::denials::Metrics::default());
     let readiness = Readiness::default();
 
@@ -87,10 +89,13 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
             &plugin_metrics,
         );
         isolation_metrics.register(registry.sub_registry_with_prefix("isolation"));
+        registry.register_collector(Box::new(LargestGroup {
+            inventory: inventory.subscribe(),
+            holders: holders.subscribe(),
+        }));
         supervisor.start("admin", admin::serve(address, Arc::new(registry), readiness.clone(), stop.clone()));
     }
     let reader = HoldersReader::new(args.kubelet_paths());
-    let holders = watch::Sender::new(Holders::default());
     let pods = watch::Sender::new(Vec::new());
     let isolation = isolate::open(
         args,
@@ -124,7 +129,8 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
     let serving = watch::Sender::new(false);
     let listed = watch::Sender::new(None);
     let seen = listed.subscribe();
-    let (chosen, events) = start_node(args, &mut supervisor, &configuration, &inventory, &serving, listed);
+    let (chosen, events) =
+        start_node(args, &mut supervisor, &configuration, &inventory, holders.subscribe(), &serving, listed);
     isolate::start(&mut supervisor, args, isolation, pods, seen, serving.subscribe(), events.clone());
     let neighbours = start_neighbours(args, &mut supervisor, &inventory, events).await;
     supervisor.start("discovery", {
@@ -178,6 +184,7 @@ fn start_node(
     supervisor: &mut Supervisor,
     configuration: &Store,
     inventory: &watch::Sender<Inventory>,
+    holders: watch::Receiver<Holders>,
     serving: &watch::Sender<bool>,
     pods: watch::Sender<Option<Vec<PodMeta>>>,
 ) -> (Option<watch::Receiver<bool>>, EventSink) {
@@ -186,7 +193,10 @@ fn start_node(
     let configuration = configuration.clone();
     let wiring = Wiring {
         inventory: inventory.subscribe(),
-        annotate: None,
+        annotate: Some(Arc::new(move |inventory| {
+            let value = shape::annotation(inventory, &holders.borrow());
+            [(shape::ANNOTATION.to_owned(), value)].into()
+        })),
         accept: Some(Arc::new(move |choice| {
             let document = choice.map(|(name, bytes)| Document { name, bytes });
             configuration.offer(Source::Node, document)

@@ -23,4 +23,5 @@ pub mod preference;
 pub mod programming;
 pub mod registration;
 pub mod server;
+pub mod shape;
 pub mod sharing;

@@ -1,6 +1,7 @@
 //! Measurements on a real cluster. They print tables and assert nothing: a number that a machine must reach belongs in no test.
 
 pub mod cri_loop;
+pub mod device_plugin;
 pub mod footprint;
 
 use std::{fs, path::Path, time::Duration};
@@ -25,6 +26,8 @@ pub enum Bench {
         #[arg(long, default_value_t = 200)]
         pods: u32,
     },
+    /// The agent's device plugins: how fast they answer beside a bare server, how soon they are there, what they cost. Without a cluster.
+    DevicePlugin(device_plugin::Options),
     /// A bare loop over the CRI of a serverless runtime, without Kubernetes: how fast this machine can start containers at all.
     CriLoop {
         /// Rounds, each a sandbox with a container that sleeps for a second.
@@ -33,13 +36,14 @@ pub enum Bench {
     },
 }
 
-/// Measures on a cluster that is started for it and ended after it.
+/// Measures, with the programs in `binaries`; what needs a cluster starts one and ends it.
 ///
 /// # Errors
 /// When something can't be started or measured.
-pub fn run(bench: &Bench) -> anyhow::Result<()> {
+pub fn run(bench: &Bench, binaries: &Path) -> anyhow::Result<()> {
     match *bench {
         Bench::Footprint { gpus, pods } => footprint::run(gpus, pods),
+        Bench::DevicePlugin(ref options) => device_plugin::run(options, binaries),
         Bench::CriLoop { pods } => measure_cri_loop(pods),
     }
 }

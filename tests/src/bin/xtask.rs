@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
 
@@ -133,8 +134,12 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Test { filter } => test(filter.as_deref()),
         Task::Cluster { action } => by_hand(action),
         Task::Bench { bench } => {
+            let binaries = cluster::current_binaries()?;
+            if matches!(bench, bench::Bench::DevicePlugin(_)) {
+                return bench::run(&bench, &release_build(&binaries)?);
+            }
             set_up()?;
-            bench::run(&bench)
+            bench::run(&bench, &binaries)
         }
         Task::Forward { .. } => Ok(()),
     }
@@ -155,6 +160,22 @@ fn set_up() -> anyhow::Result<()> {
         "--package",
         "spillway-standin-nvml",
     ])
+}
+
+/// What is measured without a cluster, built with optimisation; the folder it is in.
+fn release_build(binaries: &Path) -> anyhow::Result<PathBuf> {
+    eprintln!("building the agent with optimisation");
+    cargo(&[
+        "build",
+        "--release",
+        "--package",
+        "spillway-agent",
+        "--package",
+        "spillway-plugin-bench",
+        "--package",
+        "spillway-standin-nvml",
+    ])?;
+    Ok(binaries.with_file_name("release"))
 }
 
 fn cargo(arguments: &[&str]) -> anyhow::Result<()> {

@@ -114,7 +114,17 @@ impl GpuStandin {
 
     /// Reports a critical XID of a GPU.
     pub fn xid(&self, minor: u32, xid: u64) -> io::Result<()> {
-        self.event(&format!("{} {xid}", Self::uuid(minor)))
+        self.event(&Self::xid_line(minor, xid))
+    }
+
+    /// How a GPU's XID is written into [`GpuStandin::xids`].
+    pub fn xid_line(minor: u32, xid: u64) -> String {
+        format!("{} {xid}", Self::uuid(minor))
+    }
+
+    /// The file whose lines are XIDs.
+    pub fn xids(&self) -> PathBuf {
+        self.folder().join("xids")
     }
 
     /// Reports a critical XID of one of a GPU's MIG devices.
@@ -123,7 +133,7 @@ impl GpuStandin {
     }
 
     fn event(&self, line: &str) -> io::Result<()> {
-        let mut events = fs::File::options().create(true).append(true).open(self.folder().join("xids"))?;
+        let mut events = fs::File::options().create(true).append(true).open(self.xids())?;
         events.write_all(format!("{line}\n").as_bytes())
     }
 

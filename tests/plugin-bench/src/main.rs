@@ -1,0 +1,109 @@
+//! Measures an agent's device plugins from the kubelet's side, in one run with a bare tonic server that answers with as many bytes. A
+//! program of its own, so that it is built like the agent, with optimisation; `cargo xtask bench device-plugin` prepares what it needs
+//! and prints what it finds.
+//!
+//! It is the kubelet, a stand-in: agent and echo server are processes of their own.
+
+mod agent;
+mod echo;
+#[allow(clippy::unwrap_used, dead_code, reason = "the tests' own, which use more of it")]
+#[path = "../../../device-plugin/tests/standin_kubelet/mod.rs"]
+mod standin_kubelet;
+mod wire;
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::Context as _;
+use clap::Parser;
+
+/// What to measure.
+#[derive(Debug, Clone, Parser)]
+enum Arguments {
+    /// Answer Allocate and `GetPreferredAllocation` on a socket with fixed messages; for this program's own use.
+    #[command(hide = true)]
+    Echo {
+        /// The socket.
+        socket: PathBuf,
+    },
+    /// Start the agent with this command line, and measure.
+    Measure(Measure),
+}
+
+/// Everything that is said of the agent.
+#[derive(Debug, Clone, clap::Args)]
+struct Measure {
+    /// The kubelet's device plugin folder, which the agent is told by its command line.
+    #[arg(long)]
+    folder: PathBuf,
+    /// The resource that is asked for.
+    #[arg(long)]
+    resource: String,
+    /// How many devices it has.
+    #[arg(long)]
+    devices: usize,
+    /// How many devices a container asks for.
+    #[arg(long, default_value_t = 8)]
+    size: usize,
+    /// Calls of each kind.
+    #[arg(long, default_value_t = 5000)]
+    calls: usize,
+    /// How long to look at the idle agent, in seconds.
+    #[arg(long, default_value_t = 30)]
+    idle_seconds: u64,
+    /// A line appended to a file that makes a device sick: FILE=LINE, as often as that is to be measured.
+    #[arg(long)]
+    sicken: Vec<String>,
+    /// The agent and its arguments.
+    #[arg(last = true, required = true)]
+    agent: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let done = runtime.context("can't start the async runtime").and_then(|runtime| {
+        runtime.block_on(async {
+            match Arguments::parse() {
+                Arguments::Echo { socket } => echo::serve(&socket).await,
+                Arguments::Measure(measure) => {
+                    let found = measure.run().await?;
+                    println!("{found}");
+                    Ok(())
+                }
+            }
+        })
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Measure {
+    /// All of it, as one JSON object.
+    async fn run(&self) -> anyhow::Result<serde_json::Value> {
+        let kubelet = standin_kubelet::StandinKubelet::start(&self.folder);
+        let (agent, registered) = agent::Agent::start(&self.agent, &kubelet, self).await?;
+        let unhealthy = agent::sicken(&kubelet, self).await?;
+        let latencies = wire::measure(&kubelet, self).await?;
+        let resident = agent.resident_mib()?;
+        drop(kubelet);
+        let kubelet = standin_kubelet::StandinKubelet::start(&self.folder);
+        let reregistered = agent::listed(&kubelet, self).await?;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let idle_cpu_percent = agent.cpu_percent(Duration::from_secs(self.idle_seconds)).await?;
+        Ok(serde_json::json!({
+            "registered_s": registered.as_secs_f64(),
+            "reregistered_s": reregistered.as_secs_f64(),
+            "unhealthy_s": unhealthy.map(|unhealthy| unhealthy.as_secs_f64()),
+            "rss_mib": resident,
+            "idle_cpu_percent": idle_cpu_percent,
+            "allocate": latencies.allocate.json(),
+            "allocate_echo": latencies.allocate_echo.json(),
+            "preferred": latencies.preferred.json(),
+            "preferred_echo": latencies.preferred_echo.json(),
+        }))
+    }
+}
