@@ -13,7 +13,7 @@ use spillway_daemon::{
 use spillway_device_plugin::{
     cdi,
     config::store::{Check, Document, Source, Store},
-    discovery::{self, Roots, Setting},
+    discovery::{self, Memory, Roots, Setting},
     inventory::Inventory,
     metrics::Metrics,
     plugins::{self, Neighbour},
@@ -243,6 +243,7 @@ fn setting(args: &Args, configuration: &Store) -> Setting {
         roots: Roots { sys: args.sys_root.clone(), dev: args.dev_root.clone(), proc: args.proc_root.clone() },
         interval: args.refresh(),
         config: configuration.current(),
+        memory: Memory::default(),
     }
 }
 

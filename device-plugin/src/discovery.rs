@@ -13,6 +13,7 @@ mod sysfs;
 mod xrt;
 
 use std::{
+    any::Any,
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
@@ -76,6 +77,23 @@ pub struct Setting {
     pub interval: Duration,
     /// What the user wants.
     pub config: Arc<Config>,
+    /// What outlives any single back end.
+    pub memory: Memory,
+}
+
+/// What kinds of back ends remember for as long as the process runs, each under its name: a device that is sick stays so when a new
+/// configuration replaces whoever watched it. Cheap to clone; all clones are one.
+#[derive(Debug, Clone, Default)]
+pub struct Memory(Arc<Mutex<BTreeMap<&'static str, Arc<dyn Any + Send + Sync>>>>);
+
+impl Memory {
+    /// What the kind `name` remembers; `make` makes it the first time.
+    pub fn of<T: Any + Send + Sync>(&self, name: &'static str, make: impl Fn() -> T) -> Arc<T> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = known.entry(name).or_insert_with(|| Arc::new(make())).clone();
+        // Names are unique; should two kinds share one, each has its own.
+        found.downcast().unwrap_or_else(|_| Arc::new(make()))
+    }
 }
 
 impl Setting {

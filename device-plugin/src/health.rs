@@ -35,6 +35,11 @@ impl Faults {
         Self { quiet, last: BTreeMap::new() }
     }
 
+    /// From now on a device recovers this long after its last fault.
+    pub fn set_quiet(&mut self, quiet: Duration) {
+        self.quiet = quiet;
+    }
+
     /// Something is wrong with `device` at `now`.
     pub fn record(&mut self, device: &DeviceId, why: impl Into<String>, now: Instant) {
         self.last.insert(device.clone(), Fault { why: why.into(), at: now });

@@ -24,7 +24,7 @@ use std::{
 
 use nvml_wrapper::{EventSet, Nvml, bitmasks::event::EventTypes, error::NvmlError};
 
-use super::{Backend, Kind, Reporter, Roots};
+use super::{Backend, Kind, Memory, Reporter, Roots};
 use crate::{causes::one_line, config::Config};
 use judge::{Judge, Rules};
 use labels::Machine;
@@ -47,7 +47,10 @@ pub const KIND: Kind = Kind {
         let config = &setting.config;
         let root = config.flags.driver_root_here().to_owned();
         config.gpu.enabled.then(|| {
-            Box::new(NvmlBackend::new(root, setting.roots.clone(), setting.interval, config.clone())) as _
+            let (roots, interval) = (setting.roots.clone(), setting.interval);
+            let mut backend = NvmlBackend::new(root, roots, interval, config.clone());
+            backend.remember(&setting.memory);
+            Box::new(backend) as _
         })
     },
     same: |one, other| {
@@ -80,6 +83,13 @@ impl NvmlBackend {
         };
         let judge = Arc::new(Mutex::new(Judge::new(config.gpu.recovery())));
         Self { driver_root, roots, interval, config, rules, judge, labelled: BTreeMap::new() }
+    }
+
+    /// Takes over what an earlier one has seen.
+    fn remember(&mut self, memory: &Memory) {
+        let quiet = self.config.gpu.recovery();
+        self.judge = memory.of(KIND.name, || Mutex::new(Judge::new(quiet)));
+        self.judge().set_quiet(quiet);
     }
 
     fn judge(&self) -> MutexGuard<'_, Judge> {

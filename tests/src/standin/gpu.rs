@@ -223,6 +223,12 @@ impl GpuStandin {
         Ok(())
     }
 
+    /// Makes the driver hang: whoever asks it waits.
+    pub fn set_hanging(&self, hanging: bool) -> io::Result<()> {
+        let mark = self.folder().join("hang");
+        if hanging { fs::write(mark, "") } else { fs::remove_file(mark) }
+    }
+
     /// Loads or unloads the driver: with it go the GPUs that it drives, and what it shows.
     pub fn set_driver_loaded(&self, loaded: bool) -> io::Result<()> {
         let (version, shown) =

@@ -85,6 +85,11 @@ impl<'a> Migs<'a> {
         let base = pool.cluster.machine(DEDICATED)?.path("/opt/spillway-standin");
         let migs = Self { pool, gpus: GpuStandin::at(&base) };
         pool.cluster.install_chart(&[&format!("agent.config.flags.migStrategy={strategy}")])?;
+        // The kubelet takes its time with a changed ConfigMap.
+        wait(&format!("the node's label for MIG to be {strategy}"), || {
+            let path = "jsonpath={.metadata.labels.nvidia\\.com/mig\\.strategy}";
+            Ok((pool.cluster.kubectl(&["get", "node", DEDICATED, "-o", path])? == strategy).then_some(()))
+        })?;
         Ok(migs)
     }
 
@@ -271,6 +276,10 @@ fn driver_and_health(pool: &Pool) -> anyhow::Result<()> {
         gpus.set(1, attribute, sane)?;
         wait_allocatable(pool, &format!("when {attribute} is {sane}"), &[(GPU, both.clone())])?;
     }
+    gpus.set_hanging(true)?;
+    wait_allocatable(pool, "when the driver hangs", &[])?;
+    gpus.set_hanging(false)?;
+    wait_allocatable(pool, "when it doesn't any more", &[(GPU, both.clone())])?;
     gpus.xid(0, 48)?;
     wait_allocatable(pool, "after an XID", &[(GPU, both[1..].to_vec())])?;
     wait_allocatable(pool, "when it has recovered", &[(GPU, both)])?;

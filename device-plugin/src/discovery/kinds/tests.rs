@@ -2,7 +2,7 @@ use std::{path::PathBuf, time::Duration};
 
 use super::*;
 use crate::{
-    discovery::{Backend, Reporter, Roots},
+    discovery::{Backend, Memory, Reporter, Roots},
     inventory::{BackendState, tests::device},
 };
 
@@ -44,6 +44,7 @@ async fn back_ends_follow_the_configuration() {
         roots: Roots { sys: nowhere.clone(), dev: nowhere.clone(), proc: nowhere },
         interval: Duration::from_secs(1),
         config: config("gpu: {recoverySeconds: 1}"),
+        memory: Memory::default(),
     };
     let configs = watch::Sender::new(setting.config.clone());
     let inventory = watch::Sender::new(Inventory::default());

@@ -67,6 +67,11 @@ impl Judge {
         }
     }
 
+    /// From now on a GPU recovers this long after its last fault.
+    pub(super) fn set_quiet(&mut self, quiet: Duration) {
+        self.faults.set_quiet(quiet);
+    }
+
     /// Takes note of an event. True when something may have become Unhealthy.
     pub(super) fn event(&mut self, event: &Event, rules: &Rules, now: Instant) -> bool {
         let Some(xid) = event.xid else { return false };

@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
     str::FromStr,
     sync::OnceLock,
+    thread,
+    time::Duration,
 };
 
 static ROOT: OnceLock<PathBuf> = OnceLock::new();
@@ -29,8 +31,11 @@ fn root() -> &'static Path {
     })
 }
 
-/// The driver's version; none means that the driver is not loaded.
+/// The driver's version; none means that the driver is not loaded. Every question begins with it, so this is where they hang.
 pub(crate) fn driver_version() -> Option<String> {
+    while root().join("hang").exists() {
+        thread::sleep(Duration::from_millis(20));
+    }
     text(root(), "driver-version")
 }
 

@@ -6,6 +6,7 @@
 //! ```text
 //! libnvidia-ml.so.1.d/
 //!   driver-version          text; without it nvmlInit says that the driver is not loaded, and every other question fails
+//!   hang                    as long as it exists nothing is answered, as by a driver that hangs
 //!   cuda-version            1000 * major + 10 * minor
 //!   gpus/<uuid>/            one folder a GPU, called by its UUID: GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx
 //!     lost                  if it exists, every question about the GPU is answered with "GPU is lost"
@@ -141,12 +142,12 @@ pub unsafe extern "C" fn nvmlSystemGetDriverVersion(version: *mut c_char, length
 /// How many GPUs there were at `nvmlInit`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceGetCount_v2(count: *mut c_uint) -> nvmlReturn_t {
+    if folder::driver_version().is_none() {
+        return UNKNOWN;
+    }
     let session = session();
     if session.inits == 0 {
         return UNINITIALIZED;
-    }
-    if folder::driver_version().is_none() {
-        return UNKNOWN;
     }
     // SAFETY: the caller passes a place for the count.
     unsafe { write(count, number(session.gpus.len())) }
@@ -375,11 +376,12 @@ fn next_event(set: nvmlEventSet_t) -> Result<Option<nvmlEventData_t>, nvmlReturn
 
 /// The folder of the GPU or MIG device that a handle means, if it can be asked.
 fn gpu(device: nvmlDevice_t) -> Result<PathBuf, nvmlReturn_t> {
+    let driver = folder::driver_version();
     let session = session();
     if session.inits == 0 {
         return Err(UNINITIALIZED);
     }
-    if folder::driver_version().is_none() {
+    if driver.is_none() {
         return Err(UNKNOWN);
     }
     let handle = device as usize;

@@ -7,7 +7,7 @@ use std::{fs, future::Future, path::PathBuf, sync::Arc, time::Duration};
 use spillway_device_plugin::{
     config::{Config, Overrides},
     device::{Device, DeviceId, Health},
-    discovery::{Roots, nvml::NvmlBackend, supervise},
+    discovery::{self, Memory, Roots, Setting, nvml::NvmlBackend, supervise},
     inventory::{BackendState, Inventory},
 };
 use spillway_tests::standin::{self, GpuStandin, MigStandin};
@@ -336,4 +336,47 @@ async fn a_driver_that_goes_and_comes_is_noticed_between_looks() {
             }
         })
         .await;
+}
+
+#[tokio::test]
+async fn a_new_configuration_forgets_no_fault() {
+    let machine = Machine::with_gpus(2);
+    let root = machine.base.path().join("driver");
+    let config = |strategy: &str| {
+        let yaml = format!(
+            "gpu: {{recoverySeconds: 3600}}\nflags: {{migStrategy: {strategy}, plugin: {{containerDriverRoot: {}}}}}",
+            root.display()
+        );
+        Arc::new(Config::load("test.yaml", yaml.as_bytes(), &Overrides::default()).unwrap().config)
+    };
+    let at = |folder: &str| machine.base.path().join(folder);
+    let setting = Setting {
+        roots: Roots { sys: at("sys"), dev: at("dev"), proc: at("proc") },
+        interval: Duration::from_millis(100),
+        config: config("none"),
+        memory: Memory::default(),
+    };
+    let configs = watch::Sender::new(setting.config.clone());
+    let stop = CancellationToken::new();
+    let running = discovery::run(setting, configs.subscribe(), machine.inventory.clone(), stop.clone());
+    let scenario = async {
+        machine.until(&[(0, None), (1, None)]).await;
+        machine.gpus.xid(1, 79).unwrap();
+        machine.until(&[(0, None), (1, Some("XID 79"))]).await;
+        configs.send(config("mixed")).unwrap();
+        let mut seen = machine.inventory.subscribe();
+        let labelled = |inventory: &Inventory| inventory.labels().contains_key("nvidia.com/mig.strategy");
+        timeout(Duration::from_secs(20), seen.wait_for(labelled)).await.unwrap().unwrap();
+        // The successor has labelled; now it has looked, too.
+        machine.gpus.set_temperature(0, 44).unwrap();
+        let looked = |inventory: &Inventory| {
+            let mut devices = inventory.devices();
+            devices.any(|device| device.accelerator.readings.temperature_celsius == Some(44))
+        };
+        timeout(Duration::from_secs(20), seen.wait_for(looked)).await.unwrap().unwrap();
+        machine.until(&[(0, None), (1, Some("XID 79"))]).await;
+        stop.cancel();
+    };
+    let (ended, ()) = tokio::join!(running, scenario);
+    ended.unwrap();
 }
