@@ -47,10 +47,19 @@ pub struct Options {
     pub nodes: Vec<node::Options>,
     /// Serverless runtimes, each with a `spillway-vk` beside it that makes the virtual node of the same name.
     pub serverless: Vec<serverless::Options>,
+    /// Without cluster DNS and the images of the virtual kubelet and the main job, which take minutes to load on a slow machine.
+    pub bare: bool,
     /// Whether the cluster outlives the process that starts it.
     pub keep: bool,
     /// Whether to tell on standard error what happens.
     pub verbose: bool,
+}
+
+impl Options {
+    /// One dedicated node and nothing else.
+    pub fn bare() -> Self {
+        Self { serverless: Vec::new(), bare: true, ..Self::default() }
+    }
 }
 
 impl Default for Options {
@@ -59,6 +68,7 @@ impl Default for Options {
         Self {
             nodes: vec![node::Options::named("dedicated-1")],
             serverless: vec![serverless::Options::named("virtual-1")],
+            bare: false,
             keep: false,
             verbose: true,
         }
@@ -102,7 +112,7 @@ impl Cluster {
         require_inotify()?;
         let components = components::folder();
         let binaries = current_binaries()?;
-        let images = image::build_all(&binaries, &components, &crate::target().join("images"))?;
+        let images = image::build(&binaries, &components, &crate::target().join("images"), options.bare)?;
 
         let id = unused_id()?;
         let folder = crate::target().join("cluster").join(&id);
@@ -160,7 +170,7 @@ impl Cluster {
     fn bring_up(&self, options: &Options, images: &[image::Image]) -> anyhow::Result<()> {
         self.say("starting the control plane");
         let pki = Pki::create(&self.folder().join("pki"))?;
-        control_plane::start(self, &pki)?;
+        control_plane::start(self, &pki, !options.bare)?;
         self.say("starting the machines");
         std::thread::scope(|scope| {
             let mut starting = Vec::new();
@@ -176,7 +186,7 @@ impl Cluster {
                 thread.join().map_err(|_| anyhow::anyhow!("a thread that started a machine panicked"))?
             })
         })?;
-        if !options.nodes.is_empty() {
+        if !options.nodes.is_empty() && !options.bare {
             self.say("waiting for cluster DNS");
             self.kubectl(&[
                 "-n",
@@ -184,7 +194,7 @@ impl Cluster {
                 "rollout",
                 "status",
                 "deployment/coredns",
-                "--timeout=180s",
+                &format!("--timeout={}s", crate::patience(STEP).as_secs()),
             ])?;
         }
         Ok(())

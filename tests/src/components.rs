@@ -78,7 +78,7 @@ pub fn folder() -> PathBuf {
 /// When this isn't root, a toolchain is missing, an installation fails, or a build fails: says what to do.
 pub fn ensure() -> anyhow::Result<PathBuf> {
     require_root()?;
-    ensure_tools()?;
+    ensure_tools(TOOLS)?;
     let out = folder();
     fs::create_dir_all(&out).with_context(|| format!("can't create {}", out.display()))?;
     let go = go_version()?;
@@ -100,9 +100,13 @@ pub fn require_root() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn ensure_tools() -> anyhow::Result<()> {
+/// Installs the packages of those programs that are not there.
+///
+/// # Errors
+/// When that fails, or this machine has no apt-get: names the packages.
+pub(crate) fn ensure_tools(tools: &[(&str, &'static str)]) -> anyhow::Result<()> {
     let mut missing: Vec<_> =
-        TOOLS.iter().filter(|(path, _)| !Path::new(path).exists()).map(|(_, package)| *package).collect();
+        tools.iter().filter(|(path, _)| !Path::new(path).exists()).map(|(_, package)| *package).collect();
     missing.dedup();
     if missing.is_empty() {
         return Ok(());
@@ -132,7 +136,13 @@ fn install(packages: &[&str]) -> anyhow::Result<()> {
 /// # Errors
 /// When it fails, with what it printed.
 pub fn apt(arguments: &[&str]) -> anyhow::Result<()> {
+    apt_in(Path::new("/"), arguments)
+}
+
+/// The same in a folder, which is where `download` puts packages.
+pub(crate) fn apt_in(folder: &Path, arguments: &[&str]) -> anyhow::Result<()> {
     let output = Command::new("apt-get")
+        .current_dir(folder)
         .args(["-qq", "-o", "Dpkg::Use-Pty=0"])
         .args(arguments)
         .env("DEBIAN_FRONTEND", "noninteractive")

@@ -39,25 +39,24 @@ const NOBODY: &str = "65534:65534";
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n";
 const GROUP: &str = "root:x:0:\nnogroup:x:65534:\n";
 
-/// Builds all images into `out`. `binaries` is Cargo's folder with this repository's programs, `components` the one with `coredns`.
-/// An image whose inputs did not change is left as it is.
+/// Builds all images into `out`, or those alone that a dedicated node needs without cluster DNS. `binaries` is Cargo's folder with this
+/// repository's programs, `components` the one with `coredns`. An image whose inputs did not change is left as it is.
 ///
 /// # Errors
 /// When a program is missing or can't be read, or a file can't be written.
-pub fn build_all(binaries: &Path, components: &Path, out: &Path) -> anyhow::Result<Vec<Image>> {
+pub fn build(binaries: &Path, components: &Path, out: &Path, bare: bool) -> anyhow::Result<Vec<Image>> {
     fs::create_dir_all(out).with_context(|| format!("can't create {}", out.display()))?;
     let (agent_name, vk_name) = chart_images()?;
-    [
-        pause(out)?,
-        busybox()?,
-        agent(&agent_name, &stripped(&binaries.join("spillway-agent"), out)?)?,
-        vk(&vk_name, &stripped(&binaries.join("spillway-vk"), out)?)?,
-        tiles(&stripped(&binaries.join("spillway-tiles"), out)?)?,
-        coredns(&components.join("coredns"))?,
-    ]
-    .iter()
-    .map(|spec| oci::build(spec, out))
-    .collect()
+    let mut specs =
+        vec![pause(out)?, busybox()?, agent(&agent_name, &stripped(&binaries.join("spillway-agent"), out)?)?];
+    if !bare {
+        specs.extend([
+            vk(&vk_name, &stripped(&binaries.join("spillway-vk"), out)?)?,
+            tiles(&stripped(&binaries.join("spillway-tiles"), out)?)?,
+            coredns(&components.join("coredns"))?,
+        ]);
+    }
+    specs.iter().map(|spec| oci::build(spec, out)).collect()
 }
 
 fn pause(out: &Path) -> anyhow::Result<Spec> {

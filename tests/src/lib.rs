@@ -9,6 +9,7 @@ pub mod demo;
 pub mod image;
 pub mod photos;
 pub mod standin;
+pub mod vm;
 
 use std::{
     path::{Path, PathBuf},
@@ -17,6 +18,18 @@ use std::{
 
 /// Set in the environment of the end-to-end tests when they shall start a cluster; without it they are left out.
 pub const CLUSTER_TESTS: &str = "SPILLWAY_CLUSTER_TESTS";
+
+/// Set in the environment of the end-to-end tests when a dedicated node alone is enough for those that were chosen.
+pub const BARE_POOL: &str = "SPILLWAY_BARE_POOL";
+
+/// Set in the environment of a slow machine: how many times longer everything may take there.
+pub const PATIENCE: &str = "SPILLWAY_PATIENCE";
+
+/// The time that may pass here where `limit` may pass on an ordinary machine.
+pub fn patience(limit: Duration) -> Duration {
+    let factor = std::env::var(PATIENCE).ok().and_then(|value| value.parse().ok()).unwrap_or(1);
+    limit * factor
+}
 
 /// The repository's root folder.
 pub fn repository() -> &'static Path {
@@ -43,15 +56,16 @@ impl std::error::Error for Fatal {}
 /// Calls `probe` until it gives a value; an error of it is remembered, and fatal only if it is [`Fatal`].
 ///
 /// # Errors
-/// When nothing came within `limit`: names `what`, and the last error.
+/// When nothing came within `limit`, as [`patience`] stretches it: names `what`, and the last error.
 pub fn wait_for<T>(
     what: &str,
     limit: Duration,
     mut probe: impl FnMut() -> anyhow::Result<Option<T>>,
 ) -> anyhow::Result<T> {
-    let begin = Instant::now();
+    let (begin, limit) = (Instant::now(), patience(limit));
     let mut last;
     loop {
+        let probing = Instant::now();
         match probe() {
             Ok(Some(value)) => return Ok(value),
             Ok(None) => last = None,
@@ -65,6 +79,7 @@ pub fn wait_for<T>(
                 None => anyhow::anyhow!("gave up waiting for {what} after {seconds} s"),
             });
         }
-        std::thread::sleep(Duration::from_millis(100));
+        // Where a look is expensive, looking must not be what everybody is busy with.
+        std::thread::sleep((probing.elapsed() * 2).max(Duration::from_millis(100)));
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Command, ExitCode},
+    process::{Command, ExitCode, Stdio},
 };
 
 use anyhow::{Context as _, bail};
@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand};
 use spillway_tests::{
     bench,
     cluster::{self, Cluster, forward, node, registry, serverless, signals},
-    components, demo,
+    components, demo, vm,
 };
 
 /// Spillway's development tasks. All but `cluster status` need root.
@@ -30,6 +30,9 @@ enum Task {
     Test {
         /// Only end-to-end tests whose name contains this; skips the other checks.
         filter: Option<String>,
+        /// In a virtual machine with cgroup v2 alone and two NUMA nodes: end-to-end tests that depend on these, or those of the filter.
+        #[arg(long)]
+        vm: bool,
     },
     /// Start, end or poke a cluster by hand.
     Cluster {
@@ -131,7 +134,11 @@ fn run(task: Task) -> anyhow::Result<()> {
             set_up()?;
             demo::run(&options)
         }
-        Task::Test { filter } => test(filter.as_deref()),
+        Task::Test { filter, vm: false } => test(filter.as_deref()),
+        Task::Test { filter, vm: true } => {
+            set_up()?;
+            vm::run(&build_end_to_end_tests()?, filter.as_deref())
+        }
         Task::Cluster { action } => by_hand(action),
         Task::Bench { bench } => {
             let binaries = cluster::current_binaries()?;
@@ -183,6 +190,14 @@ fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
 }
 
 fn cargo_with(arguments: &[&str], environment: &[(&str, &str)]) -> anyhow::Result<()> {
+    let status = cargo_command(arguments).envs(environment.iter().copied()).status();
+    if !status.context("can't run cargo")?.success() {
+        bail!("`cargo {}` failed", arguments.join(" "));
+    }
+    Ok(())
+}
+
+fn cargo_command(arguments: &[&str]) -> Command {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);
     // What `cargo run` told us about our own package is no business of other packages' build scripts: some (ring's) would run again
@@ -195,16 +210,8 @@ fn cargo_with(arguments: &[&str], environment: &[(&str, &str)]) -> anyhow::Resul
             command.env_remove(&name);
         }
     }
-    let status = command
-        .args(arguments)
-        .envs(environment.iter().copied())
-        .current_dir(spillway_tests::repository())
-        .status()
-        .context("can't run cargo")?;
-    if !status.success() {
-        bail!("`cargo {}` failed", arguments.join(" "));
-    }
-    Ok(())
+    command.args(arguments).current_dir(spillway_tests::repository());
+    command
 }
 
 fn test(filter: Option<&str>) -> anyhow::Result<()> {
@@ -223,6 +230,26 @@ fn test(filter: Option<&str>) -> anyhow::Result<()> {
     cargo_with(&arguments, &[(spillway_tests::CLUSTER_TESTS, "1")])
 }
 
+/// Builds the end-to-end tests and tells where their program is.
+fn build_end_to_end_tests() -> anyhow::Result<PathBuf> {
+    let arguments = ["test", "--package", "spillway-tests", "--test", "e2e", "--no-run"];
+    let output = cargo_command(&arguments)
+        .arg("--message-format=json-render-diagnostics")
+        .stderr(Stdio::inherit())
+        .output()
+        .context("can't run cargo")?;
+    if !output.status.success() {
+        bail!("`cargo {}` failed", arguments.join(" "));
+    }
+    let messages = String::from_utf8_lossy(&output.stdout);
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .find(|message| message["target"]["name"] == "e2e" && message["executable"].is_string())
+        .and_then(|message| message["executable"].as_str().map(PathBuf::from))
+        .context("cargo does not say where the end-to-end tests are")
+}
+
 fn by_hand(action: ClusterAction) -> anyhow::Result<()> {
     match action {
         ClusterAction::Up { dedicated, virtual_nodes, gpus, fpgas, no_vk, no_build } => {
@@ -239,6 +266,7 @@ fn by_hand(action: ClusterAction) -> anyhow::Result<()> {
                         ..serverless::Options::named(&format!("virtual-{n}"))
                     })
                     .collect(),
+                bare: false,
                 keep: true,
                 verbose: true,
             })?;

@@ -17,11 +17,12 @@ pub const BOOTSTRAP_TOKEN: &str = "spilly.0123456789abcdef";
 
 const MANIFESTS: &[&str] = &[
     include_str!("../../cluster/manifests/bootstrap.yaml"),
-    include_str!("../../cluster/manifests/coredns.yaml"),
     include_str!("../../../deploy/systemd/rbac.yaml"),
 ];
 
-pub(super) fn start(cluster: &Cluster, pki: &Pki) -> anyhow::Result<()> {
+const DNS_MANIFEST: &str = include_str!("../../cluster/manifests/coredns.yaml");
+
+pub(super) fn start(cluster: &Cluster, pki: &Pki, dns: bool) -> anyhow::Result<()> {
     pki.sign(
         "apiserver",
         "kube-apiserver",
@@ -109,7 +110,7 @@ pub(super) fn start(cluster: &Cluster, pki: &Pki) -> anyhow::Result<()> {
          --authentication-kubeconfig=/etc/kubernetes/scheduler.conf --authorization-kubeconfig=/etc/kubernetes/scheduler.conf \
          --leader-elect=false --bind-address=127.0.0.1 --kube-api-qps=200 --kube-api-burst=400",
     ))?;
-    for manifest in MANIFESTS {
+    for manifest in MANIFESTS.iter().chain(dns.then_some(&DNS_MANIFEST)) {
         // The namespaces are made by the API server a moment after it is ready.
         crate::wait_for("the first manifests to be taken", Duration::from_mins(1), || {
             cluster.apply(manifest).map(Some)

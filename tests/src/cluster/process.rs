@@ -81,7 +81,7 @@ impl Process {
     /// When it doesn't run, or outlives `limit`.
     pub fn end(&self, signal: Signal, limit: Duration) -> anyhow::Result<()> {
         self.signal(signal)?;
-        let begin = Instant::now();
+        let (begin, limit) = (Instant::now(), crate::patience(limit));
         while self.id.is_some_and(|id| !id.gone()) {
             if begin.elapsed() > limit {
                 bail!(

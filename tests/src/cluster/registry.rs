@@ -4,10 +4,10 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
@@ -120,13 +120,10 @@ pub fn end(record: &Record) -> anyhow::Result<()> {
     for process in firsts.clone() {
         process.signal(Signal::SIGKILL);
     }
-    let begin = Instant::now();
-    while firsts.clone().any(ProcessId::alive) {
-        if begin.elapsed() > Duration::from_mins(1) {
-            bail!("the first process of a machine of cluster {} survived SIGKILL for a minute", record.id);
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let what = format!("the first processes of cluster {} to end after SIGKILL", record.id);
+    crate::wait_for(&what, Duration::from_mins(1), || {
+        Ok((!firsts.clone().any(ProcessId::alive)).then_some(()))
+    })?;
     remove_cgroups(&record.id)?;
     remove_all_but_logs(&record.folder)?;
     prune_logs(&record.folder);

@@ -4,7 +4,7 @@ use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, bail};
 
-use super::Cluster;
+use super::{Cluster, STEP};
 use crate::components;
 
 impl Cluster {
@@ -83,6 +83,7 @@ impl Cluster {
         let (chart, values) =
             (repository.join("deploy/chart"), repository.join("tests/cluster/standin-values.yaml"));
         let (chart, values) = (chart.display().to_string(), values.display().to_string());
+        let limit = format!("{}s", crate::patience(STEP).as_secs());
         let mut arguments = vec![
             "upgrade",
             "--install",
@@ -95,7 +96,7 @@ impl Cluster {
             &values,
             "--wait",
             "--timeout",
-            "180s",
+            &limit,
         ];
         for value in set {
             arguments.extend(["--set", value]);

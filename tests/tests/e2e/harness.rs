@@ -8,7 +8,10 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use libtest_mimic::Failed;
-use spillway_tests::cluster::{Cluster, Options};
+use spillway_tests::{
+    BARE_POOL,
+    cluster::{Cluster, Options},
+};
 
 /// How long any single condition may take. Generous: it only matters when something is broken.
 pub(crate) const LIMIT: Duration = Duration::from_mins(2);
@@ -64,7 +67,9 @@ pub(crate) fn finish() -> anyhow::Result<()> {
 
 impl Pool {
     fn start() -> anyhow::Result<Self> {
-        let cluster = Cluster::up(&Options::default())?;
+        let bare = std::env::var_os(BARE_POOL).is_some();
+        let options = if bare { Options::bare() } else { Options::default() };
+        let cluster = Cluster::up(&options)?;
         cluster.install_chart(&[])?;
         Ok(Self { cluster })
     }
