@@ -33,7 +33,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use compare::Comparison;
-use pod_resources::Listed;
+use pod_resources::Listing;
 
 /// The checkpoint's name in the kubelet's device plugin folder (`kubeletDeviceManagerCheckpoint` in `pkg/kubelet/cm/devicemanager`).
 const CHECKPOINT: &str = "kubelet_internal_checkpoint";
@@ -205,10 +205,10 @@ impl HoldersReader {
     /// What PodResources says, with UIDs from the folders of logs: without init containers.
     async fn without_checkpoint(&self) -> Result<Holders, HoldersError> {
         let listed = self.listed().await?;
-        Ok(compare::join(&listed, &pod_logs::list(&self.paths.pod_logs).await))
+        Ok(compare::join(&listed.held, &pod_logs::list(&self.paths.pod_logs).await))
     }
 
-    async fn listed(&self) -> Result<Vec<Listed>, HoldersError> {
+    async fn listed(&self) -> Result<Listing, HoldersError> {
         let path = &self.paths.pod_resources;
         pod_resources::list(path)
             .await
@@ -220,13 +220,22 @@ impl HoldersReader {
     }
 }
 
-/// Keeps `holders` up to date until `stop`. While the kubelet's files can't be read it stays as it was: a list that can't be had says
-/// nothing about who holds what.
-pub async fn run(reader: HoldersReader, holders: watch::Sender<Holders>, stop: CancellationToken) {
-    stop.run_until_cancelled(keep(&reader, &holders)).await;
+/// Who holds what, for whoever wants to follow it.
+#[derive(Debug, Clone, Default)]
+pub struct Following {
+    /// Everything that the kubelet has on record, ended pods included.
+    pub all: watch::Sender<Holders>,
+    /// What pods hold that have not ended, as PodResources saw it last. None before it has answered.
+    pub active: watch::Sender<Option<Holders>>,
 }
 
-async fn keep(reader: &HoldersReader, holders: &watch::Sender<Holders>) {
+/// Keeps `following` up to date until `stop`. While the kubelet can't be asked it stays as it was: a list that can't be had says nothing
+/// about who holds what.
+pub async fn run(reader: HoldersReader, following: Following, stop: CancellationToken) {
+    stop.run_until_cancelled(keep(&reader, &following)).await;
+}
+
+async fn keep(reader: &HoldersReader, following: &Following) {
     let changes = watch::Sender::new(());
     let _watchers =
         [&reader.paths.device_plugins, &reader.paths.pod_logs].map(|path| watcher(path, &changes));
@@ -238,7 +247,9 @@ async fn keep(reader: &HoldersReader, holders: &watch::Sender<Holders>) {
         match reader.look().await {
             Ok(now) => {
                 said.clear();
-                publish(holders, now);
+                if publish(&following.all, now) {
+                    comparison.hasten(Instant::now());
+                }
             }
             Err(error) => {
                 let message = one_line(&error);
@@ -254,7 +265,7 @@ async fn keep(reader: &HoldersReader, holders: &watch::Sender<Holders>) {
             }
         }
         if comparison.is_due(Instant::now()) {
-            compare(reader, holders, &mut comparison).await;
+            compare(reader, following, &mut comparison).await;
         }
         if timeout(LOOK_EVERY.min(comparison.due_in(Instant::now())), changes.changed()).await.is_ok() {
             sleep(SETTLE).await;
@@ -262,28 +273,33 @@ async fn keep(reader: &HoldersReader, holders: &watch::Sender<Holders>) {
     }
 }
 
-fn publish(holders: &watch::Sender<Holders>, now: Holders) {
-    holders.send_if_modified(|before| {
+/// Whether it is news.
+fn publish<T: PartialEq>(place: &watch::Sender<T>, now: T) -> bool {
+    place.send_if_modified(|before| {
         let differs = *before != now;
         *before = now;
         differs
-    });
+    })
 }
 
 /// Asks PodResources what it knows, takes names from it, and tells of what the checkpoint does not have.
-async fn compare(reader: &HoldersReader, holders: &watch::Sender<Holders>, comparison: &mut Comparison) {
-    let listed = match reader.listed().await {
-        Ok(listed) => listed,
+async fn compare(reader: &HoldersReader, following: &Following, comparison: &mut Comparison) {
+    let listing = match reader.listed().await {
+        Ok(listing) => listing,
         Err(error) => return comparison.failed(Some(&error), Instant::now()),
     };
     // The checkpoint is read after the list: what was listed is in it already.
     let Ok(mut now) = reader.checkpoint().await else { return comparison.failed(None, Instant::now()) };
-    for line in comparison.news(compare::missing(&now, &listed), Instant::now()) {
+    for line in comparison.news(compare::missing(&now, &listing.held), Instant::now()) {
         tracing::warn!("the kubelet's checkpoint does not have what its pod resources API lists: {line}");
     }
-    reader.names().extend(compare::names(&now, &listed));
+    reader.names().extend(compare::names(&now, &listing.held));
     reader.add_names(&mut now).await;
-    publish(holders, now);
+    // A list without any pod is that of a kubelet that has just started: this agent is in a pod itself, usually.
+    if !listing.pods.is_empty() {
+        publish(&following.active, Some(compare::active(&now, &listing)));
+    }
+    publish(&following.all, now);
 }
 
 /// Ticks `changes` when an entry of the folder comes or goes; never, where inotify is not available.
@@ -331,7 +347,7 @@ async fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
 
 /// Whether a pod's UID may become part of a path or a log line. Kubernetes makes UUIDs, and hashes for static pods; a static pod's manifest
 /// may have one of its own.
-fn is_uid(uid: &str) -> bool {
+pub(crate) fn is_uid(uid: &str) -> bool {
     (1..=128).contains(&uid.len())
         && !uid.starts_with('.')
         && uid.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte))

@@ -1,10 +1,17 @@
-//! What is measured when somebody asks: devices as the inventory has them, plugins as they stand with the kubelet. Counters are the
-//! device plugins' own.
+//! What is measured when somebody asks: devices as the inventory has them, plugins as they stand with the kubelet, and what pods do with
+//! what they hold. Counters of what happens are those subsystems' own.
+//!
+//! Names follow Prometheus' conventions. There are as many series as accelerators, partitions and holdings, of which the number is bounded.
+
+mod containers;
+mod devices;
+#[cfg(test)]
+mod tests;
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric as _},
-    metrics::{MetricType, gauge::ConstGauge},
+    encoding::{DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, EncodeMetric as _},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
     registry::Registry,
 };
 use spillway_device_plugin::{
@@ -15,36 +22,54 @@ use spillway_device_plugin::{
 };
 use tokio::sync::watch;
 
+use crate::{memory_budget::BudgetMetrics, usage::Usage};
+
 /// The agent's registry: everything is called `spillway_...`.
-pub fn registry(
-    inventory: watch::Receiver<Inventory>,
-    registrations: watch::Receiver<Registrations>,
-    configuration: watch::Receiver<Validity>,
-    plugins: &PluginMetrics,
-) -> Registry {
+pub fn registry(now: Now, plugins: &PluginMetrics, budgets: &BudgetMetrics) -> Registry {
     let mut registry = Registry::with_prefix("spillway");
     plugins.register(registry.sub_registry_with_prefix("plugin"));
-    registry.register_collector(Box::new(Now { inventory, registrations, configuration }));
+    budgets.register(registry.sub_registry_with_prefix("memory_budget"));
+    registry.register_collector(Box::new(now));
     registry
 }
 
+/// What is as it is when somebody asks.
 #[derive(Debug)]
-struct Now {
-    inventory: watch::Receiver<Inventory>,
-    registrations: watch::Receiver<Registrations>,
-    configuration: watch::Receiver<Validity>,
+pub struct Now {
+    /// Devices.
+    pub inventory: watch::Receiver<Inventory>,
+    /// Plugins.
+    pub registrations: watch::Receiver<Registrations>,
+    /// The configuration that was given last.
+    pub configuration: watch::Receiver<Validity>,
+    /// What pods do with what they hold.
+    pub usage: watch::Receiver<Usage>,
 }
 
 /// One gauge: its name, help, and values by labels. The registry adds its prefix.
-fn gauge<const N: usize>(
+fn gauge<const N: usize, V: EncodeGaugeValue>(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
-    values: impl IntoIterator<Item = ([(&'static str, String); N], i64)>,
+    values: impl IntoIterator<Item = ([(&'static str, String); N], V)>,
 ) -> Result<(), std::fmt::Error> {
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
     for (labels, value) in values {
         ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+/// One counter; the encoder adds `_total`.
+fn counter<const N: usize, V: EncodeCounterValue>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    values: impl IntoIterator<Item = ([(&'static str, String); N], V)>,
+) -> Result<(), std::fmt::Error> {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+    for (labels, value) in values {
+        ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
     }
     Ok(())
 }
@@ -72,15 +97,6 @@ impl Collector for Now {
         )?;
         gauge(
             &mut encoder,
-            "device_temperature_celsius",
-            "Temperature of an accelerator, where it has a sensor.",
-            inventory.devices().filter_map(|device| {
-                let labels = [("resource", device.resource.to_string()), ("device", device.id.to_string())];
-                Some((labels, device.accelerator.readings.temperature_celsius?.into()))
-            }),
-        )?;
-        gauge(
-            &mut encoder,
             "plugin_registered",
             "Whether a resource's plugin is registered with the kubelet.",
             registrations
@@ -101,64 +117,8 @@ impl Collector for Now {
             inventory.backends().map(|(name, state)| {
                 ([("backend", name.to_owned())], i64::from(*state == BackendState::Running))
             }),
-        )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use spillway_device_plugin::device::{Accelerator, Device, DeviceId, Health, Readings, ResourceName};
-
-    use super::*;
-
-    #[test]
-    fn metrics_tell_devices_and_registrations() {
-        let gpu = |id: &str, health| Device {
-            id: DeviceId::new(id).unwrap(),
-            resource: ResourceName::new("nvidia.com/gpu").unwrap(),
-            health,
-            nodes: Vec::new(),
-            listed_in: None,
-            accelerator: Arc::new(Accelerator {
-                readings: Readings {
-                    temperature_celsius: (id == "GPU-0").then_some(41),
-                    ..Readings::default()
-                },
-                ..Accelerator::new(DeviceId::new(id).unwrap())
-            }),
-            partition: None,
-            replica: None,
-        };
-        let devices =
-            vec![gpu("GPU-0", Health::Healthy), gpu("GPU-1", Health::Unhealthy("XID 79".to_owned()))];
-        let (inventory, _) = Inventory::starting(["dfl"]).with("nvml", BackendState::Running, devices);
-        let registrations = Registrations::from([(
-            ResourceName::new("nvidia.com/gpu").unwrap(),
-            Err("no kubelet".to_owned()),
-        )]);
-        let registry = registry(
-            watch::channel(inventory).1,
-            watch::channel(registrations).1,
-            watch::channel(Ok(())).1,
-            &PluginMetrics::default(),
-        );
-
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-        let values: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
-        assert_eq!(
-            values,
-            [
-                r#"spillway_devices{resource="nvidia.com/gpu",health="healthy"} 1"#,
-                r#"spillway_devices{resource="nvidia.com/gpu",health="unhealthy"} 1"#,
-                r#"spillway_device_temperature_celsius{resource="nvidia.com/gpu",device="GPU-0"} 41"#,
-                r#"spillway_plugin_registered{resource="nvidia.com/gpu"} 0"#,
-                "spillway_config_valid 1",
-                r#"spillway_discovery_up{backend="dfl"} 0"#,
-                r#"spillway_discovery_up{backend="nvml"} 1"#,
-            ]
-        );
+        )?;
+        devices::encode(&mut encoder, &inventory)?;
+        containers::encode(&mut encoder, &self.usage.borrow().clone())
     }
 }

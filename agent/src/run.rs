@@ -1,5 +1,6 @@
 //! Wiring: from arguments to supervised subsystems. Everything that fails here fails the process with one line.
 
+mod account;
 mod isolate;
 
 use std::{path::Path, sync::Arc, time::Duration};
@@ -14,6 +15,7 @@ use spillway_device_plugin::{
     cdi,
     config::store::{Check, Document, Source, Store},
     discovery::{self, Memory, Roots, Setting},
+    hold_back::HoldBack,
     inventory::Inventory,
     metrics::Metrics,
     plugins::{self, Neighbour},
@@ -25,12 +27,15 @@ use spillway_device_plugin::{
 use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 
+use account::Accounts;
+
 use crate::{
     args::{Args, Command},
     check,
-    holders::{self, Holders, HoldersReader},
+    holders::{Holders, HoldersReader},
     isolation::{self, Sources},
-    metrics, neighbours,
+    metrics::{self, Now},
+    neighbours,
     node::{EventSink, Node, PodMeta, Wiring},
     readiness,
     shape::{self, LargestGroup},
@@ -75,19 +80,21 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
     let inventory = watch::Sender::new(setting.inventory());
     let configuration = configuration.checked_by(possible(inventory.subscribe()));
     let registrations = watch::Sender::new(Registrations::new());
-    let holders = watch::Sender::new(Holders::default());
+    let accounts = Accounts::default();
+    let holders = accounts.following.all.clone();
     let (plugin_metrics, isolation_metrics) = (Metrics::default(), isolation::denials::Metrics::default());
     let readiness = Readiness::default();
 
     let mut supervisor = Supervisor::new();
     let stop = supervisor.stop();
     if let Some(address) = args.daemon.admin_address.0 {
-        let mut registry = metrics::registry(
-            inventory.subscribe(),
-            registrations.subscribe(),
-            configuration.validity(),
-            &plugin_metrics,
-        );
+        let now = Now {
+            inventory: inventory.subscribe(),
+            registrations: registrations.subscribe(),
+            configuration: configuration.validity(),
+            usage: accounts.usage.subscribe(),
+        };
+        let mut registry = metrics::registry(now, &plugin_metrics, &accounts.budgets);
         isolation_metrics.register(registry.sub_registry_with_prefix("isolation"));
         registry.register_collector(Box::new(LargestGroup {
             inventory: inventory.subscribe(),
@@ -116,21 +123,20 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
             Ok(())
         }
     });
-    // Isolation first: it waits until the last holder is gone, who would still use what is programmed.
+    // A sick device is not worth waiting for. Then isolation: it waits until the last holder is gone, who would still use what is programmed.
+    let held_back = HoldBack { inventory: inventory.subscribe(), configs: configuration.subscribe() };
     let isolating = isolation.iter().map(|(step, _)| step.clone() as Arc<dyn PreStart>);
-    let before_start = isolating.chain([programming(&setting.roots, &configuration)]).collect();
-    supervisor.start("holders", {
-        let (reader, holders, stop) = (reader.clone(), holders.clone(), stop.clone());
-        async move {
-            holders::run(reader, holders, stop).await;
-            Ok(())
-        }
-    });
+    let before_start = [Arc::new(held_back) as Arc<dyn PreStart>]
+        .into_iter()
+        .chain(isolating)
+        .chain([programming(&setting.roots, &configuration)])
+        .collect();
     let serving = watch::Sender::new(false);
     let listed = watch::Sender::new(None);
     let seen = listed.subscribe();
     let (chosen, events) =
         start_node(args, &mut supervisor, &configuration, &inventory, holders.subscribe(), &serving, listed);
+    accounts.start(args, &mut supervisor, reader, &configuration, &inventory, events.clone());
     isolate::start(&mut supervisor, args, isolation, pods, seen, serving.subscribe(), events.clone());
     let neighbours = start_neighbours(args, &mut supervisor, &inventory, events).await;
     supervisor.start("discovery", {
@@ -144,21 +150,7 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
             Ok(discovery::run(setting, configuration.subscribe(), inventory, stop).await?)
         }
     });
-    supervisor.start("cdi", {
-        let (configs, inventory) = (configuration.subscribe(), inventory.subscribe());
-        let running = cdi::run(args.cdi_dir.clone(), configs, inventory, stop.clone());
-        async move {
-            running.await;
-            Ok(())
-        }
-    });
-    if let Some(path) = args.config_file() {
-        let following = configuration.clone().follow(path.to_owned(), stop.clone());
-        supervisor.start("configuration", async move {
-            following.await;
-            Ok(())
-        });
-    }
+    start_files(args, &mut supervisor, &configuration, &inventory);
     supervisor.start("plugins", {
         let (path, inventory) = (args.device_plugin_dir.clone(), inventory.subscribe());
         let configs = configuration.subscribe();
@@ -176,6 +168,31 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
         }
     });
     supervisor.run(args.grace()).await
+}
+
+/// Starts what follows and writes files: the configuration, and CDI's.
+fn start_files(
+    args: &Args,
+    supervisor: &mut Supervisor,
+    configuration: &Store,
+    inventory: &watch::Sender<Inventory>,
+) {
+    let stop = supervisor.stop();
+    supervisor.start("cdi", {
+        let (configs, inventory) = (configuration.subscribe(), inventory.subscribe());
+        let running = cdi::run(args.cdi_dir.clone(), configs, inventory, stop.clone());
+        async move {
+            running.await;
+            Ok(())
+        }
+    });
+    if let Some(path) = args.config_file() {
+        let following = configuration.clone().follow(path.to_owned(), stop.clone());
+        supervisor.start("configuration", async move {
+            following.await;
+            Ok(())
+        });
+    }
 }
 
 /// Starts what is done in the Kubernetes API, if anything is. Gives whether the node's configuration has been chosen, and where events go.

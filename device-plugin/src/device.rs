@@ -164,6 +164,8 @@ pub struct Readings {
     pub memory_used_mib: Option<u64>,
     /// Error counters by name, such as `ecc_uncorrected`.
     pub errors: BTreeMap<&'static str, u64>,
+    /// XIDs since this process began to look, by number.
+    pub xids: BTreeMap<u64, u64>,
     /// The processes that use it.
     pub processes: Vec<Process>,
 }

@@ -11,11 +11,14 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Holders, HoldersError, Holding, Name, PodRef, pod_resources::Listed};
+use super::{
+    Holders, HoldersError, Holding, Name, PodRef,
+    pod_resources::{Listed, Listing},
+};
 
-/// How often the two are compared, and how soon after a difference was seen.
-const EVERY: Duration = Duration::from_mins(1);
-const SOON: Duration = Duration::from_secs(10);
+/// How often the two are compared, and how soon at the earliest, when something has changed or differs.
+const EVERY: Duration = Duration::from_secs(15);
+const SOON: Duration = Duration::from_secs(3);
 
 /// Whether a holding can be what is listed.
 fn same(holding: &Holding, listed: &Listed) -> bool {
@@ -50,6 +53,33 @@ pub(super) fn missing(holders: &Holders, listed: &[Listed]) -> BTreeSet<Listed> 
         .collect()
 }
 
+/// What of the checkpoint is held by pods that have not ended. PodResources lists those with their containers, but for plain init containers:
+/// what only such a one has is held by it, as long as its pod is there. Pods without a known name are taken as they are.
+pub(super) fn active(holders: &Holders, listing: &Listing) -> Holders {
+    let name = |pod: &PodRef| Some((pod.namespace.clone()?, pod.name.clone()?));
+    let listed = |holding: &Holding| {
+        name(&holding.pod)
+            .and_then(|name| listing.pods.get(&name))
+            .is_some_and(|pod| pod.contains(&holding.container))
+    };
+    let active = holders.holdings.iter().filter(|holding| {
+        let Some(name) = name(&holding.pod) else { return true };
+        let Some(containers) = listing.pods.get(&name) else { return false };
+        if containers.contains(&holding.container) {
+            // A kubelet before 1.34 lists ended pods, too, but without their devices.
+            return listing.held.iter().any(|listed| same(holding, listed));
+        }
+        let also_held = |other: &&Holding| {
+            other.pod == holding.pod
+                && other.resource == holding.resource
+                && listed(other)
+                && !other.devices.is_disjoint(&holding.devices)
+        };
+        !holders.holdings.iter().any(|other| also_held(&other))
+    });
+    Holders { holdings: active.cloned().collect() }
+}
+
 /// Who holds what without the checkpoint. Of several pods that have had the same name, which of them it is can't be told: the holding is
 /// left out, rather than given to a dead pod.
 pub(super) fn join(listed: &[Listed], pods: &[(String, Name)]) -> Holders {
@@ -79,6 +109,7 @@ pub(super) fn join(listed: &[Listed], pods: &[(String, Name)]) -> Holders {
 #[derive(Debug, Default)]
 pub(super) struct Comparison {
     due: Option<Instant>,
+    last: Option<Instant>,
     /// Seen once.
     suspected: BTreeSet<Listed>,
     /// Seen again, and said.
@@ -87,6 +118,12 @@ pub(super) struct Comparison {
 }
 
 impl Comparison {
+    /// The checkpoint has changed.
+    pub(super) fn hasten(&mut self, now: Instant) {
+        let soon = self.last.map_or(now, |last| last + SOON);
+        self.due = self.due.map(|due| due.min(soon));
+    }
+
     /// Whether it is time for the next.
     pub(super) fn is_due(&self, now: Instant) -> bool {
         self.due.is_none_or(|due| due <= now)
@@ -100,6 +137,7 @@ impl Comparison {
     /// What has to be said of this comparison: differences that were there before, and were not told yet.
     pub(super) fn news(&mut self, missing: BTreeSet<Listed>, now: Instant) -> Vec<String> {
         self.unavailable = false;
+        self.last = Some(now);
         self.said.retain(|said| missing.contains(said));
         let news: Vec<_> = missing
             .iter()
@@ -115,7 +153,8 @@ impl Comparison {
 
     /// One of the two could not be read, which is told once.
     pub(super) fn failed(&mut self, error: Option<&HoldersError>, now: Instant) {
-        self.due = Some(now + SOON);
+        self.last = Some(now);
+        self.due = Some(now + EVERY);
         if let Some(error) = error
             && !self.unavailable
         {

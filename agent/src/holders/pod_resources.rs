@@ -16,7 +16,7 @@ use spillway_proto::podresources::{
 use tokio::time::timeout;
 use tonic::transport::Endpoint;
 
-use super::is_name;
+use super::{Name, is_name};
 
 /// Machines with many pods and devices exceed the usual 4 MiB.
 const MESSAGE_LIMIT: usize = 64 << 20;
@@ -32,8 +32,17 @@ pub(super) struct Listed {
     pub(super) devices: BTreeSet<DeviceId>,
 }
 
+/// What an answer says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Listing {
+    /// Every pod that has not ended, with its containers but for plain init containers.
+    pub(super) pods: BTreeMap<Name, BTreeSet<String>>,
+    /// What they hold.
+    pub(super) held: Vec<Listed>,
+}
+
 /// Asks the kubelet at `socket`.
-pub(super) async fn list(socket: &Path) -> Result<Vec<Listed>, String> {
+pub(super) async fn list(socket: &Path) -> Result<Listing, String> {
     let exchange = async {
         let address = format!("unix://{}", socket.display());
         let endpoint = Endpoint::from_shared(address).map_err(|error| one_line(&error))?;
@@ -51,10 +60,13 @@ pub(super) async fn list(socket: &Path) -> Result<Vec<Listed>, String> {
 }
 
 /// What of an answer can be ours: DRA's devices and CPUs are not, and neither are names that Kubernetes can't have.
-pub(super) fn listed(pods: Vec<PodResources>) -> Vec<Listed> {
+pub(super) fn listed(answer: Vec<PodResources>) -> Listing {
+    let mut pods = BTreeMap::new();
     let mut held: BTreeMap<(String, String, String, ResourceName), BTreeSet<DeviceId>> = BTreeMap::new();
-    for pod in pods.into_iter().filter(|pod| is_name(&pod.namespace) && is_name(&pod.name)) {
+    for pod in answer.into_iter().filter(|pod| is_name(&pod.namespace) && is_name(&pod.name)) {
+        let containers = pods.entry((pod.namespace.clone(), pod.name.clone())).or_insert_with(BTreeSet::new);
         for container in pod.containers.into_iter().filter(|container| is_name(&container.name)) {
+            containers.insert(container.name.clone());
             // One entry for each NUMA node.
             for part in container.devices {
                 let Ok(resource) = ResourceName::new(part.resource_name) else { continue };
@@ -64,14 +76,13 @@ pub(super) fn listed(pods: Vec<PodResources>) -> Vec<Listed> {
             }
         }
     }
-    held.into_iter()
-        .filter(|(_, devices)| !devices.is_empty())
-        .map(|((namespace, name, container, resource), devices)| Listed {
-            namespace,
-            name,
-            container,
-            resource,
-            devices,
-        })
-        .collect()
+    let held = held.into_iter().filter(|(_, devices)| !devices.is_empty());
+    let held = held.map(|((namespace, name, container, resource), devices)| Listed {
+        namespace,
+        name,
+        container,
+        resource,
+        devices,
+    });
+    Listing { pods, held: held.collect() }
 }

@@ -294,12 +294,13 @@ async fn a_strange_checkpoint_is_replaced_by_pod_resources_without_guessing() {
 async fn changes_are_followed_and_a_lost_list_takes_nothing_away() {
     let mut machine = Machine::new();
     machine.serve();
-    let holders = watch::Sender::new(Holders::default());
+    let following = Following::default();
+    let holders = following.all.clone();
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
     machine.write(&checkpoint(&[("u1", "main", "nvidia.com/gpu", &["GPU-0"])]));
     machine.list(&[("train", "main", "nvidia.com/gpu", &["GPU-0"])]);
-    tasks.spawn(run(machine.reader(), holders.clone(), stop.clone()));
+    tasks.spawn(run(machine.reader(), following.clone(), stop.clone()));
 
     let named = |holders: &Holders, name: &str| {
         holders.holdings.iter().any(|holding| holding.pod.to_string() == format!("default/{name}"))
@@ -317,6 +318,11 @@ async fn changes_are_followed_and_a_lost_list_takes_nothing_away() {
     machine.log_folder("default_other_u3");
     tokio::time::sleep(SETTLE * 3).await;
     assert_eq!(*holders.borrow(), both);
+    let mut active = following.active.subscribe();
+    let listed = |active: &Option<Holders>| {
+        active.as_ref().is_some_and(|active| active.holdings.len() == 1 && named(active, "train"))
+    };
+    timeout(Duration::from_secs(20), active.wait_for(listed)).await.unwrap().unwrap();
     machine.write(&checkpoint(&[]));
     until(&holders, "nothing held", |holders| holders.holdings.is_empty()).await;
     stop.cancel();
@@ -325,7 +331,7 @@ async fn changes_are_followed_and_a_lost_list_takes_nothing_away() {
 
 #[test]
 fn disagreement_is_told_once_and_only_when_it_lasts() {
-    let listed = |name: &str, device: &str| Listed {
+    let listed = |name: &str, device: &str| pod_resources::Listed {
         namespace: "default".to_owned(),
         name: name.to_owned(),
         container: "main".to_owned(),
@@ -360,8 +366,40 @@ fn disagreement_is_told_once_and_only_when_it_lasts() {
 }
 
 #[test]
+fn what_ended_pods_have_on_record_is_not_held() {
+    let pod = |name: &'static str| ("u", Some(("default", name)));
+    let running = holding(pod("running"), "main", "nvidia.com/gpu", &["GPU-0"]);
+    let its_init = holding(pod("running"), "prepare", "nvidia.com/gpu", &["GPU-0"]);
+    let only_init = holding(pod("init"), "prepare", "nvidia.com/gpu", &["GPU-1"]);
+    let ended = holding(pod("ended"), "main", "nvidia.com/gpu", &["GPU-2"]);
+    let gone = holding(pod("gone"), "main", "nvidia.com/gpu", &["GPU-3"]);
+    let nameless = holding(("u", None), "main", "nvidia.com/gpu", &["GPU-4"]);
+    let all = [&running, &its_init, &only_init, &ended, &gone, &nameless];
+    let holders = Holders { holdings: all.into_iter().cloned().collect() };
+    let listed = |name: &str, devices: &[&str]| PodResources {
+        name: name.to_owned(),
+        namespace: "default".to_owned(),
+        containers: vec![ContainerResources {
+            name: "main".to_owned(),
+            devices: devices
+                .iter()
+                .map(|id| ContainerDevices {
+                    resource_name: "nvidia.com/gpu".to_owned(),
+                    device_ids: vec![(*id).to_owned()],
+                    topology: None,
+                })
+                .collect(),
+            ..ContainerResources::default()
+        }],
+    };
+    let listing =
+        pod_resources::listed(vec![listed("running", &["GPU-0"]), listed("init", &[]), listed("ended", &[])]);
+    assert_eq!(compare::active(&holders, &listing).holdings, [running, only_init, nameless]);
+}
+
+#[test]
 fn a_pod_is_named_only_when_there_is_no_doubt() {
-    let listed = Listed {
+    let listed = pod_resources::Listed {
         namespace: "default".to_owned(),
         name: "db-0".to_owned(),
         container: "main".to_owned(),
@@ -374,9 +412,9 @@ fn a_pod_is_named_only_when_there_is_no_doubt() {
         let holders = Holders { holdings: holdings.iter().copied().cloned().collect() };
         compare::names(&holders, std::slice::from_ref(&listed))
     };
-    let named = BTreeMap::from([("u1".to_owned(), ("default".to_owned(), "db-0".to_owned()))]);
-    assert_eq!(names(&[&one]), named);
+    let expected = BTreeMap::from([("u1".to_owned(), ("default".to_owned(), "db-0".to_owned()))]);
+    assert_eq!(names(&[&one]), expected);
     assert_eq!(names(&[&one, &other]), BTreeMap::new());
     let dead = holding(("u2", Some(("default", "other"))), "main", "nvidia.com/gpu", &["GPU-0"]);
-    assert_eq!(names(&[&one, &dead]), named);
+    assert_eq!(names(&[&one, &dead]), expected);
 }

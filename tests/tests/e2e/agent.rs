@@ -57,12 +57,12 @@ fn wait_offered(pool: &Pool, resource: &str, allocatable: u32, capacity: u32) ->
     .with_context(|| format!("last: {last:?}"))
 }
 
-/// A metric of the agent, by its whole name with labels.
+/// A metric of the agent, by its name with its first labels.
 fn metric(pool: &Pool, name: &str) -> anyhow::Result<Option<i64>> {
     let pod = pool.cluster.kubectl(&[AGENT, &["-o", "jsonpath={.items[0].metadata.name}"]].concat())?;
     let path = format!("/api/v1/namespaces/spillway-system/pods/{pod}:9400/proxy/metrics");
     let metrics = pool.cluster.kubectl(&["get", "--raw", &path])?;
-    let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+    let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.rsplit(' ').next()?.parse().ok());
     Ok(value)
 }
 
@@ -226,10 +226,7 @@ fn health_and_hot_plug_reach_the_node(pool: &Pool) -> anyhow::Result<()> {
     pool.on(DEDICATED, &format!("rm {path}"))?;
 
     gpus.set_temperature(0, 77)?;
-    let temperature = format!(
-        r#"spillway_device_temperature_celsius{{resource="nvidia.com/gpu",device="{}"}}"#,
-        GpuStandin::uuid(0)
-    );
+    let temperature = format!(r#"spillway_device_temperature_celsius{{device="{}""#, GpuStandin::uuid(0));
     wait("the temperature to be measured", || Ok((metric(pool, &temperature)? == Some(77)).then_some(())))?;
 
     fpgas.set_errors(0, 0x4)?;

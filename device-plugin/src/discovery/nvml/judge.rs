@@ -34,13 +34,15 @@ const FAULTY_COUNTERS: [(&str, &str); 3] = [
 ];
 /// Another name for "some XID" that NVML gives where it doesn't know the number.
 const UNKNOWN_XID: u64 = 999;
+/// Different XIDs of one GPU that are counted one by one.
+const MOST_XIDS: usize = 200;
 
 /// What is remembered of GPUs, for as long as the agent runs: also by the next back end, if this one has to be replaced.
 #[derive(Debug)]
 pub(super) struct Judge {
     faults: Faults,
     counters: BTreeMap<(DeviceId, &'static str), u64>,
-    xids: BTreeMap<DeviceId, u64>,
+    xids: BTreeMap<DeviceId, BTreeMap<u64, u64>>,
     known: Vec<Device>,
     instances: BTreeMap<DeviceId, Vec<(DeviceId, u32, u32)>>,
     complaints: Complaints,
@@ -77,7 +79,10 @@ impl Judge {
         let Some(xid) = event.xid else { return false };
         let gpu = event.uuid.as_ref().and_then(|uuid| DeviceId::new(uuid.as_str()).ok());
         if let Some(gpu) = &gpu {
-            *self.xids.entry(gpu.clone()).or_default() += 1;
+            let counts = self.xids.entry(gpu.clone()).or_default();
+            // There are fewer kinds of XIDs than this; what a driver makes up beyond is one of the unknown.
+            let known = counts.contains_key(&xid) || counts.len() < MOST_XIDS;
+            *counts.entry(if known { xid } else { UNKNOWN_XID }).or_default() += 1;
         }
         if rules.xids_disabled || !rules.gpu.is_critical(xid) {
             tracing::info!(xid, gpu = gpu.as_ref().map(DeviceId::as_str), "an XID that is ignored");
@@ -193,7 +198,7 @@ impl Judge {
         let fixed = &gpu.fixed;
         let mut readings = gpu.readings.clone();
         if let Some(xids) = self.xids.get(&gpu.id) {
-            readings.errors.insert("xid", *xids);
+            readings.xids.clone_from(xids);
         }
         Accelerator {
             index: Some(gpu.index),

@@ -151,6 +151,8 @@ impl Looker {
                 .map(|memory| memory.used / MIB)
                 .filter(|mib| *mib <= MOST_MIB),
             errors: errors(&device, &fields),
+            // Counted from events, not looked up.
+            xids: BTreeMap::new(),
             processes: processes(&device, &mig),
         };
         Ok((Gpu { id, index, fixed, mig, readings, conditions }, device))
