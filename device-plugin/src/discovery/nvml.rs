@@ -106,7 +106,7 @@ impl NvmlBackend {
         let events = watch_for_xids(nvml)?;
         let mut looker = Looker::default();
         loop {
-            let inside = Inside::now(nvml);
+            let inside = Inside::now(nvml, !outside.shows_partitions());
             let look = looker.look(nvml)?;
             reporter.alive();
             // Labels first: whoever sees the devices may want to know what they are.
@@ -129,7 +129,7 @@ impl NvmlBackend {
                     );
                     return Ok(());
                 }
-                if Inside::now(nvml) != inside {
+                if Inside::now(nvml, !outside.shows_partitions()) != inside {
                     break;
                 }
             }

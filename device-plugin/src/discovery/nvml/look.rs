@@ -32,7 +32,7 @@ const LAST_GPU_MINOR: u32 = 253;
 /// `NVML_NVLINK_MAX_LINKS`
 const NVLINKS: u32 = 18;
 /// No GPU has more MIG devices.
-const MOST_INSTANCES: u32 = 64;
+pub(super) const MOST_INSTANCES: u32 = 64;
 /// More processes than this on one GPU are not told apart.
 const MOST_PROCESSES: usize = 4096;
 const MIB: u64 = 1024 * 1024;
@@ -114,7 +114,9 @@ impl Looker {
         let uuid = device.uuid().map_err(|error| error.to_string())?;
         let id = DeviceId::new(uuid).map_err(|error| error.to_string())?;
         let temperature = device.temperature(TemperatureSensor::Gpu);
-        if let Err(error @ (NvmlError::GpuLost | NvmlError::Unknown)) = &temperature {
+        if let Err(error @ (NvmlError::GpuLost | NvmlError::ResetRequired | NvmlError::Unknown)) =
+            &temperature
+        {
             return Err(error.to_string());
         }
         let fixed = self.fixed.entry(id.clone()).or_insert_with(|| fixed(&device)).clone();

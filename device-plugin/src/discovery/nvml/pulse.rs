@@ -9,9 +9,12 @@ use std::{
     time::SystemTime,
 };
 
-use nvml_wrapper::Nvml;
+use nvml_wrapper::{Device, Nvml};
 
-use super::look::Fields;
+use super::{
+    look::{Fields, MOST_INSTANCES},
+    raw,
+};
 use crate::discovery::Roots;
 
 /// What the kernel shows without NVML: which GPUs the driver drives, the driver itself, and how GPUs are partitioned.
@@ -19,7 +22,8 @@ use crate::discovery::Roots;
 pub(super) struct Outside {
     bound: BTreeSet<String>,
     driver: u64,
-    partitions: u64,
+    /// None where the driver's folder is hidden, as NVIDIA's container runtime does.
+    partitions: Option<u64>,
 }
 
 impl Outside {
@@ -29,9 +33,18 @@ impl Outside {
             (library, modified(library)).hash(&mut driver);
         }
         fs::read(roots.proc.join("driver/nvidia/version")).ok().hash(&mut driver);
-        let mut partitions = DefaultHasher::new();
-        names_below(&roots.proc.join("driver/nvidia/capabilities"), 4, &mut partitions);
-        Self { bound: bound(&roots.sys), driver: driver.finish(), partitions: partitions.finish() }
+        let capabilities = roots.proc.join("driver/nvidia/capabilities");
+        let partitions = capabilities.is_dir().then(|| {
+            let mut names = DefaultHasher::new();
+            names_below(&capabilities, 4, &mut names);
+            names.finish()
+        });
+        Self { bound: bound(&roots.sys), driver: driver.finish(), partitions }
+    }
+
+    /// Whether it shows how GPUs are partitioned.
+    pub(super) fn shows_partitions(&self) -> bool {
+        self.partitions.is_some()
     }
 }
 
@@ -39,19 +52,32 @@ impl Outside {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Inside(Option<Vec<Option<Beat>>>);
 
-/// One GPU's, and whether MIG is enabled there.
-type Beat = (Fields, Option<u32>);
+/// One GPU's, whether MIG is enabled there, and the numbers of its instances, if they are asked for.
+type Beat = (Fields, Option<u32>, Vec<(u32, u32)>);
 
 impl Inside {
-    pub(super) fn now(nvml: &Nvml) -> Self {
+    /// `partitions`: whether NVML is asked for them, too.
+    pub(super) fn now(nvml: &Nvml, partitions: bool) -> Self {
         let gpu = |index| {
             let device = nvml.device_by_index(index).ok()?;
             // Asks the driver, where the fields are left empty by a GPU that is lost.
             device.uuid().ok()?;
-            Some((Fields::of(&device), device.mig_mode().ok().map(|mode| mode.current)))
+            let mode = device.mig_mode().ok().map(|mode| mode.current);
+            let instances = if partitions && mode.is_some_and(|mode| mode != 0) {
+                instances(&device)
+            } else {
+                Vec::new()
+            };
+            Some((Fields::of(&device), mode, instances))
         };
         Self(nvml.device_count().ok().map(|count| (0..count).map(gpu).collect()))
     }
+}
+
+fn instances(device: &Device<'_>) -> Vec<(u32, u32)> {
+    let most = device.mig_device_count().unwrap_or(0).min(MOST_INSTANCES);
+    let instance = |index| raw::instance(&device.mig_device_by_index(index).ok()?).ok();
+    (0..most).filter_map(instance).collect()
 }
 
 fn modified(path: &Path) -> Option<SystemTime> {

@@ -70,6 +70,19 @@ impl Machine {
         self.gpus.set_mig(minor, migs).unwrap();
     }
 
+    /// Takes the driver's folder away, and puts the list of all minors beside it.
+    fn hide_capabilities(&self, minor: u32, migs: &[MigStandin]) {
+        let proc = self.base.path().join("proc/driver");
+        fs::create_dir_all(proc.join("nvidia-caps")).unwrap();
+        let line = |mig: &MigStandin| {
+            let [gi, ci] = mig.device_nodes(minor).map(|(.., cap)| cap);
+            let (instance, place) = (format!("gpu{minor}/gi{}", mig.gi), mig.ci);
+            format!("{instance}/access {gi}\n{instance}/ci{place}/access {ci}\n")
+        };
+        fs::write(proc.join("nvidia-caps/mig-minors"), migs.iter().map(line).collect::<String>()).unwrap();
+        fs::remove_dir_all(proc.join("nvidia/capabilities")).unwrap();
+    }
+
     /// Waits until what is offered, as `ID resource` without the resource's domain and with a `!` where it is Unhealthy, is this.
     async fn until_offered(&self, expected: &[String]) {
         let spell = |device: &Device| {
@@ -210,6 +223,13 @@ async fn partitions_come_and_go_while_it_looks() {
             machine.until_offered(&[gpu(0), gpu(1)]).await;
             machine.set_mig(1, &small[..1]);
             machine.until_offered(&[gpu(0), format!("{} mig-1g.5gb", small[0].uuid(1))]).await;
+            // Where the runtime hides what the driver shows, there is the list of all minors, and NVML tells of changes.
+            machine.hide_capabilities(1, &small);
+            machine.until_offered(&[gpu(0), format!("{} mig-1g.5gb", small[0].uuid(1))]).await;
+            machine.set_mig(1, &small[1..]);
+            machine.hide_capabilities(1, &small);
+            let rest = small[1..].iter().map(|mig| format!("{} mig-1g.5gb", mig.uuid(1)));
+            machine.until_offered(&[vec![gpu(0)], rest.collect()].concat()).await;
         })
         .await;
 }

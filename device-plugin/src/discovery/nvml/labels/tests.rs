@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::{
     config::{Config, Overrides},
@@ -188,15 +190,32 @@ fn only_gpus_of_one_fabric_have_a_clique() {
     assert_eq!(clique(&gpus), None);
 }
 
+/// Whether the API server takes it as a label's value.
+fn is_label(value: &str) -> bool {
+    let edge = |byte: Option<&u8>| byte.is_none_or(u8::is_ascii_alphanumeric);
+    value.len() <= 63
+        && edge(value.as_bytes().first())
+        && edge(value.as_bytes().last())
+        && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+}
+
+proptest! {
+    #[test]
+    fn whatever_firmware_says_becomes_a_label(text in ".{0,100}", profile in "[0-9cgb.+a-z-]{0,20}") {
+        prop_assert!(is_label(&sanitised(&text)), "{text:?}");
+        if let Some(parsed) = Profile::parse(&profile) {
+            let name = product(&[&text, "MIG", &parsed.name()], true);
+            prop_assert!(is_label(&sanitised(&name)));
+            prop_assert!(sanitised(&name).ends_with("-SHARED"), "{name:?}");
+            prop_assert_eq!(Profile::parse(&parsed.to_string()), Some(parsed.clone()), "it reads what it writes");
+            let key = format!("mig-{}.engines.decoder", parsed.name());
+            prop_assert!(is_label(&key), "{key:?}");
+        }
+    }
+}
+
 #[test]
 fn hostile_names_become_labels_or_nothing() {
-    let is_label = |value: &str| {
-        let edge = |byte: Option<&u8>| byte.is_none_or(u8::is_ascii_alphanumeric);
-        value.len() <= 63
-            && edge(value.as_bytes().first())
-            && edge(value.as_bytes().last())
-            && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
-    };
     let long = "GeForce ".repeat(100);
     for name in
         ["", " ", "-", "../../etc/passwd", "Tesla\u{0}T4", "RTX™ 4090 (D)", "a\nb=c", "ÄÖÜ", "._-x-_.", &long]
