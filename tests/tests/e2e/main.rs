@@ -7,6 +7,7 @@ mod gpu;
 mod harness;
 mod main_job;
 mod recovery;
+mod sharing;
 mod vk;
 mod vk_api;
 
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         cluster::TESTS,
         agent::TESTS,
         gpu::TESTS,
+        sharing::TESTS,
         vk::TESTS,
         vk_api::TESTS,
         main_job::TESTS,

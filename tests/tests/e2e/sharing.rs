@@ -1,0 +1,211 @@
+//! How GPUs are offered and given, by configurations that are put in force while the agent runs: shared by several pods, and injected by
+//! containerd from a CDI specification. The GPUs are stand-ins; kubelet, containerd and device cgroups are real.
+
+use anyhow::{Context as _, ensure};
+use spillway_tests::standin::GpuStandin;
+
+use crate::{
+    Test,
+    harness::{DEDICATED, Namespace, Pool, wait},
+};
+
+pub(crate) const TESTS: &[Test] = &[
+    (
+        "sharing::a_new_configuration_shares_gpus_without_a_restart",
+        a_new_configuration_shares_gpus_without_a_restart,
+    ),
+    (
+        "sharing::containerd_injects_what_the_specification_says",
+        containerd_injects_what_the_specification_says,
+    ),
+];
+
+const AGENT: &[&str] = &["-n", "spillway-system", "get", "pods", "-l", "app.kubernetes.io/component=agent"];
+const USUAL: &str = "gpu: {recoverySeconds: 12}";
+const SPECIFICATION: &str = "/var/run/cdi/k8s.device-plugin.nvidia.com-gpu.json";
+
+/// Another configuration in the agent's `ConfigMap`; the usual one when this goes, whatever happened.
+struct Configured<'a>(&'a Pool);
+
+impl<'a> Configured<'a> {
+    fn with(pool: &'a Pool, text: &str) -> anyhow::Result<Self> {
+        let configured = Self(pool);
+        configured.set(text)?;
+        Ok(configured)
+    }
+
+    fn set(&self, text: &str) -> anyhow::Result<()> {
+        let patch = serde_json::json!({"data": {"agent.yaml": text}}).to_string();
+        self.0.cluster.kubectl(&[
+            "-n",
+            "spillway-system",
+            "patch",
+            "configmap",
+            "spillway-agent",
+            "-p",
+            &patch,
+        ])?;
+        // The kubelet writes a ConfigMap's new files when it looks at the pod: at a change of the pod, or within about a minute.
+        let name = agent(self.0, "{.items[0].metadata.name}")?;
+        let nudge = format!("spillway.test/nudge={}", text.len());
+        self.0
+            .cluster
+            .kubectl(&["-n", "spillway-system", "annotate", "--overwrite", "pod", &name, &nudge])
+            .map(drop)
+    }
+}
+
+impl Drop for Configured<'_> {
+    fn drop(&mut self) {
+        let _ = self.set(USUAL);
+    }
+}
+
+fn agent(pool: &Pool, path: &str) -> anyhow::Result<String> {
+    pool.cluster.kubectl(&[AGENT, &["-o", &format!("jsonpath={path}")]].concat())
+}
+
+/// The agent's pod and how often it was restarted.
+fn life(pool: &Pool) -> anyhow::Result<String> {
+    agent(pool, "{.items[0].metadata.uid} {.items[0].status.containerStatuses[0].restartCount}")
+}
+
+fn allocatable(pool: &Pool, resource: &str) -> anyhow::Result<String> {
+    let path = format!("jsonpath={{.status.allocatable.{}}}", resource.replace('.', "\\."));
+    pool.cluster.kubectl(&["get", "node", DEDICATED, "-o", &path])
+}
+
+fn wait_allocatable(pool: &Pool, resource: &str, count: u32) -> anyhow::Result<()> {
+    let mut last = String::new();
+    wait(&format!("{count} {resource} to be allocatable"), || {
+        last = allocatable(pool, resource)?;
+        // A resource that is gone may stay listed as none.
+        let fits = last == count.to_string() || (count == 0 && last.is_empty());
+        Ok(fits.then_some(()))
+    })
+    .with_context(|| format!("last: {last:?}"))
+}
+
+fn config_valid(pool: &Pool) -> anyhow::Result<Option<String>> {
+    let path = format!(
+        "/api/v1/namespaces/spillway-system/pods/{}:9400/proxy/metrics",
+        agent(pool, "{.items[0].metadata.name}")?
+    );
+    let metrics = pool.cluster.kubectl(&["get", "--raw", &path])?;
+    Ok(metrics.lines().find_map(|line| line.strip_prefix("spillway_config_valid ").map(str::to_owned)))
+}
+
+fn holder(namespace: &Namespace<'_>, name: &str, resource: &str, count: u32) -> anyhow::Result<()> {
+    namespace.pod(
+        name,
+        &format!(
+            "  nodeName: {DEDICATED}
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: main
+    image: spillway.test/busybox:dev
+    imagePullPolicy: Never
+    command: [sleep, '100000']
+    resources: {{limits: {{{resource}: {count}}}}}
+"
+        ),
+    )
+}
+
+fn a_new_configuration_shares_gpus_without_a_restart(pool: &Pool) -> anyhow::Result<()> {
+    let shared = "nvidia.com/gpu.shared";
+    wait_allocatable(pool, "nvidia.com/gpu", 2)?;
+    let before = life(pool)?;
+    let configured = Configured::with(
+        pool,
+        "version: v1\nsharing:\n  timeSlicing:\n    renameByDefault: true\n    failRequestsGreaterThanOne: true\n    resources:\n    - \
+         name: nvidia.com/gpu\n      replicas: 3\n",
+    )?;
+    wait_allocatable(pool, shared, 6)?;
+    wait_allocatable(pool, "nvidia.com/gpu", 0)?;
+
+    // More pods than GPUs, each with one of them.
+    let namespace = pool.namespace("sharing")?;
+    let pods = ["one", "two", "three", "four", "five"];
+    for pod in pods {
+        holder(&namespace, pod, shared, 1)?;
+    }
+    let mut seen = Vec::new();
+    for pod in pods {
+        namespace.wait_ready(pod)?;
+        seen.push(namespace.exec(pod, &["sh", "-c", "echo -n $NVIDIA_VISIBLE_DEVICES"])?);
+    }
+    for minor in 0..2 {
+        let holders = seen.iter().filter(|uuid| **uuid == GpuStandin::uuid(minor)).count();
+        ensure!(
+            (2..=3).contains(&holders),
+            "GPU {minor} is not among those that the pods see as it should be: {seen:?}"
+        );
+    }
+    // Two shares are no faster than one: refused, and the user is told why.
+    namespace.kubectl(&["delete", "pod", "one", "two"])?;
+    holder(&namespace, "greedy", shared, 2)?;
+    namespace.wait_phase("greedy", "Failed")?;
+    let message = namespace.field("pod", "greedy", ".status.message")?;
+    ensure!(
+        message.contains("maximum request size for shared resources is 1"),
+        "the pod was told {message:?}"
+    );
+
+    // A configuration that is not sound changes nothing but what is said about it.
+    configured.set("sharing: {timeSlicing: {resources: [{name: nvidia.com/gpu}]}}")?;
+    wait("the mistake to be reported", || Ok((config_valid(pool)?.as_deref() == Some("0")).then_some(())))?;
+    ensure!(allocatable(pool, shared)? == "6", "a mistake has changed what is offered");
+
+    drop(configured);
+    wait_allocatable(pool, "nvidia.com/gpu", 2)?;
+    wait_allocatable(pool, shared, 0)?;
+    ensure!(config_valid(pool)?.as_deref() == Some("1"), "the usual configuration is not in force");
+    let running = namespace.field("pod", "three", ".status.phase")?;
+    ensure!(running == "Running", "a pod that holds a share is {running}");
+    ensure!(life(pool)? == before, "the agent was restarted: {before:?}, {:?}", life(pool)?);
+    namespace.kubectl(&["delete", "pod", "--all"]).map(drop)
+}
+
+fn containerd_injects_what_the_specification_says(pool: &Pool) -> anyhow::Result<()> {
+    let usual = Configured::with(
+        pool,
+        "flags: {plugin: {deviceListStrategy: [cdi-cri, cdi-annotations]}}\ngpu: {recoverySeconds: 12}",
+    )?;
+    wait("the CDI specification", || {
+        Ok(pool
+            .on(DEDICATED, &format!("cat {SPECIFICATION} 2>/dev/null; true"))?
+            .contains("cdiVersion")
+            .then_some(()))
+    })?;
+    wait_allocatable(pool, "nvidia.com/gpu", 2)?;
+    let namespace = pool.namespace("cdi")?;
+    holder(&namespace, "injected", "nvidia.com/gpu", 1)?;
+    namespace.wait_ready("injected")?;
+
+    let nodes = namespace.exec("injected", &["sh", "-c", "cd /dev && ls -d nvidia?"])?;
+    let minor: u32 =
+        nodes.trim().trim_start_matches("nvidia").parse().with_context(|| format!("it has {nodes}"))?;
+    // ENXIO: the container may open it, but there is no driver behind. EPERM: it may not.
+    let open = |path: &str| -> anyhow::Result<String> {
+        let tried =
+            namespace.kubectl_output(&["exec", "injected", "--", "sh", "-c", &format!("exec 3<{path}")])?;
+        Ok(String::from_utf8_lossy(&tried.stderr).into_owned())
+    };
+    let own = open(&format!("/dev/nvidia{minor}"))?;
+    ensure!(own.contains("No such device or address"), "opening its own GPU: {own}");
+    namespace.exec("injected", &["mknod", "/tmp/other", "c", "195", &(1 - minor).to_string()])?;
+    let other = open("/tmp/other")?;
+    ensure!(other.contains("Operation not permitted"), "opening the other's GPU: {other}");
+
+    let inside = "cmp /usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1 /usr/local/nvidia/lib64/libnvidia-ml.so.1 && echo -n \
+                  $NVIDIA_VISIBLE_DEVICES && ! touch /usr/local/nvidia/lib64/libnvidia-ml.so.1 2>/dev/null";
+    let visible = namespace.exec("injected", &["sh", "-c", inside]).context("the driver's library")?;
+    ensure!(visible == "void", "NVIDIA_VISIBLE_DEVICES is {visible:?}");
+    namespace.kubectl(&["delete", "pod", "injected"])?;
+
+    drop(usual);
+    wait("the CDI specification to be gone", || {
+        Ok(pool.on(DEDICATED, &format!("ls {SPECIFICATION} 2>/dev/null; true"))?.is_empty().then_some(()))
+    })
+}
