@@ -97,6 +97,16 @@ pub struct Args {
     )]
     pub cdi_dir: PathBuf,
 
+    /// Where this process sees the folder of MPS' pipes and logs (--mps-root on the host). Used only with sharing.mps.
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        default_value = "/mps",
+        env = "SPILLWAY_MPS_DIR",
+        help_heading = "The machine"
+    )]
+    pub mps_dir: PathBuf,
+
     /// The host's sysfs, as this process sees it.
     #[arg(
         long,

@@ -9,6 +9,7 @@ pub mod memory_budget;
 pub mod metrics;
 pub mod neighbours;
 pub mod node;
+mod offering;
 pub mod pods;
 pub mod readiness;
 pub mod run;

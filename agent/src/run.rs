@@ -12,7 +12,6 @@ use spillway_daemon::{
     telemetry,
 };
 use spillway_device_plugin::{
-    cdi,
     config::store::{Check, Document, Source, Store},
     discovery::{self, Memory, Roots, Setting},
     hold_back::HoldBack,
@@ -37,7 +36,7 @@ use crate::{
     metrics::{self, Now},
     neighbours,
     node::{EventSink, Node, PodMeta, Wiring},
-    readiness,
+    offering, readiness,
     shape::{self, LargestGroup},
 };
 
@@ -150,7 +149,7 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
             Ok(discovery::run(setting, configuration.subscribe(), inventory, stop).await?)
         }
     });
-    start_files(args, &mut supervisor, &configuration, &inventory);
+    offering::start(&mut supervisor, args, &configuration, &inventory);
     supervisor.start("plugins", {
         let (path, inventory) = (args.device_plugin_dir.clone(), inventory.subscribe());
         let configs = configuration.subscribe();
@@ -168,31 +167,6 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
         }
     });
     supervisor.run(args.grace()).await
-}
-
-/// Starts what follows and writes files: the configuration, and CDI's.
-fn start_files(
-    args: &Args,
-    supervisor: &mut Supervisor,
-    configuration: &Store,
-    inventory: &watch::Sender<Inventory>,
-) {
-    let stop = supervisor.stop();
-    supervisor.start("cdi", {
-        let (configs, inventory) = (configuration.subscribe(), inventory.subscribe());
-        let running = cdi::run(args.cdi_dir.clone(), configs, inventory, stop.clone());
-        async move {
-            running.await;
-            Ok(())
-        }
-    });
-    if let Some(path) = args.config_file() {
-        let following = configuration.clone().follow(path.to_owned(), stop.clone());
-        supervisor.start("configuration", async move {
-            following.await;
-            Ok(())
-        });
-    }
 }
 
 /// Starts what is done in the Kubernetes API, if anything is. Gives whether the node's configuration has been chosen, and where events go.

@@ -31,10 +31,14 @@ struct Part {
     labels: BTreeMap<String, String>,
 }
 
+/// Programs without which a resource's replicas are of no use, by the resource: running, or why not.
+type Services = BTreeMap<ResourceName, Result<(), String>>;
+
 /// Every device of the machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Inventory {
     rules: Arc<Rules>,
+    services: Arc<Services>,
     parts: BTreeMap<&'static str, Part>,
 }
 
@@ -53,18 +57,48 @@ impl Inventory {
     /// An inventory in which each of these back ends is yet to look.
     pub fn starting(backends: impl IntoIterator<Item = &'static str>) -> Self {
         let parts = backends.into_iter().map(|name| (name, Part::default())).collect();
-        Self { rules: Arc::default(), parts }
+        Self { parts, ..Self::default() }
     }
 
     /// The same devices, offered by other rules.
     #[must_use]
     pub fn ruled_by(&self, rules: Arc<Rules>) -> Self {
         let mut next = self.clone();
-        for part in next.parts.values_mut() {
-            part.offer = rules.offer(&part.found);
-        }
         next.rules = rules;
+        next.offer_anew();
         next
+    }
+
+    /// The same, knowing how the program is doing without which `resource`'s replicas are of no use; `None`: there is none.
+    #[must_use]
+    pub fn with_service(&self, resource: &ResourceName, state: Option<Result<(), String>>) -> Self {
+        let mut services = (*self.services).clone();
+        match state {
+            Some(state) => services.insert(resource.clone(), state),
+            None => services.remove(resource),
+        };
+        let mut next = self.clone();
+        next.services = Arc::new(services);
+        next.offer_anew();
+        next
+    }
+
+    fn offer_anew(&mut self) {
+        for part in self.parts.values_mut() {
+            part.offer = self.rules.offer(&part.found);
+            for device in &mut part.offer.devices {
+                let served = device.replica.is_some() && self.rules.need_service(&device.resource);
+                if !served || !device.health.is_healthy() {
+                    continue;
+                }
+                let trouble = match self.services.get(&device.resource) {
+                    Some(Ok(())) => continue,
+                    Some(Err(why)) => why.clone(),
+                    None => "its MPS daemon has not started".to_owned(),
+                };
+                device.health = Health::Unhealthy(trouble);
+            }
+        }
     }
 
     /// What the rules ask for that the devices can't give.
@@ -99,7 +133,7 @@ impl Inventory {
         let mut next = self.clone();
         let part = next.parts.entry(backend).or_default();
         (part.state, part.found) = (state, kept.into_values().collect());
-        part.offer = self.rules.offer(&part.found);
+        next.offer_anew();
         (next, refused)
     }
 

@@ -46,6 +46,11 @@ impl Rules {
         Self { sharing: config.sharing.clone(), resources: config.resources.clone() }
     }
 
+    /// Whether replicas that are offered as `resource` are of no use without a program that the agent runs.
+    pub fn need_service(&self, resource: &ResourceName) -> bool {
+        way_of(&self.sharing, resource) == Some(Way::Mps)
+    }
+
     /// What is offered of these devices.
     pub fn offer(&self, found: &[Device]) -> Offer {
         let renamed: Vec<Device> = found.iter().map(|device| self.renamed(device)).collect();

@@ -174,7 +174,7 @@ fn containerd_injects_what_the_specification_says(pool: &Pool) -> anyhow::Result
     )?;
     wait("the CDI specification", || {
         Ok(pool
-            .on(DEDICATED, &format!("cat {SPECIFICATION} 2>/dev/null; true"))?
+            .on(DEDICATED, &format!("cat {SPECIFICATION} 2>/dev/null || true"))?
             .contains("cdiVersion")
             .then_some(()))
     })?;
@@ -206,6 +206,6 @@ fn containerd_injects_what_the_specification_says(pool: &Pool) -> anyhow::Result
 
     drop(usual);
     wait("the CDI specification to be gone", || {
-        Ok(pool.on(DEDICATED, &format!("ls {SPECIFICATION} 2>/dev/null; true"))?.is_empty().then_some(()))
+        Ok(pool.on(DEDICATED, &format!("ls {SPECIFICATION} 2>/dev/null || true"))?.is_empty().then_some(()))
     })
 }

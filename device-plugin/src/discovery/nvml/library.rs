@@ -21,7 +21,7 @@ const FOLDERS: [&str; 8] = [
 
 /// Why there is no NVML.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum LibraryError {
+pub(crate) enum LibraryError {
     /// No such library.
     #[error(
         "no NVML library: looked for {NAME} below {root} (in {}) and where the loader looks; install the NVIDIA driver, say with \
@@ -74,7 +74,7 @@ pub(crate) fn folder(root: &Path) -> Option<&'static str> {
 }
 
 /// Opens and starts the first library that loads: below `root`, then wherever the loader looks.
-pub(super) fn open(root: &Path) -> Result<(Nvml, PathBuf), LibraryError> {
+pub(crate) fn open(root: &Path) -> Result<(Nvml, PathBuf), LibraryError> {
     let mut refused = None;
     for path in present(root).into_iter().chain([PathBuf::from(NAME)]) {
         match Nvml::builder().lib_path(path.as_os_str()).init() {
