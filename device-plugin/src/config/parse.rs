@@ -16,6 +16,9 @@ use crate::device::ResourceName;
 /// The domain of names that have none, as in NVIDIA's file.
 const DEFAULT_DOMAIN: &str = "nvidia.com";
 
+/// No `ConfigMap` holds more.
+const SIZE_LIMIT: usize = 1024 * 1024;
+
 /// Where in the file something was said. All places are equal: what a configuration says does not depend on where.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Place {
@@ -45,6 +48,9 @@ impl fmt::Display for Place {
 
 /// The whole file. One that says nothing says nothing wrong.
 pub(super) fn document(bytes: &[u8]) -> Result<Config, String> {
+    if bytes.len() > SIZE_LIMIT {
+        return Err("it is larger than 1 MiB".to_owned());
+    }
     let text = std::str::from_utf8(bytes).map_err(|_| "it is not a text".to_owned())?;
     if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
         return Ok(Config::default());

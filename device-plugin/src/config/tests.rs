@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 fn load(text: &str) -> Result<Loaded, ConfigError> {
@@ -226,6 +228,42 @@ fn giving_up_device_nodes_is_worth_a_warning() {
     assert!(warnings[0].contains("daemon-reload"), "{warnings:?}");
     let cdi = load("flags: {plugin: {passDeviceSpecs: false, deviceListStrategy: cdi-cri}}").unwrap();
     assert_eq!(cdi.warnings, Vec::<String>::new());
+}
+
+#[test]
+fn a_file_that_grows_when_it_is_read_is_refused() {
+    let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for level in 1..12 {
+        let before = format!("*a{}", level - 1);
+        bomb += &format!("a{level}: &a{level} [{}]\n", [before.as_str(); 10].join(", "));
+    }
+    bomb += "imex: {channelIDs: *a11}\n";
+    assert!(load(&bomb).is_err());
+    assert!(load(&format!("gpu: {}enabled: true", "{".repeat(100_000))).is_err());
+    refused(&format!("# {}\ngpu: {{}}", "x".repeat(1024 * 1024)), &["1 MiB"]);
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_a_configuration_or_a_message(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let _ = Config::load("a test", &bytes, &Overrides::default());
+    }
+
+    #[test]
+    fn any_values_in_known_places_are_a_configuration_or_a_message(
+        key in prop::sample::select(vec![
+            "flags.migStrategy", "flags.plugin.deviceListStrategy", "sharing.timeSlicing.resources", "sharing.memory.warnPercent",
+            "resources.gpus", "gpu.ignoredXids", "gpu.criticalXids", "gpu.recoverySeconds", "fpga.mode", "health.criticalXIDs",
+        ]),
+        value in "[-0-9a-z*:\\[\\]{}, \"'&!|>#.~]{0,24}",
+    ) {
+        let parts: Vec<_> = key.split('.').collect();
+        let opening: String = parts.iter().map(|part| format!("{{{part}: ")).collect();
+        let text = format!("{opening}{value}{}", "}".repeat(parts.len()));
+        if let Err(error) = Config::load("a test", text.as_bytes(), &Overrides::default()) {
+            prop_assert!(!error.to_string().contains('\n'));
+        }
+    }
 }
 
 #[test]
