@@ -3,8 +3,10 @@
 
 use std::{
     collections::BTreeSet,
+    ffi::OsString,
     fs,
     hash::{DefaultHasher, Hash as _, Hasher as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -36,7 +38,7 @@ impl Outside {
         let capabilities = roots.proc.join("driver/nvidia/capabilities");
         let partitions = capabilities.is_dir().then(|| {
             let mut names = DefaultHasher::new();
-            names_below(&capabilities, 4, &mut names);
+            partitions(&capabilities, &mut names);
             names.finish()
         });
         Self { bound: bound(&roots.sys), driver: driver.finish(), partitions }
@@ -93,17 +95,23 @@ fn bound(sys: &Path) -> BTreeSet<String> {
         .collect()
 }
 
-/// The names of all that lies below `folder`, down to `depth`.
-fn names_below(folder: &Path, depth: u32, hasher: &mut DefaultHasher) {
+/// What there is below `gpuN/mig`. How many compute instances a GPU instance has is told by its links, which is asked faster than
+/// their names; when one takes another's place, it is the next look that sees it.
+fn partitions(capabilities: &Path, hasher: &mut DefaultHasher) {
+    for gpu in names(capabilities) {
+        let mig = capabilities.join(&gpu).join("mig");
+        for instance in names(&mig) {
+            let links = fs::metadata(mig.join(&instance)).ok().map(|meta| meta.nlink());
+            (&gpu, instance, links).hash(hasher);
+        }
+    }
+}
+
+fn names(folder: &Path) -> Vec<OsString> {
     let mut names: Vec<_> =
         fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect();
     names.sort();
-    for name in names {
-        (depth, &name).hash(hasher);
-        if depth > 0 {
-            names_below(&folder.join(name), depth - 1, hasher);
-        }
-    }
+    names
 }
 
 #[cfg(test)]
