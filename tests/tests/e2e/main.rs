@@ -8,6 +8,7 @@ mod harness;
 mod main_job;
 mod recovery;
 mod sharing;
+mod usage;
 mod vk;
 mod vk_api;
 
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         vk::TESTS,
         vk_api::TESTS,
         main_job::TESTS,
+        usage::TESTS,
         recovery::TESTS,
     ]
     .into_iter()
