@@ -154,12 +154,12 @@ impl BudgetMetrics {
         );
     }
 
-    fn exceeded(&self, one: &Use, outcome: &'static str) {
+    pub(crate) fn exceeded(&self, one: &Use, outcome: &'static str) {
         let labels = Labels { device: one.key.accelerator.to_string(), outcome };
         self.exceeded.get_or_create(&labels).inc();
     }
 
-    fn neared(&self, one: &Use) {
+    pub(crate) fn neared(&self, one: &Use) {
         self.neared.get_or_create(&[("device", one.key.accelerator.to_string())]).inc();
     }
 }

@@ -64,6 +64,12 @@ const MODULES: &[Module] = &[
         minutes_cold: "5 min",
     },
     Module { name: "coredns", packages: &["github.com/coredns/coredns"], tags: "", minutes_cold: "3 min" },
+    Module {
+        name: "prometheus",
+        packages: &["github.com/prometheus/prometheus/cmd/promtool"],
+        tags: "",
+        minutes_cold: "5 min",
+    },
     Module { name: "helm", packages: &["helm.sh/helm/v4/cmd/helm"], tags: "", minutes_cold: "2 min" },
 ];
 

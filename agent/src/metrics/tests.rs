@@ -1,4 +1,8 @@
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use spillway_device_plugin::device::{
     Accelerator, Device, DeviceId, Health, Partition, Readings, ResourceName,
@@ -33,7 +37,7 @@ fn gpu(name: &str, health: Health, readings: Readings) -> Device {
 }
 
 /// Every metric that there is, with values.
-pub(super) fn everything() -> (Now, BudgetMetrics) {
+fn everything() -> (Now, BudgetMetrics) {
     let readings = Readings {
         temperature_celsius: Some(41),
         power_milliwatts: Some(71_500),
@@ -162,4 +166,56 @@ fn metrics_tell_devices_registrations_and_who_uses_what() {
             "spillway_usage_left_out 3".to_owned(),
         ]
     );
+}
+
+/// The metrics that a text names.
+fn named(text: &str) -> BTreeSet<&str> {
+    let part = |char: char| char.is_ascii_alphanumeric() || char == '_';
+    text.split(|char| !part(char)).filter(|word| word.starts_with("spillway_")).collect()
+}
+
+#[test]
+fn dashboard_and_alerts_ask_only_for_what_is_served() {
+    let (now, budgets) = everything();
+    let train = now.usage.borrow().uses[0].clone();
+    budgets.exceeded(&train, "killed");
+    budgets.neared(&train);
+    let registry = registry(now, &PluginMetrics::default(), &budgets);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    let described = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let served: BTreeSet<_> = described
+        .filter_map(|line| line.split_once(' '))
+        .map(|(name, kind)| if kind == "counter" { format!("{name}_total") } else { name.to_owned() })
+        .collect();
+    for file in [
+        include_str!("../../../deploy/dashboards/accelerators.json"),
+        include_str!("../../../deploy/alerts/spillway.rules.yaml"),
+        include_str!("../../../deploy/alerts/spillway.rules_test.yaml"),
+    ] {
+        let asked = named(file);
+        assert!(!asked.is_empty());
+        let unknown: Vec<_> = asked.into_iter().filter(|name| !served.contains(*name)).collect();
+        assert!(unknown.is_empty(), "{unknown:?} are not among {served:#?}");
+    }
+}
+
+/// The queries of all panels.
+fn queries(panels: &serde_json::Value) -> Vec<&str> {
+    let targets = panels.as_array().unwrap().iter().filter_map(|panel| panel["targets"].as_array());
+    targets.flatten().map(|target| target["expr"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn the_dashboard_is_whole() {
+    let dashboard: serde_json::Value =
+        serde_json::from_str(include_str!("../../../deploy/dashboards/accelerators.json")).unwrap();
+    let panels = &dashboard["panels"];
+    let ids: BTreeSet<_> =
+        panels.as_array().unwrap().iter().map(|panel| panel["id"].as_u64().unwrap()).collect();
+    assert_eq!(ids.len(), panels.as_array().unwrap().len(), "two panels have the same ID");
+    for query in queries(panels) {
+        let balanced = |open, close| query.matches(open).count() == query.matches(close).count();
+        assert!(balanced('(', ')') && balanced('{', '}') && balanced('[', ']'), "{query}");
+    }
 }

@@ -1,6 +1,8 @@
 //! Who holds what, who uses what, and what happens to who uses too much, on the real kubelet with real processes. What the processes are
 //! said to do with a GPU is made up: the stand-in library lists them.
 
+use std::process::Command;
+
 use anyhow::{Context as _, ensure};
 use spillway_tests::standin::GpuStandin;
 
@@ -12,6 +14,7 @@ use crate::{
 pub(crate) const TESTS: &[Test] = &[
     ("usage::what_is_used_is_told_of_its_holder", attributed),
     ("usage::who_exceeds_a_memory_budget_is_killed_and_its_neighbour_is_not", budgets),
+    ("usage::alert_rules_hold", alert_rules),
     ("usage::a_restart_on_a_sick_gpu_is_held_back", held_back),
 ];
 
@@ -245,6 +248,30 @@ fn budgets(pool: &Pool) -> anyhow::Result<()> {
     wait("two GPUs to be allocatable", || {
         Ok((pool.cluster.kubectl(&["get", "node", DEDICATED, "-o", path])? == "2").then_some(()))
     })
+}
+
+/// By Prometheus' own tool: the rules are sound, fire when they should, and so are the dashboard's queries.
+fn alert_rules(_: &Pool) -> anyhow::Result<()> {
+    let alerts = spillway_tests::repository().join("deploy/alerts");
+    let promtool = |arguments: &[&str]| {
+        let mut command = Command::new(spillway_tests::components::folder().join("promtool"));
+        let output = command.args(arguments).current_dir(&alerts).output().context("can't run promtool")?;
+        let said = [output.stdout, output.stderr].concat();
+        ensure!(output.status.success(), "promtool {arguments:?}: {}", String::from_utf8_lossy(&said));
+        anyhow::Ok(())
+    };
+    promtool(&["check", "rules", "--lint=all", "--lint-fatal", "spillway.rules.yaml"])?;
+    promtool(&["test", "rules", "spillway.rules_test.yaml"])?;
+    let dashboard = std::fs::read_to_string(alerts.join("../dashboards/accelerators.json"))?;
+    let dashboard: serde_json::Value = serde_json::from_str(&dashboard)?;
+    let panels = dashboard["panels"].as_array().context("the dashboard has panels")?;
+    for target in panels.iter().filter_map(|panel| panel["targets"].as_array()).flatten() {
+        let query = target["expr"].as_str().context("a panel asks nothing")?;
+        // Grafana puts the interval in.
+        promtool(&["--experimental", "promql", "format", &query.replace("$__rate_interval", "5m")])
+            .with_context(|| query.to_owned())?;
+    }
+    Ok(())
 }
 
 fn held_back(pool: &Pool) -> anyhow::Result<()> {
