@@ -139,7 +139,7 @@ fn attribute(pool: &Pool, namespace: &Namespace<'_>, gpus: &GpuStandin) -> anyho
     namespace.wait_ready("lazy-dedicated-1")?;
     ensure!(namespace.field("pod", "train", ".status.qosClass")? == "Guaranteed");
     let (uid, number) = (namespace.field("pod", "train", ".metadata.uid")?, minor(namespace, "train")?);
-    let uuid = GpuStandin::uuid(number);
+    let device = GpuStandin::uuid(number);
     let own = sleeps(pool, &uid)?;
     let [first, second] = own.as_slice() else { anyhow::bail!("train has {own:?} instead of two processes") };
     // A process that is in no pod, too.
@@ -152,13 +152,13 @@ fn attribute(pool: &Pool, namespace: &Namespace<'_>, gpus: &GpuStandin) -> anyho
         ("pod", "train"),
         ("container", "main"),
         ("resource", "nvidia.com/gpu"),
-        ("device", uuid.as_str()),
+        ("device", device.as_str()),
     ];
     wait_metric(pool, "spillway_container_device_memory_used_bytes", &train, |value| {
         value == Some(1024.0 * f64::from(1 << 20))
     })?;
     wait_metric(pool, "spillway_container_device_utilization_ratio", &train, |value| value == Some(0.4))?;
-    wait_metric(pool, "spillway_device_stranger_processes", &[("device", &uuid)], |value| {
+    wait_metric(pool, "spillway_device_stranger_processes", &[("device", &device)], |value| {
         value == Some(1.0)
     })?;
     let held = |pod: &str, container: &str| {
