@@ -172,9 +172,10 @@ fn attribute(pool: &Pool, namespace: &Namespace<'_>, gpus: &GpuStandin) -> anyho
     let idle = "spillway_container_device_held_idle_seconds_total";
     let lazy = [("namespace", "usage"), ("pod", "lazy-dedicated-1"), ("container", "main")];
     wait_metric(pool, idle, &lazy, |value| value.is_some_and(|seconds| seconds > 0.0))?;
-    ensure!(metric(pool, idle, &train)? == Some(0.0), "a pod that computes is not idle");
+    // Until its first process showed up it was idle, too.
+    let before = metric(pool, idle, &train)?.context("nothing is known of how idle train is")?;
     gpus.set(number, "utilization", 0)?;
-    wait_metric(pool, idle, &train, |value| value.is_some_and(|seconds| seconds > 0.0))
+    wait_metric(pool, idle, &train, |value| value.is_some_and(|seconds| seconds > before))
 }
 
 /// The agent's ordinary configuration when it is dropped.
