@@ -2,22 +2,16 @@
 //! kubelet itself, by its PodResources socket. The GPUs are stand-ins; kubelet, containers and device cgroups are real.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, ensure};
-use hyper_util::rt::TokioIo;
-use spillway_proto::podresources::{
-    AllocatableResourcesRequest, pod_resources_lister_client::PodResourcesListerClient,
-};
 use spillway_tests::standin::{GpuStandin, MigStandin};
-use tokio::net::UnixStream;
-use tonic::transport::Endpoint;
 
 use crate::{
     Test,
-    harness::{DEDICATED, Namespace, Pool, wait},
+    harness::{self, DEDICATED, Namespace, Offered, Pool, wait},
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -27,30 +21,11 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 const GPU: &str = "nvidia.com/gpu";
-const SOCKET: &str = "/var/lib/kubelet/pod-resources/kubelet.sock";
 
-/// By resource, the IDs that the kubelet would hand out now or has handed out. Those of other vendors are left out.
-type Offered = BTreeMap<String, BTreeSet<String>>;
-
-/// What the kubelet says (`GetAllocatableResources`: what is Healthy).
+/// What the kubelet says of NVIDIA's.
 fn allocatable(pool: &Pool) -> anyhow::Result<Offered> {
-    let socket = pool.cluster.machine(DEDICATED)?.live_path(SOCKET);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let answer = runtime.block_on(async {
-        let connect = tower::service_fn(move |_| {
-            let socket = socket.clone();
-            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-        });
-        let channel = Endpoint::from_static("http://kubelet").connect_with_connector(connect).await?;
-        let mut client = PodResourcesListerClient::new(channel);
-        anyhow::Ok(client.get_allocatable_resources(AllocatableResourcesRequest {}).await?.into_inner())
-    })?;
-    let mut offered = Offered::new();
-    for devices in answer.devices {
-        if devices.resource_name.starts_with("nvidia.com/") && !devices.device_ids.is_empty() {
-            offered.entry(devices.resource_name).or_default().extend(devices.device_ids);
-        }
-    }
+    let mut offered = harness::allocatable(pool)?;
+    offered.retain(|resource, _| resource.starts_with("nvidia.com/"));
     Ok(offered)
 }
 

@@ -1,17 +1,24 @@
 //! The cluster that all tests share, and what they do over and over.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     process::Output,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
+use hyper_util::rt::TokioIo;
 use libtest_mimic::Failed;
+use spillway_proto::podresources::{
+    AllocatableResourcesRequest, pod_resources_lister_client::PodResourcesListerClient,
+};
 use spillway_tests::{
     BARE_POOL,
     cluster::{Cluster, Options},
 };
+use tokio::net::UnixStream;
+use tonic::transport::Endpoint;
 
 /// How long any single condition may take. Generous: it only matters when something is broken.
 pub(crate) const LIMIT: Duration = Duration::from_mins(2);
@@ -89,6 +96,29 @@ impl Pool {
     pub(crate) fn on(&self, machine: &str, script: &str) -> anyhow::Result<String> {
         self.cluster.machine(machine)?.shell(script)
     }
+}
+
+/// By resource, the IDs that a kubelet would hand out now or has handed out.
+pub(crate) type Offered = BTreeMap<String, BTreeSet<String>>;
+
+/// What the dedicated node's kubelet says (`GetAllocatableResources`: what is Healthy). It takes 100 questions a second from all who ask.
+pub(crate) fn allocatable(pool: &Pool) -> anyhow::Result<Offered> {
+    let socket = pool.cluster.machine(DEDICATED)?.live_path("/var/lib/kubelet/pod-resources/kubelet.sock");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let answer = runtime.block_on(async {
+        let connect = tower::service_fn(move |_| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        });
+        let channel = Endpoint::from_static("http://kubelet").connect_with_connector(connect).await?;
+        let mut client = PodResourcesListerClient::new(channel);
+        anyhow::Ok(client.get_allocatable_resources(AllocatableResourcesRequest {}).await?.into_inner())
+    })?;
+    let mut offered = Offered::new();
+    for devices in answer.devices.into_iter().filter(|devices| !devices.device_ids.is_empty()) {
+        offered.entry(devices.resource_name).or_default().extend(devices.device_ids);
+    }
+    Ok(offered)
 }
 
 /// Waits for a condition, with the limit that all tests share.

@@ -3,6 +3,7 @@
 
 mod agent;
 mod cluster;
+mod fpga;
 mod gpu;
 mod harness;
 mod main_job;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         agent::TESTS,
         gpu::TESTS,
         sharing::TESTS,
+        fpga::TESTS,
         vk::TESTS,
         vk_api::TESTS,
         main_job::TESTS,
