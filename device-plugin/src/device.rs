@@ -194,6 +194,11 @@ pub struct Partition {
     pub instance: Option<(u32, u32)>,
 }
 
+impl Partition {
+    /// The profile of an FPGA's port: all are the same shape.
+    pub const PORT: &'static str = "port";
+}
+
 /// One of several equal shares of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Replica {

@@ -18,7 +18,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
 };
 
-use crate::device::{Device, DeviceId};
+use crate::device::{Device, DeviceId, Partition};
 
 use self::search::{Item, Load, Problem};
 
@@ -123,9 +123,6 @@ impl<'a> Pool<'a> {
         let mut replicated = false;
         for device in slice {
             let key = (&device.accelerator.id, device.unit());
-            // Ports of a card are units of their own: neither partition nor replica, they have nothing but their ID in common.
-            let port = device.partition.is_none() && device.replica.is_none();
-            let key = if port { (key.0, &device.id) } else { key };
             let (_, unit) = units.entry(key).or_insert_with(|| (device, Unit::default()));
             let id = device.id.as_str();
             replicated |= device.replica.is_some();
@@ -148,7 +145,10 @@ impl<'a> Pool<'a> {
             }
         }
         cards.retain(|card| card.units.iter().any(|unit| unit.must > 0 || !unit.free.is_empty()));
-        let partitioned = cards.iter().any(|card| card.any.partition.is_some());
+        // Ports of an FPGA are handed out as its cards are.
+        let is_part =
+            |card: &Card<'_>| card.any.partition.as_ref().is_some_and(|part| part.profile != Partition::PORT);
+        let partitioned = cards.iter().any(is_part);
         let load = match (replicated, partitioned) {
             (true, _) if policy.replicas == Replicas::Packed => Load::Packed,
             (true, _) => Load::Spread,

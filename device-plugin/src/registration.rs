@@ -14,6 +14,7 @@ use std::{
 };
 
 use notify::{RecursiveMode, Watcher as _};
+use sha2::{Digest as _, Sha256};
 use spillway_proto::deviceplugin::{
     Empty, RegisterRequest, device_plugin_client::DevicePluginClient, registration_client::RegistrationClient,
 };
@@ -125,15 +126,28 @@ impl KubeletFolder {
         self.path.join(KUBELET_SOCKET)
     }
 
-    /// The plugin's socket: one per resource, the same at every start.
+    /// The plugin's socket: one per resource, the same at every start. A resource's name may be far longer than a socket's path: of a long one the
+    /// beginning stays, for people, and a digest of the whole.
     fn endpoint(resource: &ResourceName) -> String {
-        format!("{PREFIX}{}{SUFFIX}", resource.as_str().replace('/', "_"))
+        let name = resource.as_str().replace('/', "_");
+        match name.get(..NAME_SHOWN).filter(|_| name.len() > NAME_LIMIT) {
+            Some(beginning) => {
+                let digest = Sha256::digest(resource.as_str());
+                let digest = digest.first_chunk().map_or(0, |first| u64::from_be_bytes(*first));
+                format!("{PREFIX}{beginning}-{digest:016x}{SUFFIX}")
+            }
+            None => format!("{PREFIX}{name}{SUFFIX}"),
+        }
     }
 }
 
 fn is_endpoint(name: &str) -> bool {
     name.starts_with(PREFIX) && name.ends_with(SUFFIX)
 }
+
+/// Resource names that fit a socket's path in the kubelet's folder (107 bytes), and how much of a longer one is shown.
+const NAME_LIMIT: usize = 60;
+const NAME_SHOWN: usize = 40;
 
 /// How each plugin stands with the kubelet: registered, or why not.
 pub type Registrations = BTreeMap<ResourceName, Result<(), String>>;
@@ -342,4 +356,25 @@ where
     timeout(within, exchange)
         .await
         .unwrap_or_else(|_| Err(DialError::Silent { path: path.to_owned(), within }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_resource_has_a_socket_of_its_own_that_fits() {
+        let endpoint = |name: &str| KubeletFolder::endpoint(&ResourceName::new(name).unwrap());
+        assert_eq!(endpoint("nvidia.com/gpu"), "spillway-nvidia.com_gpu.sock");
+        // Two functions of FPGAs differ late, and are the longest names that there are by themselves.
+        let functions = ["KE", "KI"].map(|end| {
+            endpoint(&format!("fpga.intel.com/af-57a.57a.V6TRAAAAAAAAAAAAAAAAAVek0QAAAAAAAAAAAAAAA{end}"))
+        });
+        assert_ne!(functions[0], functions[1]);
+        let longest = endpoint(&format!("{}.example.com/{}", "d".repeat(60), "x".repeat(63)));
+        for name in functions.iter().chain([&longest]) {
+            assert!(is_endpoint(name) && name.starts_with("spillway-"), "{name}");
+            assert!("/var/lib/kubelet/device-plugins/".len() + name.len() <= 107, "{name}");
+        }
+    }
 }

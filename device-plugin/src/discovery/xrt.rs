@@ -35,7 +35,7 @@ use crate::{
 const VENDORS: [u64; 4] = [0x10ee, 0x13fe, 0x1d0f, 0x3475];
 /// How long a card must be without a fault before it counts as Healthy again. Errors that the driver logs stay logged: they count at the
 /// moment when they come.
-const QUIET: Duration = Duration::from_secs(30);
+const QUIET: Duration = Duration::from_secs(10);
 /// `XCL_MB_PEER_READY` in XRT's `xocl_ioctl.h`: the management function's driver answers.
 const PEER_READY: u64 = 1;
 

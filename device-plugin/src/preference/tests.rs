@@ -49,9 +49,11 @@ fn parts(of: &Device, count: u32) -> impl Iterator<Item = Device> {
 }
 
 fn ports(of: &Device, count: u32) -> impl Iterator<Item = Device> {
-    (0..count).map(move |number| Device {
-        id: DeviceId::new(format!("{}-port{number}", of.id)).unwrap(),
-        ..of.clone()
+    (0..count).map(move |number| {
+        let id = DeviceId::new(format!("{}-port{number}", of.id)).unwrap();
+        let profile = Partition::PORT.to_owned();
+        let partition = Partition { id: id.clone(), profile, memory_mib: None, instance: None };
+        Device { id, partition: Some(Arc::new(partition)), ..of.clone() }
     })
 }
 

@@ -165,7 +165,7 @@ fn one_port(
         accelerator,
         partition: Some(Arc::new(Partition {
             id: port.id.clone(),
-            profile: "port".to_owned(),
+            profile: Partition::PORT.to_owned(),
             memory_mib: None,
             instance: None,
         })),
