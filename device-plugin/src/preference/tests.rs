@@ -199,12 +199,12 @@ type Named = BTreeSet<String>;
 fn worth(slice: &[Device], free: &Named, must: &Named, policy: Policy, chosen: &Named) -> Worth {
     let devices: Vec<_> = slice.iter().filter(|device| chosen.contains(device.id.as_str())).collect();
     let card = |device: &Device| device.accelerator.id.to_string();
-    let unit = |device: &Device| {
-        let port = device.partition.is_none() && device.replica.is_none();
-        if port { device.id.to_string() } else { device.unit().to_string() }
-    };
+    let unit = |device: &Device| device.unit().to_string();
     let replicated = slice.iter().any(|device| device.replica.is_some());
     let partitioned = slice.iter().any(|device| device.partition.is_some());
+    let ports = slice.iter().any(|device| {
+        device.partition.as_ref().is_some_and(|partition| partition.profile == Partition::PORT)
+    });
     let pool = |device: &Device| if replicated { unit(device) } else { card(device) };
     let count = |of: &dyn Fn(&Device) -> bool| {
         let mut counts: BTreeMap<String, i64> = BTreeMap::new();
@@ -219,7 +219,7 @@ fn worth(slice: &[Device], free: &Named, must: &Named, policy: Policy, chosen: &
     let squares: i64 = after.values().map(|count| count * count).sum();
     let (packed, spread) = if replicated {
         (policy.replicas == Replicas::Packed, policy.replicas == Replicas::Distributed)
-    } else if partitioned {
+    } else if partitioned && !ports {
         (true, false)
     } else {
         (policy.cards == Cards::Packed, policy.cards == Cards::Balanced)
