@@ -11,7 +11,7 @@ use std::{
     ffi::OsStr,
     fs::{self, File},
     io::{self, Read as _, Write as _},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -51,12 +51,24 @@ const KERNEL_ARGUMENTS: &str =
 const LIMIT: Duration = Duration::from_mins(40);
 const LIMIT_OF_MACHINE: Duration = Duration::from_mins(43);
 
-/// Runs end-to-end tests of the program `tests` (built, as everything it needs) in a virtual machine: those whose name contains
-/// `filter`, or some by default. Their output comes out while they run.
+/// The filter that means the tests of the kernel's part alone, which need no cluster and a minute.
+const KERNEL: &str = "kernel";
+
+/// The built test programs.
+#[derive(Debug)]
+pub struct Programs {
+    /// The end-to-end tests.
+    pub end_to_end: PathBuf,
+    /// Those that load the device filter into the kernel.
+    pub kernel: PathBuf,
+}
+
+/// Runs tests in a virtual machine, built as everything that they need: `kernel`, or end-to-end tests whose name contains `filter`; by
+/// default the first and some of the second. Their output comes out while they run.
 ///
 /// # Errors
 /// When something is missing, the machine doesn't come to an end by itself, or a test fails.
-pub fn run(tests: &Path, filter: Option<&str>) -> anyhow::Result<()> {
+pub fn run(programs: &Programs, filter: Option<&str>) -> anyhow::Result<()> {
     components::require_root()?;
     components::ensure_tools(TOOLS)?;
     let folder = crate::target().join("vm");
@@ -81,8 +93,18 @@ pub fn run(tests: &Path, filter: Option<&str>) -> anyhow::Result<()> {
     let write = |name: &str, text: &str| crate::cluster::write(&results.join(name), text);
     write("guest.sh", GUEST)?;
     write("settings", &settings(&kernel.modules, &crate::target().join("cluster")))?;
-    let (arguments, names) = selection(tests, filter)?;
-    write("command", &command(tests, &arguments, among(ON_BARE_POOL, &names)))?;
+    let mut script = vec![environment()];
+    if filter.is_none_or(|filter| filter == KERNEL) {
+        script.push(run_line(&programs.kernel, &[]));
+    }
+    if filter != Some(KERNEL) {
+        let (arguments, names) = selection(&programs.end_to_end, filter)?;
+        if among(ON_BARE_POOL, &names) {
+            script.push(format!("export {}=1\n", crate::BARE_POOL));
+        }
+        script.push(run_line(&programs.end_to_end, &arguments));
+    }
+    write("command", &script.concat())?;
 
     eprintln!("starting a virtual machine: Linux {}, cgroup v2, two NUMA nodes, emulated", kernel.version);
     let console = folder.join("console.log");
@@ -148,26 +170,26 @@ fn settings(modules: &Path, clusters: &Path) -> String {
     format!("modules={}\nclusters={}\n", quoted(modules.as_os_str()), quoted(clusters.as_os_str()))
 }
 
-/// The script that runs the tests in the machine.
-fn command(tests: &Path, arguments: &[String], bare: bool) -> String {
-    let mut variables =
-        vec![format!("{}=1", crate::CLUSTER_TESTS), format!("{}={PATIENCE}", crate::PATIENCE)];
-    if bare {
-        variables.push(format!("{}=1", crate::BARE_POOL));
-    }
+/// The beginning of the script that runs in the machine: where, and with which environment. It ends with the first failure.
+fn environment() -> String {
+    let mut variables = vec![
+        (crate::CLUSTER_TESTS, "1".to_owned()),
+        (crate::PATIENCE, PATIENCE.to_string()),
+        // Two threads of kubectl wait for each other's emulated interrupts longer than they gain.
+        ("GOMAXPROCS", "1".to_owned()),
+    ];
     if let Some(target) = std::env::var_os("CARGO_TARGET_DIR") {
-        variables.push(format!("CARGO_TARGET_DIR={}", quoted(&target)));
+        variables.push(("CARGO_TARGET_DIR", quoted(&target)));
     }
-    let arguments: Vec<_> = arguments.iter().map(|argument| quoted(OsStr::new(argument))).collect();
-    // SIGTERM makes them end their cluster, whose logs are then saved.
-    format!(
-        "cd {}\nexec env {} timeout --kill-after=60 {} {} {}\n",
-        quoted(crate::repository().as_os_str()),
-        variables.join(" "),
-        LIMIT.as_secs(),
-        quoted(tests.as_os_str()),
-        arguments.join(" ")
-    )
+    let exports: Vec<_> = variables.iter().map(|(name, value)| format!("export {name}={value}\n")).collect();
+    format!("set -e\ncd {}\n{}", quoted(crate::repository().as_os_str()), exports.concat())
+}
+
+/// The line that runs a test program. SIGTERM makes it end its cluster, whose logs are then saved.
+fn run_line(program: &Path, arguments: &[String]) -> String {
+    let words = std::iter::once(program.as_os_str()).chain(arguments.iter().map(OsStr::new));
+    let words: Vec<_> = words.map(quoted).collect();
+    format!("timeout --kill-after=60 {} {}\n", LIMIT.as_secs(), words.join(" "))
 }
 
 /// A word of a shell script that means exactly this.
@@ -183,18 +205,11 @@ fn qemu(kernel: &kernel::Kernel, initrd: &Path, results: &Path, console: &Path) 
         format!("local,path={folder},mount_tag={tag},security_model=none,multidevs=remap{options}")
     };
     let mut command = Command::new("setpriv");
+    // Emulated processors that wait for each other while the host runs neither burn more than a second thread gives.
+    let threads = if busy() { "tcg,thread=single" } else { "tcg,thread=multi" };
     command
         .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
-        .args([
-            "-nodefaults",
-            "-display",
-            "none",
-            "-no-reboot",
-            "-accel",
-            "tcg,thread=multi",
-            "-cpu",
-            PROCESSOR,
-        ])
+        .args(["-nodefaults", "-display", "none", "-no-reboot", "-accel", threads, "-cpu", PROCESSOR])
         .args(["-m", "8G", "-smp", "2,sockets=2,cores=1,threads=1"])
         .args([
             "-object",
@@ -220,6 +235,14 @@ fn qemu(kernel: &kernel::Kernel, initrd: &Path, results: &Path, console: &Path) 
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
     command
+}
+
+/// Whether this host has more to do than it has processors for.
+fn busy() -> bool {
+    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load: f64 = load.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or_default();
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    u32::try_from(processors).is_ok_and(|processors| load > 2.0 * f64::from(processors))
 }
 
 /// Shows what a machine prints, until it ends or its time is over.

@@ -30,7 +30,8 @@ enum Task {
     Test {
         /// Only end-to-end tests whose name contains this; skips the other checks.
         filter: Option<String>,
-        /// In a virtual machine with cgroup v2 alone and two NUMA nodes: end-to-end tests that depend on these, or those of the filter.
+        /// In a virtual machine with cgroup v2 alone and two NUMA nodes: what depends on these, or end-to-end tests by the filter;
+        /// `kernel` is what needs no cluster.
         #[arg(long)]
         vm: bool,
     },
@@ -137,7 +138,11 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Test { filter, vm: false } => test(filter.as_deref()),
         Task::Test { filter, vm: true } => {
             set_up()?;
-            vm::run(&build_end_to_end_tests()?, filter.as_deref())
+            let programs = vm::Programs {
+                end_to_end: build_test("spillway-tests", "e2e")?,
+                kernel: build_test("spillway-agent", "isolation")?,
+            };
+            vm::run(&programs, filter.as_deref())
         }
         Task::Cluster { action } => by_hand(action),
         Task::Bench { bench } => {
@@ -230,9 +235,9 @@ fn test(filter: Option<&str>) -> anyhow::Result<()> {
     cargo_with(&arguments, &[(spillway_tests::CLUSTER_TESTS, "1")])
 }
 
-/// Builds the end-to-end tests and tells where their program is.
-fn build_end_to_end_tests() -> anyhow::Result<PathBuf> {
-    let arguments = ["test", "--package", "spillway-tests", "--test", "e2e", "--no-run"];
+/// Builds a test program and tells where it is.
+fn build_test(package: &str, name: &str) -> anyhow::Result<PathBuf> {
+    let arguments = ["test", "--package", package, "--test", name, "--no-run"];
     let output = cargo_command(&arguments)
         .arg("--message-format=json-render-diagnostics")
         .stderr(Stdio::inherit())
@@ -245,9 +250,9 @@ fn build_end_to_end_tests() -> anyhow::Result<PathBuf> {
     messages
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .find(|message| message["target"]["name"] == "e2e" && message["executable"].is_string())
+        .find(|message| message["target"]["name"] == name && message["executable"].is_string())
         .and_then(|message| message["executable"].as_str().map(PathBuf::from))
-        .context("cargo does not say where the end-to-end tests are")
+        .with_context(|| format!("cargo does not say where the test {name} is"))
 }
 
 fn by_hand(action: ClusterAction) -> anyhow::Result<()> {
