@@ -7,6 +7,8 @@ mod fpga;
 mod gpu;
 mod harness;
 mod main_job;
+mod neighbour;
+mod node;
 mod recovery;
 mod sharing;
 mod usage;
@@ -29,6 +31,8 @@ fn main() -> ExitCode {
     let tests: Vec<Test> = [
         cluster::TESTS,
         agent::TESTS,
+        node::TESTS,
+        neighbour::TESTS,
         gpu::TESTS,
         sharing::TESTS,
         fpga::TESTS,

@@ -1,0 +1,274 @@
+//! Beside NVIDIA's device plugin, and moving from it to the agent: the devices are left to it as long as it is there, and pods that got
+//! theirs from it keep them. The plugin is a stand-in: a device plugin of the same resource, socket name and device IDs.
+
+use std::{
+    os::unix::fs::FileTypeExt as _,
+    path::PathBuf,
+    pin::Pin,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use futures::{Stream, stream};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use spillway_proto::deviceplugin::{
+    AllocateRequest, AllocateResponse, ContainerAllocateResponse, Device, DevicePluginOptions, Empty,
+    ListAndWatchResponse, PreStartContainerRequest, PreStartContainerResponse, PreferredAllocationRequest,
+    PreferredAllocationResponse, RegisterRequest,
+    device_plugin_server::{DevicePlugin, DevicePluginServer},
+    registration_client::RegistrationClient,
+};
+use spillway_tests::standin::GpuStandin;
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::watch,
+    task::JoinSet,
+};
+use tonic::{Request, Response, Status, transport::Endpoint};
+
+use crate::{
+    Test,
+    harness::{DEDICATED, Namespace, Pool, wait},
+};
+
+pub(crate) const TESTS: &[Test] =
+    &[("node::pods_of_nvidias_plugin_survive_the_move", pods_of_nvidias_plugin_survive_the_move)];
+
+const FOLDER: &str = "/var/lib/kubelet/device-plugins";
+const SOCKET: &str = "nvidia-gpu.sock";
+
+/// A stand-in for NVIDIA's plugin; gone when it is dropped.
+struct Standin {
+    stop: watch::Sender<Stage>,
+    thread: Option<JoinHandle<anyhow::Result<()>>>,
+    socket: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Listening,
+    Registered,
+    Gone,
+}
+
+#[derive(Clone)]
+struct Service(watch::Receiver<Stage>);
+
+#[tonic::async_trait]
+impl DevicePlugin for Service {
+    type ListAndWatchStream = Pin<Box<dyn Stream<Item = Result<ListAndWatchResponse, Status>> + Send>>;
+
+    async fn get_device_plugin_options(
+        &self,
+        _: Request<Empty>,
+    ) -> Result<Response<DevicePluginOptions>, Status> {
+        Ok(Response::new(DevicePluginOptions::default()))
+    }
+
+    async fn list_and_watch(&self, _: Request<Empty>) -> Result<Response<Self::ListAndWatchStream>, Status> {
+        let device =
+            |minor| Device { id: GpuStandin::uuid(minor), health: "Healthy".to_owned(), ..Device::default() };
+        let list = ListAndWatchResponse { devices: vec![device(0), device(1)] };
+        let end = stream::once({
+            let mut stage = self.0.clone();
+            async move {
+                let _ = stage.wait_for(|stage| *stage == Stage::Gone).await;
+                Err(Status::cancelled("the plugin ends"))
+            }
+        });
+        Ok(Response::new(Box::pin(stream::select(stream::iter([Ok(list)]), end))))
+    }
+
+    async fn get_preferred_allocation(
+        &self,
+        _: Request<PreferredAllocationRequest>,
+    ) -> Result<Response<PreferredAllocationResponse>, Status> {
+        Err(Status::unimplemented("not offered"))
+    }
+
+    async fn allocate(
+        &self,
+        request: Request<AllocateRequest>,
+    ) -> Result<Response<AllocateResponse>, Status> {
+        let requests = request.into_inner().container_requests;
+        let container_responses = requests
+            .into_iter()
+            .map(|request| ContainerAllocateResponse {
+                envs: [("NVIDIA_VISIBLE_DEVICES".to_owned(), request.device_ids.join(","))].into(),
+                ..ContainerAllocateResponse::default()
+            })
+            .collect();
+        Ok(Response::new(AllocateResponse { container_responses }))
+    }
+
+    async fn pre_start_container(
+        &self,
+        _: Request<PreStartContainerRequest>,
+    ) -> Result<Response<PreStartContainerResponse>, Status> {
+        Err(Status::unimplemented("not offered"))
+    }
+}
+
+impl Standin {
+    fn start(pool: &Pool) -> anyhow::Result<Self> {
+        let folder = pool.cluster.machine(DEDICATED)?.live_path(FOLDER);
+        let (stop, stage) = watch::channel(Stage::Listening);
+        let socket = folder.join(SOCKET);
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(serve(folder, stage))
+        });
+        let standin = Self { stop, thread: Some(thread), socket };
+        wait("the stand-in's socket", || {
+            let made =
+                std::fs::symlink_metadata(&standin.socket).is_ok_and(|meta| meta.file_type().is_socket());
+            Ok(made.then_some(()))
+        })?;
+        Ok(standin)
+    }
+
+    fn end(&mut self) -> anyhow::Result<()> {
+        self.stop.send_replace(Stage::Gone);
+        let result = match self.thread.take() {
+            Some(thread) => thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked"))),
+            None => Ok(()),
+        };
+        let _ = std::fs::remove_file(&self.socket);
+        result
+    }
+}
+
+impl Drop for Standin {
+    fn drop(&mut self) {
+        let _ = self.end();
+    }
+}
+
+async fn serve(folder: PathBuf, stage: watch::Receiver<Stage>) -> anyhow::Result<()> {
+    let listener = UnixListener::bind(folder.join(SOCKET)).context("can't bind the stand-in's socket")?;
+    let service = TowerToHyperService::new(DevicePluginServer::new(Service(stage.clone())));
+    let mut end = stage.clone();
+    let server = async {
+        // They end with it.
+        let mut connections = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                _ = end.wait_for(|stage| *stage == Stage::Gone) => return,
+            };
+            if let Ok((stream, _)) = accepted {
+                let service = service.clone();
+                connections.spawn(async move {
+                    let builder = auto::Builder::new(TokioExecutor::new());
+                    let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+        }
+    };
+    let mut begin = stage;
+    let register = async {
+        if begin.wait_for(|stage| *stage != Stage::Listening).await.is_ok_and(|stage| *stage == Stage::Gone) {
+            return Ok(());
+        }
+        let kubelet = folder.join("kubelet.sock");
+        let connect = tower::service_fn(move |_| {
+            let kubelet = kubelet.clone();
+            async move { UnixStream::connect(kubelet).await.map(TokioIo::new) }
+        });
+        let channel = Endpoint::from_static("http://kubelet").connect_with_connector(connect).await?;
+        let request = RegisterRequest {
+            version: "v1beta1".to_owned(),
+            endpoint: SOCKET.to_owned(),
+            resource_name: "nvidia.com/gpu".to_owned(),
+            options: None,
+        };
+        RegistrationClient::new(channel).register(request).await.context("the kubelet refuses")?;
+        anyhow::Ok(())
+    };
+    tokio::join!(server, register).1
+}
+
+/// A pod that sleeps with a GPU, and the GPU that it was given.
+fn holder(namespace: &Namespace<'_>, name: &str) -> anyhow::Result<String> {
+    namespace.pod(
+        name,
+        &format!(
+            "  nodeName: {DEDICATED}
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: main
+    image: spillway.test/busybox:dev
+    imagePullPolicy: Never
+    command: [sleep, '100000']
+    resources: {{limits: {{nvidia.com/gpu: 1}}}}
+"
+        ),
+    )?;
+    namespace.wait_ready(name)?;
+    namespace.exec(name, &["sh", "-c", "echo -n $NVIDIA_VISIBLE_DEVICES"])
+}
+
+fn metric(pool: &Pool, name: &str) -> anyhow::Result<Option<String>> {
+    let select = ["-n", "spillway-system", "get", "pods", "-l", "app.kubernetes.io/component=agent"];
+    let pod = pool.cluster.kubectl(&[&select[..], &["-o", "jsonpath={.items[0].metadata.name}"]].concat())?;
+    let path = format!("/api/v1/namespaces/spillway-system/pods/{pod}:9400/proxy/metrics");
+    let metrics = pool.cluster.kubectl(&["get", "--raw", &path])?;
+    Ok(metrics.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned())))
+}
+
+fn wait_metric(pool: &Pool, name: &str, value: &str) -> anyhow::Result<()> {
+    wait(&format!("{name} {value}"), || Ok((metric(pool, name)?.as_deref() == Some(value)).then_some(())))
+}
+
+fn wait_allocatable(pool: &Pool, count: &str) -> anyhow::Result<()> {
+    wait(&format!("{count} GPUs"), || {
+        let path = "jsonpath={.status.allocatable.nvidia\\.com/gpu}";
+        Ok((pool.cluster.kubectl(&["get", "node", DEDICATED, "-o", path])? == count).then_some(()))
+    })
+}
+
+fn pods_of_nvidias_plugin_survive_the_move(pool: &Pool) -> anyhow::Result<()> {
+    const REGISTERED: &str = r#"spillway_plugin_registered{resource="nvidia.com/gpu"}"#;
+    const CONTESTED: &str = r#"spillway_plugin_contested{resource="nvidia.com/gpu"}"#;
+    wait_metric(pool, REGISTERED, "1")?;
+    // A socket that nobody listens on is no plugin.
+    let dead = pool.cluster.machine(DEDICATED)?.live_path(&format!("{FOLDER}/nvidia-old.sock"));
+    drop(std::os::unix::net::UnixListener::bind(&dead)?);
+
+    let mut theirs = Standin::start(pool)?;
+    wait_metric(pool, CONTESTED, "1")?;
+    wait_metric(pool, REGISTERED, "0")?;
+    wait_allocatable(pool, "0")?;
+    theirs.stop.send_replace(Stage::Registered);
+    wait_allocatable(pool, "2").context("the stand-in's devices are not offered")?;
+    let events = pool.cluster.kubectl(&["-n", "default", "get", "events"])?;
+    ensure!(events.contains("NVIDIA's device plugin (nvidia-gpu.sock)"), "nothing said: {events}");
+    let pods = ["-n", "spillway-system", "get", "pods", "-l", "app.kubernetes.io/component=agent", "-o"];
+    let ready = "jsonpath={.items[0].status.conditions[?(@.type=='Ready')].status}";
+    wait("the agent to be not ready", || {
+        Ok((pool.cluster.kubectl(&[&pods[..], &[ready]].concat())? == "False").then_some(()))
+    })?;
+
+    let namespace = pool.namespace("migration")?;
+    let first = holder(&namespace, "from-theirs")?;
+    let state = "{.status.phase} {.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount}";
+    let state = || namespace.kubectl(&["get", "pod", "from-theirs", "-o", &format!("jsonpath={state}")]);
+    let before = state()?;
+
+    let begin = Instant::now();
+    theirs.end()?;
+    wait_metric(pool, REGISTERED, "1").context("it was not taken over")?;
+    let gap: Duration = begin.elapsed();
+    eprintln!("    taken over after {:.1} s", gap.as_secs_f64());
+    wait_allocatable(pool, "2")?;
+    let second = holder(&namespace, "from-ours")?;
+    ensure!(first != second, "one GPU for two pods: {first}");
+    ensure!(state()? == before, "the running pod was touched: {before} became {}", state()?);
+    std::fs::remove_file(&dead)?;
+    Ok(())
+}
