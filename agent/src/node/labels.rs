@@ -170,7 +170,8 @@ impl Desired {
     /// Whether the node has all of it.
     fn stands(&self, node: &Seen, foreign: &Foreign) -> bool {
         let has = |found: &BTreeMap<String, String>, (key, value): (&String, &String)| {
-            foreign.contains_key(key) || found.get(key) == Some(value)
+            // What another held and let go of is anybody's.
+            found.get(key).is_some_and(|found| found == value || foreign.contains_key(key))
         };
         self.labels.iter().all(|label| has(&node.labels, label))
             && self.annotations.iter().all(|annotation| has(&node.annotations, annotation))

@@ -114,14 +114,17 @@ async fn what_others_hold_is_left_alone_and_the_rest_is_applied() {
         let told = queue.next_note().await;
         assert!(told.contains("nfd-master") && told.contains("nvidia.com/gpu.count"), "{told}");
 
-        // Somebody takes ours away: it is put back, and the other's is asked for once more.
-        node.send_replace(Some(seen("uid-1", &[("nvidia.com/gpu.family", "ada")])));
+        // Somebody changes ours: it is put back, and the other's is asked for once more.
+        let others = ("nvidia.com/gpu.count", "many");
+        node.send_replace(Some(seen("uid-1", &[("nvidia.com/gpu.family", "ada"), others])));
         calls.wait_for(PATCH, 4).await;
-        // The other lets go: ours within the time of a repetition.
+        // The other lets go of its own: it is ours at once.
         taken.store(false, Ordering::SeqCst);
         node.send_replace(Some(seen("uid-1", &[("nvidia.com/gpu.family", "hopper")])));
+        let begin = tokio::time::Instant::now();
         let last = calls.wait_for(PATCH, 5).await;
         assert_eq!(last[4].body["metadata"]["labels"].as_object().unwrap().len(), 2);
+        assert!(begin.elapsed() < REPEAT, "only when everything was repeated");
     };
     tokio::select! {
         () = labels.keep(devices, node_seen) => panic!("it ended"),
