@@ -14,7 +14,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 use spillway_device_plugin::inventory::{BackendState, Inventory};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use super::{
     Annotate, MANAGER,
@@ -25,6 +25,8 @@ use super::{
 
 /// How often all of it is said again: whoever held a label may have let go of it.
 const REPEAT: Duration = Duration::from_mins(5);
+/// How often what is to be said is computed though no device changed: who holds devices is part of it.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// Others' labels are learnt one answer at a time; more than this is somebody playing games.
 const ATTEMPTS: usize = 8;
 
@@ -56,16 +58,18 @@ impl Labels {
         mut seen: watch::Receiver<Option<Seen>>,
     ) {
         let mut trouble = Trouble::new("the node's labels are not kept");
-        let mut applied: Option<(String, Desired)> = None;
+        let mut applied: Option<(String, Desired, Instant)> = None;
         let mut foreign = Foreign::new();
         let mut refused = BTreeSet::new();
         loop {
             let desired = self.desired(&inventory.borrow_and_update(), &mut refused);
             let node = seen.borrow_and_update().clone();
-            let mut wait = REPEAT;
+            let mut wait = LOOK_EVERY;
             if let (Some(desired), Some(node)) = (desired, node) {
                 let stands = !trouble.lasts()
-                    && applied.as_ref().is_some_and(|(uid, applied)| *uid == node.uid && *applied == desired)
+                    && applied.as_ref().is_some_and(|(uid, applied, at)| {
+                        *uid == node.uid && *applied == desired && at.elapsed() < REPEAT
+                    })
                     && desired.stands(&node, &foreign);
                 if !stands {
                     match self.apply(&node.uid, &desired).await {
@@ -73,7 +77,7 @@ impl Labels {
                             trouble.over();
                             self.tell(&foreign, &now);
                             foreign = now;
-                            applied = Some((node.uid, desired));
+                            applied = Some((node.uid, desired, Instant::now()));
                         }
                         Err(error) => {
                             trouble.tell(&error);
@@ -85,7 +89,7 @@ impl Labels {
             tokio::select! {
                 changed = inventory.changed() => if changed.is_err() { return },
                 changed = seen.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(wait) => applied = None,
+                () = tokio::time::sleep(wait) => {}
             }
         }
     }

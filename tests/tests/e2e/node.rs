@@ -133,11 +133,11 @@ fn a_sick_gpu_is_a_condition_and_an_event(pool: &Pool) -> anyhow::Result<()> {
     let described = pool.cluster.kubectl(&["describe", "node", DEDICATED])?;
     ensure!(described.contains("is healthy again"), "kubectl describe doesn't show the events:\n{described}");
 
-    // While the API server is away devices are served, and what it missed it is told afterwards.
-    let control = "control-plane";
-    pool.cluster.stop(control, "kube-apiserver")?;
+    // What happened while the API server did not answer, it is told afterwards.
+    let (control, server) = ("control-plane", "kube-apiserver");
+    pool.cluster.pause(control, server)?;
     let begun = gpus.xid(0, 79);
-    pool.cluster.start(control, "kube-apiserver")?;
+    pool.cluster.resume(control, server)?;
     begun?;
     wait_event(pool, "AcceleratorUnhealthy", &[&GpuStandin::uuid(0), "79"])?;
     wait_event(pool, "AcceleratorHealthy", &[&GpuStandin::uuid(0)])?;
