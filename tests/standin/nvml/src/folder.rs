@@ -1,9 +1,12 @@
 //! The folder beside the library, read anew at every question. Whatever is missing or nonsense is "not there".
 
 use std::{
-    ffi::{CStr, OsStr, c_void},
+    ffi::{CStr, CString, OsStr, c_void},
     fs,
-    os::unix::ffi::OsStrExt as _,
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
     path::{Path, PathBuf},
     str::FromStr,
     sync::OnceLock,
@@ -96,6 +99,40 @@ pub(crate) struct Xid {
     pub(crate) uuid: String,
     pub(crate) number: u64,
     pub(crate) instance: Option<(u32, u32)>,
+}
+
+/// Changes of the files that lie directly in the folder.
+pub(crate) struct Changes(OwnedFd);
+
+impl Changes {
+    /// From now on; none where inotify is not available.
+    pub(crate) fn watch() -> Option<Self> {
+        let path = CString::new(root().as_os_str().as_bytes()).ok()?;
+        // SAFETY: takes no pointer.
+        let descriptor = unsafe { libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) };
+        if descriptor < 0 {
+            return None;
+        }
+        // SAFETY: the kernel has just given it to us, and nobody else closes it.
+        let inotify = unsafe { OwnedFd::from_raw_fd(descriptor) };
+        let events = libc::IN_CREATE | libc::IN_MODIFY | libc::IN_MOVED_TO;
+        // SAFETY: the path is a C string that outlives the call.
+        let watch = unsafe { libc::inotify_add_watch(inotify.as_raw_fd(), path.as_ptr(), events) };
+        (watch >= 0).then_some(Self(inotify))
+    }
+
+    /// Waits for one, but no longer than this.
+    pub(crate) fn wait(&self, within: Duration) {
+        let milliseconds = i32::try_from(within.as_millis()).unwrap_or(i32::MAX).max(1);
+        let mut poll = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let mut events = [0_u8; 4096];
+        // SAFETY: one pollfd and a buffer of the size that is given, both of which outlive the calls.
+        unsafe {
+            if libc::poll(&raw mut poll, 1, milliseconds) > 0 {
+                libc::read(self.0.as_raw_fd(), events.as_mut_ptr().cast(), events.len());
+            }
+        }
+    }
 }
 
 /// All XID events so far. A line that is still being written is not one yet.

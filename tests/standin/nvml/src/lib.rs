@@ -326,12 +326,17 @@ pub unsafe extern "C" fn nvmlEventSetWait_v2(
     milliseconds: c_uint,
 ) -> nvmlReturn_t {
     let deadline = Instant::now() + Duration::from_millis(milliseconds.into());
+    // Watched before it is looked at, so that nothing is missed. It is the agent's CPU time: polling would be measured as its own.
+    let changes = folder::Changes::watch();
     loop {
         match next_event(set) {
             // SAFETY: the caller passes a place for the event.
             Ok(Some(data)) => return unsafe { write(event, data) },
             Ok(None) if Instant::now() >= deadline => return TIMEOUT,
-            Ok(None) => thread::sleep(POLL),
+            Ok(None) => match &changes {
+                Some(changes) => changes.wait(deadline.saturating_duration_since(Instant::now())),
+                None => thread::sleep(POLL),
+            },
             Err(error) => return error,
         }
     }
