@@ -235,7 +235,9 @@ fn a_file_that_grows_when_it_is_read_is_refused() {
     let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
     for level in 1..12 {
         let before = format!("*a{}", level - 1);
-        bomb += &format!("a{level}: &a{level} [{}]\n", [before.as_str(); 10].join(", "));
+        bomb.push_str(&["a", &level.to_string(), ": &a", &level.to_string(), " ["].concat());
+        bomb.push_str(&[before.as_str(); 10].join(", "));
+        bomb.push_str("]\n");
     }
     bomb += "imex: {channelIDs: *a11}\n";
     assert!(load(&bomb).is_err());
@@ -258,7 +260,7 @@ proptest! {
         value in "[-0-9a-z*:\\[\\]{}, \"'&!|>#.~]{0,24}",
     ) {
         let parts: Vec<_> = key.split('.').collect();
-        let opening: String = parts.iter().map(|part| format!("{{{part}: ")).collect();
+        let opening = format!("{{{}: ", parts.join(": {"));
         let text = format!("{opening}{value}{}", "}".repeat(parts.len()));
         if let Err(error) = Config::load("a test", text.as_bytes(), &Overrides::default()) {
             prop_assert!(!error.to_string().contains('\n'));
