@@ -39,6 +39,8 @@ mount -t proc proc proc
 # A new sysfs shows this network namespace's devices; the cgroup hierarchies are the host's.
 mount -t sysfs sysfs sys
 mount --rbind /sys/fs/cgroup sys/fs/cgroup
+# Its own, as a boot makes one: what is pinned there goes with the machine.
+mount -t bpf -o mode=700 bpf sys/fs/bpf
 # A private /dev: tests make device nodes here, never on the host.
 mount -t tmpfs -o mode=755 tmpfs dev
 mknod -m 666 dev/null c 1 3; mknod -m 666 dev/zero c 1 5; mknod -m 666 dev/full c 1 7

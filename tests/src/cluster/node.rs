@@ -74,6 +74,8 @@ pub(super) fn start(
     ] {
         write(&etc.join(to), &pki.read(&from)?)?;
     }
+    let manifests = etc.join("manifests");
+    fs::create_dir_all(&manifests).with_context(|| format!("can't create {}", manifests.display()))?;
     write(&etc.join("kubelet.yaml"), &kubelet_configuration(cluster, options))?;
     cluster.start_process(&machine, "kubelet", &arguments(&format!(
         "kubelet --config=/etc/kubernetes/kubelet.yaml --kubeconfig=/etc/kubernetes/kubelet.conf --hostname-override={name} \
@@ -99,6 +101,7 @@ failSwapOn: false
 # Raising a score needs a capability that sandboxed hosts lack.
 oomScoreAdj: 0
 cgroupDriver: cgroupfs
+staticPodPath: /etc/kubernetes/manifests
 cgroupRoot: {cgroup_root}
 cpuManagerPolicy: {cpu}
 topologyManagerPolicy: {topology}

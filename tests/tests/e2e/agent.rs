@@ -15,7 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("agent::health_and_hot_plug_reach_the_node", health_and_hot_plug_reach_the_node),
 ];
 
-const GPU: &str = "nvidia.com/gpu";
+pub(crate) const GPU: &str = "nvidia.com/gpu";
 const AGENT: &[&str] = &["-n", "spillway-system", "get", "pods", "-l", "app.kubernetes.io/component=agent"];
 
 /// A pod that sleeps with `resource: 1`.
@@ -45,7 +45,12 @@ fn offered(pool: &Pool, resource: &str) -> anyhow::Result<(String, String)> {
     Ok((of("allocatable")?, of("capacity")?))
 }
 
-fn wait_offered(pool: &Pool, resource: &str, allocatable: u32, capacity: u32) -> anyhow::Result<()> {
+pub(crate) fn wait_offered(
+    pool: &Pool,
+    resource: &str,
+    allocatable: u32,
+    capacity: u32,
+) -> anyhow::Result<()> {
     let expected = (allocatable.to_string(), capacity.to_string());
     let mut last = None;
     wait(&format!("{allocatable} of {capacity} {resource} to be allocatable"), || {
@@ -58,7 +63,7 @@ fn wait_offered(pool: &Pool, resource: &str, allocatable: u32, capacity: u32) ->
 }
 
 /// A metric of the agent, by its name with its first labels.
-fn metric(pool: &Pool, name: &str) -> anyhow::Result<Option<i64>> {
+pub(crate) fn metric(pool: &Pool, name: &str) -> anyhow::Result<Option<i64>> {
     let pod = pool.cluster.kubectl(&[AGENT, &["-o", "jsonpath={.items[0].metadata.name}"]].concat())?;
     let path = format!("/api/v1/namespaces/spillway-system/pods/{pod}:9400/proxy/metrics");
     let metrics = pool.cluster.kubectl(&["get", "--raw", &path])?;

@@ -6,6 +6,7 @@ mod cluster;
 mod fpga;
 mod gpu;
 mod harness;
+mod isolation;
 mod main_job;
 mod neighbour;
 mod node;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         agent::TESTS,
         node::TESTS,
         neighbour::TESTS,
+        isolation::TESTS,
         gpu::TESTS,
         sharing::TESTS,
         fpga::TESTS,
