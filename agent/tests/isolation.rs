@@ -269,6 +269,41 @@ fn pins_of_another_version_are_replaced_and_a_cgroup_made_anew_is_attached_to() 
     assert_eq!(node.open("kubepods/besteffort/pode", GPU), "EPERM");
 }
 
+/// Where a test of this binary, run again with fewer capabilities, finds its node.
+const CHILD: &str = "SPILLWAY_TEST_ISOLATION_CHILD";
+
+#[test]
+fn two_capabilities_are_enough_and_both_are_needed() {
+    if let Ok(found) = std::env::var(CHILD) {
+        let (bpffs, kubepods) = found.split_once(':').unwrap();
+        let mut rules = Rules::default();
+        rules.protect_major(195);
+        let kubepods = Kubepods { level: 2, ..at(Path::new(kubepods)) };
+        let mut filter = Filter::open(Path::new(bpffs)).unwrap();
+        filter.enforce(Recipe { rules, kubepods, effect: Effect::Enforce }).unwrap();
+        assert_eq!(filter.tampered().unwrap(), None);
+        return;
+    }
+    let Some(node) = Node::new("capabilities") else { return };
+    let with = |capabilities: &str| {
+        let output = Command::new("setpriv")
+            .args(["--inh-caps", "-all", "--bounding-set", capabilities, "--no-new-privs"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "two_capabilities_are_enough_and_both_are_needed"])
+            .env(CHILD, format!("{}:{}", node.bpffs().display(), node.kubepods().path.display()))
+            .output()
+            .unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    for one in ["-all,+bpf", "-all,+net_admin"] {
+        let (worked, said) = with(one);
+        assert!(!worked && said.contains("PermissionDenied"), "{one}: {said}");
+    }
+    let (worked, said) = with("-all,+bpf,+net_admin");
+    assert!(worked, "{said}");
+    assert_eq!(node.open("kubepods/podguaranteed", GPU), "EPERM");
+}
+
 fn at(path: &Path) -> Kubepods {
     use std::os::unix::fs::MetadataExt as _;
     Kubepods { path: path.to_owned(), id: fs::metadata(path).unwrap().ino(), level: 0 }

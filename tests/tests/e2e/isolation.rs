@@ -20,6 +20,16 @@ pub(crate) const TESTS: &[Test] = &[
 const LET_THROUGH: &str = "ENXIO";
 const REFUSED: &str = "EPERM";
 
+/// Waits until earlier tests' pods have gone, and with them what they held.
+fn settle(pool: &Pool) -> anyhow::Result<()> {
+    wait("earlier tests' namespaces to go", || {
+        let phases =
+            pool.cluster.kubectl(&["get", "namespaces", "-o", "jsonpath={.items[*].status.phase}"])?;
+        Ok((!phases.contains("Terminating")).then_some(()))
+    })?;
+    wait_offered(pool, GPU, 2, 2)
+}
+
 /// A privileged pod that sees all nodes of its machine and all of its processes. `more` is put into the container.
 fn greedy(namespace: &Namespace<'_>, name: &str, more: &str) -> anyhow::Result<()> {
     namespace.pod(
@@ -105,7 +115,7 @@ fn holder(namespace: &Namespace<'_>, name: &str) -> anyhow::Result<u32> {
 }
 
 fn no_pod_reaches_anothers_accelerator(pool: &Pool) -> anyhow::Result<()> {
-    wait_offered(pool, GPU, 2, 2)?;
+    settle(pool)?;
     // A management function: nobody's, whoever else may have made such a node.
     pool.on(DEDICATED, "mknod -m 666 /dev/xclmgmt256 c 392 0")?;
     let namespace = pool.namespace("isolation")?;
@@ -121,19 +131,10 @@ fn no_pod_reaches_anothers_accelerator(pool: &Pool) -> anyhow::Result<()> {
     make(&namespace, "greedy", "/tmp/gpu", 195, own)?;
     expect(&namespace, "greedy", "/tmp/gpu", REFUSED)?;
     // By /proc of the pod that holds it: the same path is another process's own GPU.
-    let process = namespace.exec("greedy", &["sh", "-c", "pgrep -f 'sleep 100000' | head -n 1"])?;
-    let pods = namespace.exec(
-        "greedy",
-        &[
-            "sh",
-            "-c",
-            "for p in $(pgrep -f 'sleep 100000'); do \
-        if tr '\\0' '\\n' </proc/$p/environ | grep -q '^NVIDIA_VISIBLE_DEVICES=GPU'; then echo $p; fi; done",
-        ],
-    )?;
-    let holder_process =
-        pods.lines().next().with_context(|| format!("no process of the holder beside {process}"))?;
-    expect(&namespace, "greedy", &format!("/proc/{holder_process}/root/dev/nvidia{own}"), REFUSED)?;
+    let find = "for p in /proc/[0-9]*; do if tr '\\0' '\\n' <$p/environ | grep -q '^NVIDIA_VISIBLE_DEVICES=GPU'; then echo $p; fi; done";
+    let processes = namespace.exec("greedy", &["sh", "-c", find])?;
+    let holders_own = processes.lines().next().context("no process of the holder is to be seen")?;
+    expect(&namespace, "greedy", &format!("{holders_own}/root/dev/nvidia{own}"), REFUSED)?;
     // What is no accelerator is as it was.
     make(&namespace, "greedy", "/tmp/free", 240, 7)?;
     expect(&namespace, "greedy", "/tmp/free", LET_THROUGH)?;
@@ -195,7 +196,7 @@ fn no_pod_reaches_anothers_accelerator(pool: &Pool) -> anyhow::Result<()> {
 const TRY: &str = r#"own=$(echo ${NVIDIA_VISIBLE_DEVICES##*-} | sed "s/^0*//"); own=${own:-0}; for n in $own ctl $((1 - own)); do (exec 3</dev/nvidia$n) 2>&1; done; true"#;
 
 fn every_kind_of_pod_gets_its_own(pool: &Pool) -> anyhow::Result<()> {
-    wait_offered(pool, GPU, 2, 2)?;
+    settle(pool)?;
     let namespace = pool.namespace("kinds")?;
     let container = |name: &str, more: &str| {
         format!(
@@ -261,7 +262,7 @@ fn tried(log: &str) -> anyhow::Result<()> {
 }
 
 fn a_device_passes_on_when_its_pod_has_ended(pool: &Pool) -> anyhow::Result<()> {
-    wait_offered(pool, GPU, 2, 2)?;
+    settle(pool)?;
     let namespace = pool.namespace("handover")?;
     // The other GPU is taken, so that the next pod can only get this one.
     let spec = |grace: u32, command: &str| {
@@ -315,7 +316,7 @@ fn a_device_passes_on_when_its_pod_has_ended(pool: &Pool) -> anyhow::Result<()> 
 }
 
 fn it_outlives_and_is_put_back(pool: &Pool) -> anyhow::Result<()> {
-    wait_offered(pool, GPU, 2, 2)?;
+    settle(pool)?;
     let namespace = pool.namespace("outlive")?;
     let own = holder(&namespace, "holder")?;
     greedy(&namespace, "greedy", "")?;
