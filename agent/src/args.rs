@@ -166,7 +166,11 @@ pub enum Command {
     },
     /// Takes away what isolation left in the kernel: its program, and every pin. Refused while an agent runs on this machine: it would put
     /// them back.
-    Uninstall,
+    Uninstall {
+        /// In the cluster: switches isolation off in all agents of this `DaemonSet`, and waits until each has removed its own.
+        #[arg(long, value_name = "NAMESPACE/NAME")]
+        everywhere: Option<String>,
+    },
 }
 
 impl Args {

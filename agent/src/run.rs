@@ -1,6 +1,7 @@
 //! Wiring: from arguments to supervised subsystems. Everything that fails here fails the process with one line.
 
 mod account;
+mod everywhere;
 mod isolate;
 
 use std::{path::Path, sync::Arc, time::Duration};
@@ -53,8 +54,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         return check::check(file, &overrides);
     }
     telemetry::init(args.daemon.log_format, &args.daemon.log_level)?;
-    if args.command == Some(Command::Uninstall) {
-        return isolate::uninstall(args);
+    if let Some(Command::Uninstall { everywhere }) = &args.command {
+        return isolate::uninstall(args, everywhere.as_deref());
     }
     let configuration = Store::open(args.config_file(), overrides)?;
     // Two workers are plenty for a few sockets; one per core of a large machine would only hold memory.
@@ -124,7 +125,7 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
     });
     // A sick device is not worth waiting for. Then isolation: it waits until the last holder is gone, who would still use what is programmed.
     let held_back = HoldBack { inventory: inventory.subscribe(), configs: configuration.subscribe() };
-    let isolating = isolation.iter().map(|(step, _)| step.clone() as Arc<dyn PreStart>);
+    let isolating = isolation.step();
     let before_start = [Arc::new(held_back) as Arc<dyn PreStart>]
         .into_iter()
         .chain(isolating)

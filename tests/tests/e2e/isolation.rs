@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("isolation::every_kind_of_pod_gets_its_own", every_kind_of_pod_gets_its_own),
     ("isolation::a_device_passes_on_when_its_pod_has_ended", a_device_passes_on_when_its_pod_has_ended),
     ("isolation::it_outlives_agent_and_kubelet_and_is_put_back", it_outlives_and_is_put_back),
+    ("isolation::nothing_is_left_when_the_chart_goes", nothing_is_left_when_the_chart_goes),
 ];
 
 const LET_THROUGH: &str = "ENXIO";
@@ -366,4 +367,22 @@ fn it_outlives_and_is_put_back(pool: &Pool) -> anyhow::Result<()> {
     let next = format!("/dev/nvidia{}", holder(&namespace, "next")?);
     expect(&namespace, "next", &next, LET_THROUGH)?;
     Ok(())
+}
+
+fn nothing_is_left_when_the_chart_goes(pool: &Pool) -> anyhow::Result<()> {
+    settle(pool)?;
+    let namespace = pool.namespace("gone")?;
+    greedy(&namespace, "greedy", "")?;
+    expect(&namespace, "greedy", "/dev/nvidia0", REFUSED)?;
+    let gone = pool.cluster.helm(&["uninstall", "spillway", "--namespace", "spillway-system", "--wait"]);
+    let pins = pool.on(DEDICATED, "ls -A /sys/fs/bpf");
+    let opened = expect(&namespace, "greedy", "/dev/nvidia0", LET_THROUGH);
+    // The other tests need it again, whatever came of this one.
+    pool.cluster.install_chart(&[])?;
+    gone.context("helm uninstall")?;
+    opened?;
+    let pins = pins?;
+    ensure!(!pins.contains("spillway"), "the pins of isolation are left: {pins}");
+    wait_offered(pool, GPU, 2, 2)?;
+    expect(&namespace, "greedy", "/dev/nvidia0", REFUSED)
 }

@@ -1,0 +1,110 @@
+//! Switching isolation off on all machines at once, for the chart's hook: afterwards there would be nobody to remove the pins.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use k8s_openapi::api::apps::v1::DaemonSet;
+use kube::{
+    Api, Client, Config,
+    api::{Patch, PatchParams},
+};
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+/// The variable that says what isolation does.
+const MODE: &str = "SPILLWAY_ISOLATION";
+/// How long the agents may take. Helm itself gives up after 5 minutes, unless it is told otherwise.
+const WITHIN: Duration = Duration::from_mins(4);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Tells all agents of a `DaemonSet`, `NAMESPACE/NAME`, that isolation is off, and waits until they have removed what is in their kernels: an
+/// agent is not ready before.
+pub(super) async fn run(set: &str) -> anyhow::Result<()> {
+    let (namespace, name) = set.split_once('/').with_context(|| format!("{set:?} is not NAMESPACE/NAME"))?;
+    let config = Config::incluster().context("there is no service account to reach the API server with")?;
+    let sets: Api<DaemonSet> = Api::namespaced(Client::try_from(config)?, namespace);
+    let Some(found) = sets.get_opt(name).await.with_context(|| format!("can't read DaemonSet {set}"))? else {
+        tracing::info!("there is no DaemonSet {set}: nothing to do");
+        return Ok(());
+    };
+    if is_off(&found) {
+        tracing::info!("isolation is off already");
+        return Ok(());
+    }
+    let patch = Patch::Strategic(switched_off());
+    sets.patch(name, &PatchParams::default(), &patch)
+        .await
+        .with_context(|| format!("can't change DaemonSet {set}"))?;
+    let begin = Instant::now();
+    loop {
+        let now = sets.get(name).await.with_context(|| format!("can't read DaemonSet {set}"))?;
+        if is_done(&now) {
+            tracing::info!("isolation is off on all machines");
+            return Ok(());
+        }
+        if begin.elapsed() >= WITHIN {
+            bail!(
+                "agents of DaemonSet {set} are not ready: isolation may be in force there. Look at their logs"
+            );
+        }
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+/// All at once: devices go on being used while no agent runs.
+fn switched_off() -> Value {
+    json!({"spec": {
+        "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "100%", "maxSurge": 0}},
+        "template": {"spec": {"containers": [{"name": "agent", "env": [{"name": MODE, "value": "off"}]}]}},
+    }})
+}
+
+fn is_off(set: &DaemonSet) -> bool {
+    let pods = set.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
+    let mut variables =
+        pods.into_iter().flat_map(|pod| &pod.containers).flat_map(|container| container.env.iter().flatten());
+    variables.any(|variable| variable.name == MODE && variable.value.as_deref() == Some("off"))
+}
+
+/// Whether every machine has a new agent, and it is ready.
+fn is_done(set: &DaemonSet) -> bool {
+    let Some(status) = &set.status else { return false };
+    let wanted = status.desired_number_scheduled;
+    status.observed_generation.is_some_and(|seen| Some(seen) == set.metadata.generation)
+        && status.updated_number_scheduled.unwrap_or(0) == wanted
+        && status.number_ready == wanted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(mode: &str, generation: i64, numbers: [i32; 3]) -> DaemonSet {
+        let [wanted, updated, ready] = numbers;
+        serde_json::from_value(json!({
+            "metadata": {"generation": 2},
+            "spec": {"selector": {}, "template": {"spec": {"containers": [{"name": "agent", "env": [{"name": MODE, "value": mode}]}]}}},
+            "status": {
+                "observedGeneration": generation, "desiredNumberScheduled": wanted, "updatedNumberScheduled": updated,
+                "numberReady": ready, "currentNumberScheduled": wanted, "numberMisscheduled": 0,
+            },
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn it_is_done_when_every_machine_has_a_new_agent_that_is_ready() {
+        assert!(is_done(&set("off", 2, [3, 3, 3])));
+        assert!(is_done(&set("off", 2, [0, 0, 0])), "no machine, no pins");
+        for not_yet in [
+            set("off", 1, [3, 3, 3]),
+            set("off", 2, [3, 2, 3]),
+            set("off", 2, [3, 3, 2]),
+            DaemonSet::default(),
+        ] {
+            assert!(!is_done(&not_yet));
+        }
+        assert!(is_off(&set("off", 1, [1, 1, 1])) && !is_off(&set("enforce", 1, [1, 1, 1])));
+        assert!(!is_off(&DaemonSet::default()));
+    }
+}
