@@ -349,15 +349,18 @@ fn it_outlives_and_is_put_back(pool: &Pool) -> anyhow::Result<()> {
     unchanged("when the kubelet has its devices again")?;
 
     // An agent that runs would put it back: the command refuses. Where it can't know of it, the filter is taken away for a moment.
-    let command = "/opt/spillway/build/spillway-agent uninstall";
-    let refused = pool.on(DEDICATED, command);
+    let agent = "/opt/spillway/build/spillway-agent";
+    let refused = pool.on(DEDICATED, &format!("{agent} uninstall"));
     ensure!(
         refused.is_err_and(|error| format!("{error:#}").contains("an agent runs on this machine")),
         "not refused"
     );
     let restored = "spillway_isolation_restored_total";
     let earlier = metric(pool, restored)?.unwrap_or(0);
-    pool.on(DEDICATED, &format!("mkdir -p /tmp/elsewhere && {command} --device-plugin-dir /tmp/elsewhere"))?;
+    pool.on(
+        DEDICATED,
+        &format!("mkdir -p /tmp/elsewhere && {agent} --device-plugin-dir /tmp/elsewhere uninstall"),
+    )?;
     wait("the filter to be put back", || Ok((metric(pool, restored)? > Some(earlier)).then_some(())))?;
     unchanged("after it was put back")?;
     let pins = pool.on(DEDICATED, "ls /sys/fs/bpf/spillway")?;
