@@ -227,6 +227,7 @@ fn what_somebody_does_to_the_filter_is_noticed_and_put_back() {
     };
     for (what, disturb) in [
         ("the device program was detached", &(|| link().detach().unwrap()) as &dyn Fn()),
+        ("the device program was detached", &|| assert!(filter::uninstall(&node.bpffs()).unwrap())),
         ("the device program was replaced", &foreign),
         ("the pin of the device program was removed", &|| fs::remove_file(pins.join("link")).unwrap()),
         ("the pin of a map was removed", &|| fs::remove_file(pins.join("allowed")).unwrap()),

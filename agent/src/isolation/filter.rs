@@ -97,9 +97,7 @@ impl Filter {
             return Err(FilterError::NoBpffs(bpffs.to_owned()));
         }
         let folder = bpffs.join(FOLDER);
-        DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(|source| {
-            FilterError::Folder { what: "make the folder", path: folder.clone(), source }
-        })?;
+        make(&folder)?;
         let allowed = open_map(&folder.join("allowed"), ALLOWED)?;
         let denied = open_map(&folder.join("denied"), DENIED)?;
         Ok(Self { folder, allowed, denied, held: None })
@@ -194,6 +192,7 @@ impl Filter {
             path: path.clone(),
             source,
         })?;
+        make(&self.folder)?;
         let link = Link::attach(&program, &cgroup)?;
         remove(&self.pin())?;
         link.pin(&self.pin())?;
@@ -273,6 +272,7 @@ impl Filter {
             self.enforce(recipe)?;
         }
         for name in ["allowed", "denied"] {
+            make(&self.folder)?;
             remove(&self.folder.join(name))?;
         }
         self.allowed.pin(&self.folder.join("allowed"))?;
@@ -299,6 +299,14 @@ fn open_map<const K: usize, const V: usize>(path: &Path, layout: Layout) -> Resu
     let map = Map::create(layout)?;
     map.pin(path)?;
     Ok(map)
+}
+
+fn make(folder: &Path) -> Result<(), FilterError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|source| FilterError::Folder {
+        what: "make the folder",
+        path: folder.to_owned(),
+        source,
+    })
 }
 
 fn remove(path: &Path) -> Result<(), FilterError> {
