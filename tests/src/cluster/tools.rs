@@ -94,6 +94,8 @@ impl Cluster {
             "--create-namespace",
             "--values",
             &values,
+            // What somebody has set by hand since is the chart's again.
+            "--force-conflicts",
             "--wait",
             "--timeout",
             &limit,

@@ -21,22 +21,26 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 const AGENT: &[&str] = &["-n", "spillway-system", "get", "pods", "-l", "app.kubernetes.io/component=agent"];
-const USUAL: &str = "gpu: {recoverySeconds: 12}";
 const SPECIFICATION: &str = "/var/run/cdi/k8s.device-plugin.nvidia.com-gpu.json";
 
-/// Another configuration in the agent's `ConfigMap`; the usual one when this goes, whatever happened.
-struct Configured<'a>(&'a Pool);
+/// Another configuration in the agent's `ConfigMap`; the one before when this goes, whatever happened.
+struct Configured<'a> {
+    pool: &'a Pool,
+    before: String,
+}
 
 impl<'a> Configured<'a> {
     fn with(pool: &'a Pool, text: &str) -> anyhow::Result<Self> {
-        let configured = Self(pool);
+        let path = "jsonpath={.data.agent\\.yaml}";
+        let before = ["-n", "spillway-system", "get", "configmap", "spillway-agent", "-o", path];
+        let configured = Self { pool, before: pool.cluster.kubectl(&before)? };
         configured.set(text)?;
         Ok(configured)
     }
 
     fn set(&self, text: &str) -> anyhow::Result<()> {
         let patch = serde_json::json!({"data": {"agent.yaml": text}}).to_string();
-        self.0.cluster.kubectl(&[
+        self.pool.cluster.kubectl(&[
             "-n",
             "spillway-system",
             "patch",
@@ -46,9 +50,9 @@ impl<'a> Configured<'a> {
             &patch,
         ])?;
         // The kubelet writes a ConfigMap's new files when it looks at the pod: at a change of the pod, or within about a minute.
-        let name = agent(self.0, "{.items[0].metadata.name}")?;
+        let name = agent(self.pool, "{.items[0].metadata.name}")?;
         let nudge = format!("spillway.test/nudge={}", text.len());
-        self.0
+        self.pool
             .cluster
             .kubectl(&["-n", "spillway-system", "annotate", "--overwrite", "pod", &name, &nudge])
             .map(drop)
@@ -57,7 +61,8 @@ impl<'a> Configured<'a> {
 
 impl Drop for Configured<'_> {
     fn drop(&mut self) {
-        let _ = self.set(USUAL);
+        // To the letter: Helm takes a value that differs for somebody else's.
+        let _ = self.set(&self.before);
     }
 }
 

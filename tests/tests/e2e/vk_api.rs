@@ -248,9 +248,10 @@ fn the_chart_s_node_is_a_service_account_that_may_only_be_that_node(pool: &Pool)
     let chart = spillway_tests::repository().join("deploy/chart").display().to_string();
     let upgrade = |enabled: &str| {
         let set = format!("vk.enabled={enabled}");
+        // Other tests have set by hand what is the chart's.
         let arguments =
             ["upgrade", "spillway", &chart, "-n", "spillway-system", "--reuse-values", "--set", &set];
-        pool.cluster.helm(&arguments).map(drop)
+        pool.cluster.helm(&[&arguments[..], &["--force-conflicts"]].concat()).map(drop)
     };
     upgrade("true")?;
     let result = far_node(pool);
