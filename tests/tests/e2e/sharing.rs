@@ -49,13 +49,7 @@ impl<'a> Configured<'a> {
             "-p",
             &patch,
         ])?;
-        // The kubelet writes a ConfigMap's new files when it looks at the pod: at a change of the pod, or within about a minute.
-        let name = agent(self.pool, "{.items[0].metadata.name}")?;
-        let nudge = format!("spillway.test/nudge={}", text.len());
-        self.pool
-            .cluster
-            .kubectl(&["-n", "spillway-system", "annotate", "--overwrite", "pod", &name, &nudge])
-            .map(drop)
+        self.pool.cluster.hasten_configuration()
     }
 }
 
