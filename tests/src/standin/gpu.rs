@@ -137,6 +137,12 @@ impl GpuStandin {
         events.write_all(format!("{line}\n").as_bytes())
     }
 
+    /// Says on which NUMA node a GPU is.
+    pub fn set_numa_node(&self, minor: u32, node: u32) -> io::Result<()> {
+        let device = self.base.join("sys/bus/pci/devices").join(Self::pci_address(minor));
+        fs::write(device.join("numa_node"), format!("{node}\n"))
+    }
+
     /// Makes a GPU fall off the bus, or come back.
     pub fn set_lost(&self, minor: u32, lost: bool) -> io::Result<()> {
         let mark = self.gpu(minor).join("lost");

@@ -121,6 +121,28 @@ pub(crate) fn allocatable(pool: &Pool) -> anyhow::Result<Offered> {
     Ok(offered)
 }
 
+/// Waits until the dedicated node's kubelet hands out so many NVIDIA GPUs, or shares of them.
+pub(crate) fn wait_gpus(pool: &Pool, count: usize) -> anyhow::Result<()> {
+    let mut last = None;
+    wait(&format!("the kubelet to offer {count} GPUs"), || {
+        let now = allocatable(pool)?.remove("nvidia.com/gpu").unwrap_or_default();
+        let fits = now.len() == count;
+        last = Some(now);
+        // The kubelet takes 100 questions a second from all who ask.
+        std::thread::sleep(Duration::from_millis(20));
+        Ok(fits.then_some(()))
+    })
+    .with_context(|| format!("last: {last:?}"))
+}
+
+/// Puts a new pod in the place of the agent's, and waits until its GPUs are offered. Unlike a container that has ended several times, a new
+/// pod starts at once.
+pub(crate) fn replace_agent(pool: &Pool) -> anyhow::Result<()> {
+    let agents = ["-n", "spillway-system", "delete", "pod", "-l", "app.kubernetes.io/component=agent"];
+    pool.cluster.kubectl(&agents)?;
+    wait_gpus(pool, 2)
+}
+
 /// Waits for a condition, with the limit that all tests share.
 pub(crate) fn wait<T>(what: &str, probe: impl FnMut() -> anyhow::Result<Option<T>>) -> anyhow::Result<T> {
     spillway_tests::wait_for(what, LIMIT, probe)

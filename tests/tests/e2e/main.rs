@@ -12,6 +12,7 @@ mod neighbour;
 mod node;
 mod recovery;
 mod sharing;
+mod topology;
 mod usage;
 mod vk;
 mod vk_api;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         gpu::TESTS,
         sharing::TESTS,
         fpga::TESTS,
+        topology::TESTS,
         vk::TESTS,
         vk_api::TESTS,
         main_job::TESTS,

@@ -1,0 +1,135 @@
+//! The kubelet's topology manager, `single-numa-node`: a container's CPUs and its GPU are on one NUMA node. The machine's two nodes are
+//! made up, half of its CPUs on each; kubelet and CPU sets are real.
+
+use anyhow::{Context as _, ensure};
+use spillway_tests::standin::GpuStandin;
+
+use crate::{
+    Test,
+    harness::{DEDICATED, Namespace, Pool, replace_agent},
+};
+
+pub(crate) const TESTS: &[Test] =
+    &[("topology::gpu_and_cpus_are_aligned_or_the_pod_is_refused", aligned_or_refused)];
+
+/// Two nodes in place of the machine's own, with links to its CPUs as the kernel has them.
+const TWO_NODES: &str = r#"
+base=/opt/spillway-numa
+half=$(($(nproc --all) / 2))
+memory=$(($(sed -n 's/^MemTotal: *\([0-9]*\) kB/\1/p' /proc/meminfo) / 2))
+for node in 0 1; do
+  mkdir -p $base/node$node/hugepages
+  echo "Node $node MemTotal:       $memory kB" >$base/node$node/meminfo
+done
+echo 10 20 >$base/node0/distance
+echo 20 10 >$base/node1/distance
+for cpu in $(seq 0 $(($(nproc --all) - 1))); do
+  node=$((cpu >= half))
+  ln -sfn ../../cpu/cpu$cpu $base/node$node/cpu$cpu
+done
+for file in online possible has_cpu has_memory has_normal_memory; do echo 0-1 >$base/$file; done
+mount --bind $base /sys/devices/system/node
+"#;
+
+/// The node with two NUMA nodes and the strictest policy; all is as it was when this is dropped.
+struct Numa<'a>(&'a Pool);
+
+const USUAL: (&str, &str) = ("none", "none");
+const STRICT: (&str, &str) = ("static", "single-numa-node");
+
+impl<'a> Numa<'a> {
+    fn of(pool: &'a Pool) -> anyhow::Result<Self> {
+        let numa = Self(pool);
+        pool.cluster.stop(DEDICATED, "kubelet")?;
+        pool.on(DEDICATED, TWO_NODES)?;
+        numa.policies(USUAL, STRICT)?;
+        numa.second_gpu_on(1)?;
+        pool.cluster.start(DEDICATED, "kubelet")?;
+        replace_agent(pool)?;
+        Ok(numa)
+    }
+
+    /// Replaces the policies for CPUs and for topology, of a kubelet that doesn't run.
+    fn policies(&self, from: (&str, &str), to: (&str, &str)) -> anyhow::Result<()> {
+        let replace = |policy, from, to| format!("s/^{policy}: {from}$/{policy}: {to}/");
+        let cpu = replace("cpuManagerPolicy", from.0, to.0);
+        let topology = replace("topologyManagerPolicy", from.1, to.1);
+        // A kubelet with another policy than the state's does not start.
+        let script = format!(
+            "sed -i '{cpu}; {topology}' /etc/kubernetes/kubelet.yaml; rm -f /var/lib/kubelet/cpu_manager_state"
+        );
+        self.0.on(DEDICATED, &script).map(drop)
+    }
+
+    /// An agent that starts afterwards sees it.
+    fn second_gpu_on(&self, node: u32) -> anyhow::Result<()> {
+        let base = self.0.cluster.machine(DEDICATED)?.path("/opt/spillway-standin");
+        Ok(GpuStandin::at(&base).set_numa_node(1, node)?)
+    }
+}
+
+impl Drop for Numa<'_> {
+    fn drop(&mut self) {
+        // Whichever of these fails, the others are due.
+        let unmount = "umount -l /sys/devices/system/node; rm -r /opt/spillway-numa";
+        let back = [
+            self.0.cluster.stop(DEDICATED, "kubelet"),
+            self.0.on(DEDICATED, unmount).map(drop),
+            self.policies(STRICT, USUAL),
+            self.second_gpu_on(0),
+            self.0.cluster.start(DEDICATED, "kubelet"),
+            replace_agent(self.0),
+        ];
+        for error in back.into_iter().filter_map(Result::err) {
+            eprintln!("    setting the node's topology back: {error:#}");
+        }
+    }
+}
+
+/// A Guaranteed pod.
+fn pod(namespace: &Namespace<'_>, name: &str, cpus: &str, gpus: u32) -> anyhow::Result<()> {
+    namespace.pod(
+        name,
+        &format!(
+            "  nodeName: {DEDICATED}
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: main
+    image: spillway.test/busybox:dev
+    imagePullPolicy: Never
+    command: [sleep, '100000']
+    resources: {{limits: {{cpu: {cpus}, memory: 32Mi, nvidia.com/gpu: {gpus}}}}}
+"
+        ),
+    )
+}
+
+fn aligned_or_refused(pool: &Pool) -> anyhow::Result<()> {
+    let cpus: usize = pool.on(DEDICATED, "nproc --all")?.trim().parse()?;
+    ensure!(cpus >= 2, "a machine with one CPU has no second NUMA node");
+    // One CPU is the system's, on the first node: so many are free together on the second only.
+    let (half, second) = (cpus / 2, GpuStandin::uuid(1));
+    let namespace = pool.namespace("topology")?;
+    let numa = Numa::of(pool)?;
+
+    // First, while the kubelet that was just started has nothing given away: GPUs that are taken would look like GPUs apart. A part of a
+    // CPU is on any node.
+    pod(&namespace, "torn", "100m", 2)?;
+    namespace.wait_phase("torn", "Failed")?;
+    let reason = namespace.field("pod", "torn", ".status.reason")?;
+    ensure!(reason == "TopologyAffinityError", "two GPUs of two nodes: {reason}");
+
+    pod(&namespace, "aligned", &half.to_string(), 1)?;
+    namespace.wait_phase("aligned", "Running")?;
+    let gpu = namespace.exec("aligned", &["sh", "-c", "echo -n $NVIDIA_VISIBLE_DEVICES"])?;
+    ensure!(gpu == second, "the only free CPUs are on the second node, the GPU is {gpu}");
+    let allowed = namespace.exec("aligned", &["grep", "Cpus_allowed_list", "/proc/self/status"])?;
+    let first = allowed.split(|letter: char| !letter.is_ascii_digit()).find_map(|word| word.parse().ok());
+    let first: usize = first.with_context(|| format!("{allowed:?} names no CPU"))?;
+    ensure!(first >= half, "the GPU is on the second node, the CPUs are {allowed}");
+    namespace.kubectl(&["delete", "pod", "aligned"])?;
+
+    drop(numa);
+    Ok(())
+}
