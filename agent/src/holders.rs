@@ -7,7 +7,7 @@
 
 mod checkpoint;
 mod compare;
-mod pod_logs;
+pub(crate) mod pod_logs;
 mod pod_resources;
 #[cfg(test)]
 mod tests;

@@ -12,7 +12,7 @@ use notify::{EventKind, RecursiveMode, Watcher as _};
 use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::node::PodMeta;
+use crate::{holders::pod_logs, node::PodMeta};
 
 /// Between two looks when nothing is said to have changed.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
@@ -98,17 +98,9 @@ pub fn in_logs(folder: &Path) -> io::Result<Vec<PodInfo>> {
     Ok(pods)
 }
 
-fn of_folder(name: &str) -> Option<PodInfo> {
-    // Neither namespaces nor names hold an underscore.
-    let mut parts = name.splitn(3, '_');
-    let (namespace, name, uid) = (parts.next()?, parts.next()?, parts.next()?);
-    let sound = [namespace, name, uid].into_iter().all(|part| !part.is_empty() && part.len() <= 253);
-    sound.then(|| PodInfo {
-        uid: uid.to_owned(),
-        namespace: namespace.to_owned(),
-        name: name.to_owned(),
-        labels: None,
-    })
+fn of_folder(folder: &str) -> Option<PodInfo> {
+    let (uid, (namespace, name)) = pod_logs::parse(folder)?;
+    Some(PodInfo { uid, namespace, name, labels: None })
 }
 
 #[cfg(test)]

@@ -25,8 +25,8 @@ pub(super) async fn list(folder: &Path) -> Vec<(String, Name)> {
     pods
 }
 
-/// Neither namespaces nor names have an underscore.
-pub(super) fn parse(folder: &str) -> Option<(String, Name)> {
+/// The pod of one folder. Neither namespaces nor names have an underscore.
+pub(crate) fn parse(folder: &str) -> Option<(String, Name)> {
     let (namespace, rest) = folder.split_once('_')?;
     let (name, uid) = rest.split_once('_')?;
     let sound = is_name(namespace) && is_name(name) && is_uid(uid);

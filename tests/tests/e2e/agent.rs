@@ -6,7 +6,7 @@ use spillway_tests::standin::{FpgaStandin, GpuStandin};
 
 use crate::{
     Test,
-    harness::{DEDICATED, Namespace, Pool, wait},
+    harness::{DEDICATED, Pool, wait},
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -17,24 +17,6 @@ pub(crate) const TESTS: &[Test] = &[
 
 pub(crate) const GPU: &str = "nvidia.com/gpu";
 const AGENT: &[&str] = &["-n", "spillway-system", "get", "pods", "-l", "app.kubernetes.io/component=agent"];
-
-/// A pod that sleeps with `resource: 1`.
-fn holder(namespace: &Namespace<'_>, name: &str, resource: &str) -> anyhow::Result<()> {
-    namespace.pod(
-        name,
-        &format!(
-            "  nodeName: {DEDICATED}
-  terminationGracePeriodSeconds: 0
-  containers:
-  - name: main
-    image: spillway.test/busybox:dev
-    imagePullPolicy: Never
-    command: [sleep, '100000']
-    resources: {{limits: {{{resource}: 1}}}}
-"
-        ),
-    )
-}
 
 /// What the node says of a resource: allocatable, capacity.
 fn offered(pool: &Pool, resource: &str) -> anyhow::Result<(String, String)> {
@@ -77,7 +59,7 @@ fn pods_get_exactly_their_devices(pool: &Pool) -> anyhow::Result<()> {
     wait_offered(pool, &fpga, 1, 1)?;
     let namespace = pool.namespace("devices")?;
     for (name, resource) in [("gpu-a", GPU), ("gpu-b", GPU), ("fpga", &fpga)] {
-        holder(&namespace, name, resource)?;
+        namespace.holder(name, resource, 1)?;
     }
     let mut visible = Vec::new();
     for pod in ["gpu-a", "gpu-b"] {
@@ -114,7 +96,7 @@ fn pods_get_exactly_their_devices(pool: &Pool) -> anyhow::Result<()> {
     ensure!(nodes.trim() == "dfl-port.0", "the FPGA's pod has {nodes}");
 
     // A third one, bound past the scheduler, is refused by the kubelet.
-    holder(&namespace, "one-too-many", GPU)?;
+    namespace.holder("one-too-many", GPU, 1)?;
     namespace.wait_phase("one-too-many", "Failed")?;
     let reason = namespace.field("pod", "one-too-many", ".status.reason")?;
     ensure!(
@@ -155,7 +137,7 @@ fn registrations_survive_everything(pool: &Pool) -> anyhow::Result<()> {
 
     wait_offered(pool, GPU, 2, 2)?;
     let namespace = pool.namespace("registration")?;
-    holder(&namespace, "steady", GPU)?;
+    namespace.holder("steady", GPU, 1)?;
     namespace.wait_ready("steady")?;
     let container = || {
         let field = "{.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount}";
@@ -185,7 +167,7 @@ fn registrations_survive_everything(pool: &Pool) -> anyhow::Result<()> {
         // The kubelet asks the plugin, not only its memory. Between a registration and the first list of devices it refuses pods for good,
         // and the node's status still shows the devices of before: such a pod is tried again.
         wait(&format!("a pod to get a GPU after {what}"), || {
-            holder(&namespace, "next", GPU)?;
+            namespace.holder("next", GPU, 1)?;
             let phase = wait("the next pod to run or to be refused", || {
                 let phase = namespace.field("pod", "next", ".status.phase")?;
                 Ok((phase == "Running" || phase == "Failed").then_some(phase))
@@ -206,7 +188,7 @@ fn health_and_hot_plug_reach_the_node(pool: &Pool) -> anyhow::Result<()> {
     let (gpus, fpgas, fpga) = (GpuStandin::at(&base), FpgaStandin::at(&base), FpgaStandin::resource());
     wait_offered(pool, GPU, 2, 2)?;
     let namespace = pool.namespace("health")?;
-    holder(&namespace, "steady", GPU)?;
+    namespace.holder("steady", GPU, 1)?;
     namespace.wait_ready("steady")?;
 
     // Of an application: nothing happens. Of the GPU: not allocatable any more, but what runs goes on running.

@@ -96,24 +96,6 @@ fn wait_offered(pool: &Pool, what: &str, expected: &[(&str, &str)]) -> anyhow::R
     Ok(())
 }
 
-/// A pod that sleeps with `resource: 1`. Bound past the scheduler, whose count of a resource that is new is old.
-fn holder(namespace: &Namespace<'_>, name: &str, resource: &str) -> anyhow::Result<()> {
-    namespace.pod(
-        name,
-        &format!(
-            "  nodeName: {DEDICATED}
-  terminationGracePeriodSeconds: 0
-  containers:
-  - name: main
-    image: spillway.test/busybox:dev
-    imagePullPolicy: Never
-    command: [sleep, '100000']
-    resources: {{limits: {{{resource}: 1}}}}
-"
-        ),
-    )
-}
-
 /// The pod has these nodes of FPGAs, and may open them: there is no driver behind, which is another error than that of one who may not.
 fn ensure_has(namespace: &Namespace<'_>, pod: &str, expected: &[&str]) -> anyhow::Result<()> {
     let list = "cd /dev && ls -d dfl-* intel-fpga-* xclmgmt* uio* dri/* 2>/dev/null; true";
@@ -159,7 +141,7 @@ fn every_kind(pool: &Pool) -> anyhow::Result<()> {
             let path = format!("jsonpath={{.status.allocatable.{}}}", resource.replace('.', "\\."));
             Ok((pool.cluster.kubectl(&["get", "node", DEDICATED, "-o", &path])? == "1").then_some(()))
         })?;
-        holder(&namespace, pod, resource)?;
+        namespace.holder(pod, resource, 1)?;
     }
     for (pod, _, node) in pods {
         namespace.wait_ready(pod)?;
@@ -229,7 +211,7 @@ fn functions(pool: &Pool) -> anyhow::Result<()> {
     configure(pool, &["agent.config.fpga.mode=regiondevel".to_owned()])?;
     wait_offered(pool, "in mode regiondevel", &[(&region, "0000:5e:00.0")])?;
     let namespace = pool.namespace("fpga-functions")?;
-    holder(&namespace, "developer", &region)?;
+    namespace.holder("developer", &region, 1)?;
     namespace.wait_ready("developer")?;
     ensure_has(&namespace, "developer", &["dfl-fme.0", "dfl-port.0"])?;
     namespace.kubectl(&["delete", "pod", "developer"])?;
@@ -245,7 +227,7 @@ fn functions(pool: &Pool) -> anyhow::Result<()> {
         ],
     )?;
     wait_offered(pool, "when ports are reserved for a function", &[(ONE_RESOURCE, PORT)])?;
-    holder(&namespace, "job", ONE_RESOURCE)?;
+    namespace.holder("job", ONE_RESOURCE, 1)?;
     wait_held_back(
         &namespace,
         "job",

@@ -93,24 +93,6 @@ impl Drop for Migs<'_> {
     }
 }
 
-/// A pod that sleeps with `resource: 1`.
-fn holder(namespace: &Namespace<'_>, name: &str, resource: &str) -> anyhow::Result<()> {
-    namespace.pod(
-        name,
-        &format!(
-            "  nodeName: {DEDICATED}
-  terminationGracePeriodSeconds: 0
-  containers:
-  - name: main
-    image: spillway.test/busybox:dev
-    imagePullPolicy: Never
-    command: [sleep, '100000']
-    resources: {{limits: {{{resource}: 1}}}}
-"
-        ),
-    )
-}
-
 /// The pod has this MIG device of GPU 0 and can open what belongs to it, and nothing that belongs to `other`.
 fn ensure_holds(
     namespace: &Namespace<'_>,
@@ -176,7 +158,7 @@ fn mixed(pool: &Pool) -> anyhow::Result<()> {
         let path = "jsonpath={.status.allocatable.nvidia\\.com/mig-3g\\.20gb}";
         Ok((pool.cluster.kubectl(&["get", "node", DEDICATED, "-o", path])? == "1").then_some(()))
     })?;
-    holder(&namespace, "large", "nvidia.com/mig-3g.20gb")?;
+    namespace.holder("large", "nvidia.com/mig-3g.20gb", 1)?;
     namespace.wait_ready("large")?;
     ensure_holds(&namespace, "large", large, small[0])?;
 
@@ -220,7 +202,7 @@ fn single(pool: &Pool) -> anyhow::Result<()> {
     migs.gpus.remove(1)?;
     wait_allocatable(pool, "after GPU 1 was taken out", &[(GPU, uuids(&equal))])?;
     let namespace = pool.namespace("mig-single")?;
-    holder(&namespace, "holder", GPU)?;
+    namespace.holder("holder", GPU, 1)?;
     namespace.wait_ready("holder")?;
     let visible = namespace.exec("holder", &["sh", "-c", "echo -n $NVIDIA_VISIBLE_DEVICES"])?;
     let (own, other) = if visible == equal[0].uuid(0) { (equal[0], equal[1]) } else { (equal[1], equal[0]) };
@@ -236,7 +218,7 @@ fn driver_and_health(pool: &Pool) -> anyhow::Result<()> {
     let both: Vec<_> = (0..2).map(GpuStandin::uuid).collect();
     wait_allocatable(pool, "at first", &[(GPU, both.clone())])?;
     let namespace = pool.namespace("driver")?;
-    holder(&namespace, "steady", GPU)?;
+    namespace.holder("steady", GPU, 1)?;
     namespace.wait_ready("steady")?;
 
     for round in ["", " again"] {

@@ -187,6 +187,24 @@ impl Namespace<'_> {
         self.apply(&format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec:\n{spec}"))
     }
 
+    /// Applies a pod on the dedicated node that holds `count` devices of `resource` until it is deleted.
+    pub(crate) fn holder(&self, name: &str, resource: &str, count: u32) -> anyhow::Result<()> {
+        self.pod(
+            name,
+            &format!(
+                "  nodeName: {DEDICATED}
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: main
+    image: spillway.test/busybox:dev
+    imagePullPolicy: Never
+    command: [sleep, '100000']
+    resources: {{limits: {{{resource}: {count}}}}}
+"
+            ),
+        )
+    }
+
     /// A field of an object, by `JSONPath` without the braces.
     pub(crate) fn field(&self, kind: &str, name: &str, path: &str) -> anyhow::Result<String> {
         self.kubectl(&["get", kind, name, "-o", &format!("jsonpath={{{path}}}")])

@@ -195,20 +195,7 @@ async fn serve(folder: PathBuf, stage: watch::Receiver<Stage>) -> anyhow::Result
 
 /// A pod that sleeps with a GPU, and the GPU that it was given.
 fn holder(namespace: &Namespace<'_>, name: &str) -> anyhow::Result<String> {
-    namespace.pod(
-        name,
-        &format!(
-            "  nodeName: {DEDICATED}
-  terminationGracePeriodSeconds: 0
-  containers:
-  - name: main
-    image: spillway.test/busybox:dev
-    imagePullPolicy: Never
-    command: [sleep, '100000']
-    resources: {{limits: {{nvidia.com/gpu: 1}}}}
-"
-        ),
-    )?;
+    namespace.holder(name, "nvidia.com/gpu", 1)?;
     namespace.wait_ready(name)?;
     namespace.exec(name, &["sh", "-c", "echo -n $NVIDIA_VISIBLE_DEVICES"])
 }

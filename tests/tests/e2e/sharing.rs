@@ -6,7 +6,7 @@ use spillway_tests::standin::GpuStandin;
 
 use crate::{
     Test,
-    harness::{DEDICATED, Namespace, Pool, wait},
+    harness::{DEDICATED, Pool, wait},
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -94,23 +94,6 @@ fn config_valid(pool: &Pool) -> anyhow::Result<Option<String>> {
     Ok(metrics.lines().find_map(|line| line.strip_prefix("spillway_config_valid ").map(str::to_owned)))
 }
 
-fn holder(namespace: &Namespace<'_>, name: &str, resource: &str, count: u32) -> anyhow::Result<()> {
-    namespace.pod(
-        name,
-        &format!(
-            "  nodeName: {DEDICATED}
-  terminationGracePeriodSeconds: 0
-  containers:
-  - name: main
-    image: spillway.test/busybox:dev
-    imagePullPolicy: Never
-    command: [sleep, '100000']
-    resources: {{limits: {{{resource}: {count}}}}}
-"
-        ),
-    )
-}
-
 fn a_new_configuration_shares_gpus_without_a_restart(pool: &Pool) -> anyhow::Result<()> {
     let shared = "nvidia.com/gpu.shared";
     wait_allocatable(pool, "nvidia.com/gpu", 2)?;
@@ -127,7 +110,7 @@ fn a_new_configuration_shares_gpus_without_a_restart(pool: &Pool) -> anyhow::Res
     let namespace = pool.namespace("sharing")?;
     let pods = ["one", "two", "three", "four", "five"];
     for pod in pods {
-        holder(&namespace, pod, shared, 1)?;
+        namespace.holder(pod, shared, 1)?;
     }
     let mut seen = Vec::new();
     for pod in pods {
@@ -143,7 +126,7 @@ fn a_new_configuration_shares_gpus_without_a_restart(pool: &Pool) -> anyhow::Res
     }
     // Two shares are no faster than one: refused, and the user is told why.
     namespace.kubectl(&["delete", "pod", "one", "two"])?;
-    holder(&namespace, "greedy", shared, 2)?;
+    namespace.holder("greedy", shared, 2)?;
     namespace.wait_phase("greedy", "Failed")?;
     let message = namespace.field("pod", "greedy", ".status.message")?;
     ensure!(
@@ -179,7 +162,7 @@ fn containerd_injects_what_the_specification_says(pool: &Pool) -> anyhow::Result
     })?;
     wait_allocatable(pool, "nvidia.com/gpu", 2)?;
     let namespace = pool.namespace("cdi")?;
-    holder(&namespace, "injected", "nvidia.com/gpu", 1)?;
+    namespace.holder("injected", "nvidia.com/gpu", 1)?;
     namespace.wait_ready("injected")?;
 
     let nodes = namespace.exec("injected", &["sh", "-c", "cd /dev && ls -d nvidia?"])?;
