@@ -10,6 +10,7 @@ mod isolation;
 mod main_job;
 mod neighbour;
 mod node;
+mod privileges;
 mod recovery;
 mod sharing;
 mod topology;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         agent::TESTS,
         node::TESTS,
         neighbour::TESTS,
+        privileges::TESTS,
         isolation::TESTS,
         gpu::TESTS,
         sharing::TESTS,
