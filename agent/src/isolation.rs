@@ -2,10 +2,13 @@
 //! all pods refuses reading and writing accelerators' nodes, but for what a map allows each pod; both are pinned and outlive the agent.
 //!
 //! `nodes` says what is to be protected, `cgroup` where pods are, `policy` who may open what; `program` writes the program, `filter`
-//! keeps it in the kernel by way of `kernel`, and `guard` turns all that into rounds. Here are the rounds' occasions: changes of what is
-//! looked at, the kubelet's question before a container starts, and time.
+//! keeps it in the kernel by way of `kernel`, and `guard` turns all that into rounds. Where there is no cgroup v2, `controller` stands in for
+//! program and filter as well as it can; `backend` chooses. Here are the rounds' occasions: changes of what is looked at, the kubelet's
+//! question before a container starts, and time.
 
+mod backend;
 pub mod cgroup;
+pub mod controller;
 pub mod denials;
 pub mod exempt;
 pub mod filter;

@@ -60,6 +60,11 @@ pub fn hierarchy(root: &Path) -> Result<PathBuf, CgroupError> {
         .ok_or_else(|| CgroupError::NoV2(root.to_owned()))
 }
 
+/// The v1 hierarchy of the `devices` controller below `root`.
+pub fn devices(root: &Path) -> Option<PathBuf> {
+    Some(root.join("devices")).filter(|path| path.join("devices.deny").is_file())
+}
+
 /// A pod's cgroup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodCgroup {
@@ -131,13 +136,25 @@ impl Kubepods {
     /// # Errors
     /// When one can't be read: a list that may lack pods is never given. What goes meanwhile is no error.
     pub fn pods(&self) -> Result<Vec<PodCgroup>, CgroupError> {
+        Ok(self.pods_by(populated)?.into_iter().map(|(pod, _)| pod).collect())
+    }
+
+    /// The same in a v1 hierarchy, and where each is.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn pods_v1(&self) -> Result<Vec<(PodCgroup, PathBuf)>, CgroupError> {
+        self.pods_by(populated_v1)
+    }
+
+    fn pods_by(&self, populated: Populated) -> Result<Vec<(PodCgroup, PathBuf)>, CgroupError> {
         let mut pods = Vec::new();
         for class in children(&self.path, true)? {
-            if let Some(pod) = pod(&class)? {
-                pods.push(pod);
+            if let Some(pod) = pod(&class, populated)? {
+                pods.push((pod, class));
             } else if name_of(&class).is_some_and(is_qos) {
                 for path in children(&class, false)? {
-                    pods.extend(pod(&path)?);
+                    pods.extend(pod(&path, populated)?.map(|pod| (pod, path)));
                 }
             }
         }
@@ -185,14 +202,35 @@ pub fn pod_uid(name: &str) -> Option<String> {
     (!uid.is_empty()).then_some(uid)
 }
 
-fn pod(path: &Path) -> Result<Option<PodCgroup>, CgroupError> {
+/// Whether a process is in a cgroup or below.
+type Populated = fn(&Path) -> io::Result<bool>;
+
+fn populated(path: &Path) -> io::Result<bool> {
+    Ok(fs::read_to_string(path.join("cgroup.events"))?.lines().any(|line| line == "populated 1"))
+}
+
+/// v1 doesn't say, and lists only processes that the reader can see. The runtime removes a container's cgroup when it has ended, and can't
+/// while something runs in it.
+fn populated_v1(path: &Path) -> io::Result<bool> {
+    if !fs::read_to_string(path.join("cgroup.procs"))?.trim().is_empty() {
+        return Ok(true);
+    }
+    for entry in fs::read_dir(path)? {
+        if entry?.file_type()?.is_dir() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn pod(path: &Path, populated: Populated) -> Result<Option<PodCgroup>, CgroupError> {
     let Some(uid) = name_of(path).and_then(pod_uid) else { return Ok(None) };
     let read = || {
         let before = fs::metadata(path)?.ino();
-        let events = fs::read_to_string(path.join("cgroup.events"))?;
+        let populated = populated(path)?;
         // Between the two it may have gone and come again.
         let after = fs::metadata(path)?.ino();
-        Ok((before == after).then(|| (before, events.lines().any(|line| line == "populated 1"))))
+        Ok((before == after).then_some((before, populated)))
     };
     match read() {
         Ok(found) => Ok(found.map(|(id, populated)| PodCgroup { uid, id, populated })),

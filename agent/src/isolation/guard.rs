@@ -1,17 +1,16 @@
 //! One round of isolation: look at the machine, decide, tell the kernel, and see to it that the filter still is where it was put.
 
-use std::io;
-
 use spillway_device_plugin::{
     device::{DeviceId, ResourceName},
     inventory::{BackendState, Inventory},
 };
 
 use super::{
+    backend::Backend,
     cgroup::{self, CgroupError, Kubepods, PodCgroup},
+    controller::ControllerError,
     denials::Ledger,
-    filter::{Filter, FilterError, Outcome, Recipe},
-    kernel::{self, KernelError},
+    filter::{FilterError, Outcome, Recipe},
     nodes::{Nodes, Roots},
     policy::{self, View, Wait},
     settings::{IsolationArgs, Mode, WhileAway},
@@ -40,6 +39,9 @@ pub enum GuardError {
     /// The filter does not work.
     #[error(transparent)]
     Filter(#[from] FilterError),
+    /// The controller does not work.
+    #[error(transparent)]
+    Controller(#[from] ControllerError),
     /// The machine's devices are not known yet.
     #[error("{0} has not looked for devices yet")]
     Starting(String),
@@ -58,7 +60,7 @@ pub(super) struct Facts<'a> {
 pub(super) struct Guard {
     args: IsolationArgs,
     roots: Roots,
-    filter: Filter,
+    backend: Backend,
     kubepods: Option<Kubepods>,
     nodes: Nodes,
     cgroups: Vec<PodCgroup>,
@@ -69,18 +71,9 @@ pub(super) struct Guard {
 impl Guard {
     /// Sees whether this machine can.
     pub(super) fn open(args: IsolationArgs, roots: Roots, ledger: Ledger) -> Result<Self, GuardError> {
-        let hierarchy = cgroup::hierarchy(&args.cgroup_dir)?;
-        if !kernel::is_cgroup2(&hierarchy).map_err(FilterError::from)? {
-            return Err(GuardError::NoCgroups(hierarchy.display().to_string()));
-        }
-        let impossible = |source| GuardError::Impossible { release: release(&roots), source };
-        let filter = Filter::open(&args.bpf_dir).map_err(|error| match error {
-            FilterError::Kernel(KernelError::Call { .. }) => impossible(error),
-            other => other.into(),
-        })?;
-        filter.probe().map_err(impossible)?;
+        let backend = Backend::open(&args, &roots)?;
         let (nodes, cgroups, waits) = (Nodes::default(), Vec::new(), Vec::new());
-        Ok(Self { args, roots, filter, kubepods: None, nodes, cgroups, waits, ledger })
+        Ok(Self { args, roots, backend, kubepods: None, nodes, cgroups, waits, ledger })
     }
 
     /// Looks, decides, does.
@@ -91,9 +84,9 @@ impl Guard {
         };
         let kubepods = &*self.kubepods.insert(kubepods);
         self.nodes = Nodes::look(facts.inventory, &self.roots);
-        self.cgroups = kubepods.pods()?;
+        self.cgroups = self.backend.pods(kubepods)?;
         self.ledger.saw(&self.cgroups);
-        let entries = self.filter.entries()?;
+        let entries = self.backend.entries()?;
         let changes = policy::decide(&View {
             nodes: &self.nodes,
             holders: facts.holders,
@@ -103,7 +96,7 @@ impl Guard {
             own_uid: self.args.pod_uid.as_deref(),
             entries: &entries,
         });
-        self.filter.apply(&changes)?;
+        self.backend.apply(&changes)?;
         for (key, owner) in entries.iter().filter(|(key, _)| changes.revoke.contains(key)) {
             tracing::debug!(cgroup = key.cgroup, node = %key.number, ?owner, "access ended");
         }
@@ -122,7 +115,7 @@ impl Guard {
             kubepods: kubepods.clone(),
             effect: self.args.mode.effect(),
         };
-        match self.filter.enforce(recipe)? {
+        match self.backend.enforce(recipe, &self.nodes)? {
             Outcome::Unchanged => {}
             Outcome::Attached => {
                 tracing::info!(mode = ?self.args.mode, cgroup = %kubepods.path.display(), "isolation is in force");
@@ -139,21 +132,20 @@ impl Guard {
     pub(super) fn check(&mut self, pods: &[PodInfo]) -> Result<(), GuardError> {
         // A cgroup that is gone takes its filter along: no tampering. The next round looks for the new one.
         if self.kubepods.as_ref().is_some_and(Kubepods::in_place)
-            && let Some(what) = self.filter.tampered()?
+            && let Some(what) = self.backend.restore()?
         {
-            self.filter.restore()?;
             self.ledger.restored();
             tracing::error!(
                 "{what} behind the agent's back: put back. Somebody on this machine may load BPF programs"
             );
         }
-        let denials = self.filter.denials()?;
+        let denials = self.backend.denials()?;
         self.ledger.record(denials, &self.nodes, pods, self.args.mode.effect());
         Ok(())
     }
 
     fn find(&self) -> Result<Kubepods, GuardError> {
-        let hierarchy = cgroup::hierarchy(&self.args.cgroup_dir)?;
+        let hierarchy = self.backend.hierarchy(&self.args)?;
         let (named, own) = (self.args.kubepods_cgroup.as_deref(), self.args.pod_uid.as_deref());
         Ok(cgroup::find(&hierarchy, named, own)?)
     }
@@ -165,7 +157,7 @@ impl Guard {
 
     /// Whether the filter is attached.
     pub(super) fn in_force(&self) -> bool {
-        self.filter.is_held()
+        self.backend.is_held()
     }
 
     /// How many pods wait.
@@ -218,7 +210,7 @@ impl Guard {
     /// What holds from now on, when the agent stops.
     pub(super) fn stop(self) -> Result<(), GuardError> {
         if self.args.while_away == WhileAway::Open {
-            super::filter::uninstall(&self.args.bpf_dir)?;
+            self.backend.remove(&self.args, &self.nodes)?;
             tracing::info!("isolation is not in force while the agent is away");
         }
         Ok(())
@@ -227,10 +219,4 @@ impl Guard {
     pub(super) fn mode(&self) -> Mode {
         self.args.mode
     }
-}
-
-fn release(roots: &Roots) -> String {
-    let read =
-        |()| -> io::Result<String> { std::fs::read_to_string(roots.proc.join("sys/kernel/osrelease")) };
-    read(()).map_or_else(|_| "of unknown release".to_owned(), |text| text.trim().to_owned())
 }

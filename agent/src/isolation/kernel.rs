@@ -37,9 +37,10 @@ const ATTACH_CGROUP_DEVICE: u32 = 6;
 const LINK_TYPE_CGROUP: u32 = 3;
 /// Memory for an entry is taken when it is made.
 const NO_PREALLOCATION: u32 = 1;
-/// `BPF_FS_MAGIC` and `CGROUP2_SUPER_MAGIC`, linux/magic.h.
+/// `BPF_FS_MAGIC`, `CGROUP2_SUPER_MAGIC` and `CGROUP_SUPER_MAGIC`, linux/magic.h.
 const BPF_FS: i64 = 0xcafe_4a11;
 const CGROUP2_FS: i64 = 0x6367_7270;
+const CGROUP1_FS: i64 = 0x0027_e0eb;
 /// Room for what the verifier has to say.
 const LOG_SIZE: usize = 64 << 10;
 
@@ -552,4 +553,12 @@ pub fn is_bpffs(path: &Path) -> Result<bool, KernelError> {
 /// When it can't be looked at.
 pub fn is_cgroup2(path: &Path) -> Result<bool, KernelError> {
     Ok(file_system(path)? == CGROUP2_FS)
+}
+
+/// Whether a folder is a cgroup of version 1.
+///
+/// # Errors
+/// When it can't be looked at.
+pub fn is_cgroup1(path: &Path) -> Result<bool, KernelError> {
+    Ok(file_system(path)? == CGROUP1_FS)
 }

@@ -37,7 +37,8 @@ pub enum WhileAway {
 #[command(next_help_heading = "Isolation")]
 pub struct IsolationArgs {
     /// Whether pods are kept from accelerators that the kubelet did not give them, in the kernel, whatever their container runtime lets
-    /// them do. Needs Linux 6.1, a cgroup v2 hierarchy, a bpffs, `CAP_BPF` and `CAP_NET_ADMIN`.
+    /// them do. Needs Linux 6.1, a cgroup v2 hierarchy, a bpffs, `CAP_BPF` and `CAP_NET_ADMIN`. Without cgroup v2 there is only
+    /// enforce, best effort, by the v1 devices controller: it needs `CAP_SYS_ADMIN` and writable cgroups.
     #[arg(long = "isolation", value_enum, value_name = "MODE", default_value_t = Mode::Audit, env = "SPILLWAY_ISOLATION")]
     pub mode: Mode,
 
@@ -70,7 +71,7 @@ pub struct IsolationArgs {
     #[arg(long, value_name = "FOLDER", default_value = "/sys/fs/cgroup", env = "SPILLWAY_CGROUP_DIR")]
     pub cgroup_dir: PathBuf,
 
-    /// The cgroup of all pods within the v2 hierarchy, such as /kubepods.slice. Without it, the one that this agent's own pod is in, or
+    /// The cgroup of all pods within the hierarchy, such as /kubepods.slice. Without it, the one that this agent's own pod is in, or
     /// else the only one of that name.
     #[arg(long, value_name = "CGROUP", env = "SPILLWAY_KUBEPODS_CGROUP")]
     pub kubepods_cgroup: Option<PathBuf>,

@@ -117,3 +117,24 @@ fn names_of_other_cgroups_are_no_pods() {
         assert_eq!(pod_uid(name).as_deref(), uid, "{name}");
     }
 }
+
+#[test]
+fn in_v1_a_pod_is_populated_while_it_has_processes_or_cgroups_of_containers() {
+    let root = tempfile::tempdir().unwrap();
+    assert_eq!(devices(root.path()), None);
+    let kubepods = root.path().join("devices/kubepods");
+    for (cgroup, processes) in [("podidle", ""), ("podrunning", "12\n"), ("burstable/podc", "")] {
+        fs::create_dir_all(kubepods.join(cgroup)).unwrap();
+        fs::write(kubepods.join(cgroup).join("cgroup.procs"), processes).unwrap();
+    }
+    // Its processes are in a PID namespace that we don't see.
+    fs::create_dir(kubepods.join("burstable/podc/container")).unwrap();
+    fs::write(root.path().join("devices/devices.deny"), "").unwrap();
+    let found = find(&devices(root.path()).unwrap(), None, None).unwrap();
+    let mut pods: Vec<_> =
+        found.pods_v1().unwrap().into_iter().map(|(pod, path)| (pod.uid, pod.populated, path)).collect();
+    pods.sort();
+    let expected =
+        [("c", true, "burstable/podc"), ("idle", false, "podidle"), ("running", true, "podrunning")];
+    assert_eq!(pods, expected.map(|(uid, populated, path)| (uid.to_owned(), populated, kubepods.join(path))));
+}
