@@ -384,25 +384,35 @@ const CHILD: &str = "SPILLWAY_TEST_CONTROLLER_CHILD";
 
 #[test]
 fn one_capability_is_needed_and_enough() {
-    if let Some(hierarchy) = std::env::var_os(CHILD) {
-        if let Err(error) = Controller::open(hierarchy.into()) {
-            panic!("{error}");
-        }
+    if let Ok(found) = std::env::var(CHILD) {
+        let (hierarchy, kubepods) = found.split_once(':').unwrap();
+        let mut controller = match Controller::open(hierarchy.into()) {
+            Ok(controller) => controller,
+            Err(error) => panic!("{error}"),
+        };
+        let kubepods = cgroup::find(Path::new(hierarchy), Some(Path::new(kubepods)), None).unwrap();
+        controller.pods(&kubepods).unwrap();
+        controller.enforce([GPU].into()).unwrap();
         return;
     }
     let Some(node) = Node::new("capability") else { return };
+    node.make("poda");
+    let place =
+        format!("{}:{}", node.folder.path().join("cgroup/devices").display(), node.kubepods_name().display());
     let with = |capabilities: &str| {
         let output = Command::new("setpriv")
             .args(["--inh-caps", "-all", "--bounding-set", capabilities, "--no-new-privs"])
             .arg(std::env::current_exe().unwrap())
             .args(["--exact", "one_capability_is_needed_and_enough"])
-            .env(CHILD, node.folder.path().join("cgroup/devices"))
+            .env(CHILD, &place)
             .output()
             .unwrap();
         (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
     };
     let (worked, said) = with("-all");
     assert!(!worked && said.contains("CAP_SYS_ADMIN"), "{said}");
+    assert_eq!(node.opens("poda"), ["ENXIO", "ENXIO"]);
     let (worked, said) = with("-all,+sys_admin");
     assert!(worked, "{said}");
+    assert_eq!(node.opens("poda"), ["EPERM", "ENXIO"]);
 }
