@@ -11,6 +11,7 @@ mod main_job;
 mod neighbour;
 mod node;
 mod privileges;
+mod plugin_faults;
 mod recovery;
 mod sharing;
 mod topology;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         sharing::TESTS,
         fpga::TESTS,
         topology::TESTS,
+        plugin_faults::TESTS,
         vk::TESTS,
         vk_api::TESTS,
         main_job::TESTS,
