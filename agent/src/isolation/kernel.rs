@@ -56,9 +56,9 @@ pub enum KernelError {
         source: io::Error,
     },
     /// The verifier refused the program.
-    #[error("the kernel refuses the device program: {log}")]
+    #[error("the kernel refuses the device program{}", if log.is_empty() { String::new() } else { format!(": {log}") })]
     Refused {
-        /// The verifier's words.
+        /// The verifier's words; empty where it was not asked, as without the right to load a program.
         log: String,
         /// The kernel's answer.
         source: io::Error,

@@ -3,6 +3,7 @@
 //! versions of cgroups live side by side.
 
 use anyhow::{Context as _, bail, ensure};
+use spillway_tests::standin::GpuStandin;
 
 use crate::{
     Test,
@@ -133,8 +134,11 @@ fn no_pod_reaches_anothers_accelerator(pool: &Pool) -> anyhow::Result<()> {
     make(&namespace, "greedy", "/tmp/gpu", 195, own)?;
     expect(&namespace, "greedy", "/tmp/gpu", REFUSED)?;
     // By /proc of the pod that holds it: the same path is another process's own GPU.
-    let find = "for p in /proc/[0-9]*; do if tr '\\0' '\\n' <$p/environ | grep -q '^NVIDIA_VISIBLE_DEVICES=GPU'; then echo $p; fi; done";
-    let processes = namespace.exec("greedy", &["sh", "-c", find])?;
+    let find = format!(
+        "for p in /proc/[0-9]*; do if tr '\\0' '\\n' <$p/environ | grep -qx 'NVIDIA_VISIBLE_DEVICES={}'; then echo $p; fi; done",
+        GpuStandin::uuid(own)
+    );
+    let processes = namespace.exec("greedy", &["sh", "-c", &find])?;
     let holders_own = processes.lines().next().context("no process of the holder is to be seen")?;
     expect(&namespace, "greedy", &format!("{holders_own}/root/dev/nvidia{own}"), REFUSED)?;
     // What is no accelerator is as it was.
