@@ -158,7 +158,7 @@ fn no_pod_reaches_anothers_accelerator(pool: &Pool) -> anyhow::Result<()> {
     }
     // Whoever debugs it is in the pod, and has what the pod has.
     let script = format!(
-        "mknod /tmp/own c 195 {own}; mknod /tmp/other c 195 {other}; (exec 3</tmp/own); echo --; (exec 3</tmp/other); true"
+        "mknod /tmp/own c 195 {own}; mknod /tmp/other c 195 {other}; (exec 3</tmp/own) 2>&1; echo --; (exec 3</tmp/other) 2>&1; true"
     );
     namespace.kubectl(&[
         "debug",
