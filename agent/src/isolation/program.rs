@@ -192,13 +192,13 @@ const MAP_UPDATE: i32 = 2;
 const ANCESTOR_CGROUP_ID: i32 = 123;
 
 // Where things lie on the stack. First the key of a denial, which is filled as the ancestors become known; below it, that of a look-up.
+// Each is 8 bytes and written at once: halves of one are what the verifier of Linux 6.1 takes for a damaged pointer, unless the agent
+// has CAP_PERFMON.
 const DENY_UPPER: i16 = -24;
 const DENY_LOWER: i16 = -16;
-const DENY_MAJOR: i16 = -8;
-const DENY_MINOR: i16 = -4;
+const DENY_NUMBER: i16 = -8;
 const ALLOW_CGROUP: i16 = -40;
-const ALLOW_MAJOR: i16 = -32;
-const ALLOW_MINOR: i16 = -28;
+const ALLOW_NUMBER: i16 = -32;
 const COUNT: i16 = -48;
 
 // Registers. 6 to 9 survive calls.
@@ -211,6 +211,8 @@ const CONTEXT: u8 = 6;
 const LEVEL: u8 = 7;
 const MAJOR: u8 = 8;
 const MINOR: u8 = 9;
+/// Both, from [`join_number`] on.
+const NUMBER: u8 = MAJOR;
 const FRAME: u8 = 10;
 
 // Operations, linux/bpf_common.h and linux/bpf.h.
@@ -218,11 +220,11 @@ const ADD: u8 = 0x07;
 const MOVE: u8 = 0xb7;
 const MOVE_REGISTER: u8 = 0xbf;
 const AND: u8 = 0x57;
+const OR_REGISTER: u8 = 0x4f;
+const SHIFT_LEFT: u8 = 0x67;
 const SHIFT_RIGHT: u8 = 0x77;
 const LOAD_WORD: u8 = 0x61;
-const STORE_WORD: u8 = 0x62;
 const STORE_DOUBLE: u8 = 0x7a;
-const STORE_REGISTER_WORD: u8 = 0x63;
 const STORE_REGISTER_DOUBLE: u8 = 0x7b;
 const ATOMIC_ADD_DOUBLE: u8 = 0xdb;
 const LOAD_IMMEDIATE: u8 = 0x18;
@@ -309,11 +311,10 @@ impl Assembler {
     /// Jumps to `found` if the cgroup in [`R0`] may open this node, or all.
     fn allowed(&mut self, map: i32, found: Label) {
         self.put(STORE_REGISTER_DOUBLE, FRAME, R0, ALLOW_CGROUP, 0);
-        self.put(STORE_REGISTER_WORD, FRAME, MAJOR, ALLOW_MAJOR, 0);
-        self.put(STORE_REGISTER_WORD, FRAME, MINOR, ALLOW_MINOR, 0);
+        self.put(STORE_REGISTER_DOUBLE, FRAME, NUMBER, ALLOW_NUMBER, 0);
         self.look_up(map, found);
-        self.put(STORE_WORD, FRAME, 0, ALLOW_MAJOR, -1);
-        self.put(STORE_WORD, FRAME, 0, ALLOW_MINOR, -1);
+        // The kernel extends the sign: this is Number::ALL.
+        self.put(STORE_DOUBLE, FRAME, 0, ALLOW_NUMBER, -1);
         self.look_up(map, found);
     }
 
@@ -350,6 +351,7 @@ pub fn compile(
     match_rules(&mut code, rules, check, pass);
 
     code.here(check);
+    join_number(&mut code);
     find_level(&mut code, place, deny);
     code.ancestor(1);
     code.put(STORE_REGISTER_DOUBLE, FRAME, R0, DENY_UPPER, 0);
@@ -407,14 +409,20 @@ fn match_rules(code: &mut Assembler, rules: &Rules, check: Label, pass: Label) {
     code.jump(JUMP, 0, 0, 0, pass);
 }
 
+/// Puts major and minor into one register, so that in memory the major lies before the minor, as in a key.
+fn join_number(code: &mut Assembler) {
+    let last_in_memory = if cfg!(target_endian = "little") { MINOR } else { MAJOR };
+    code.put(SHIFT_LEFT, last_in_memory, 0, 0, 32);
+    code.put(OR_REGISTER, NUMBER, MINOR, 0, 0);
+}
+
 /// Finds the level of the kubepods cgroup: on a real machine at the first try.
 fn find_level(code: &mut Assembler, place: Place, deny: Label) {
     let found = code.label();
     // The whole key is written before a jump to `deny`: the verifier lets no program read what it didn't write.
     code.put(STORE_DOUBLE, FRAME, 0, DENY_UPPER, 0);
     code.put(STORE_DOUBLE, FRAME, 0, DENY_LOWER, 0);
-    code.put(STORE_REGISTER_WORD, FRAME, MAJOR, DENY_MAJOR, 0);
-    code.put(STORE_REGISTER_WORD, FRAME, MINOR, DENY_MINOR, 0);
+    code.put(STORE_REGISTER_DOUBLE, FRAME, NUMBER, DENY_NUMBER, 0);
     let level = i32::try_from(place.level).unwrap_or(i32::MAX - 64);
     for hidden in 0..=HIDDEN_LEVELS {
         code.set(LEVEL, level + i32::try_from(hidden).unwrap_or_default());
