@@ -1,6 +1,6 @@
 //! Isolation on the real cluster: what pods try, and what becomes of it. No driver is behind the accelerators' nodes: an open that is let
-//! through fails with ENXIO, one that is refused with EPERM. The machines' pods are below a `--cgroup-root`, on a host where both
-//! versions of cgroups live side by side.
+//! through fails with ENXIO, one that is refused with EPERM. The machines' pods are below a `--cgroup-root`, on a host with cgroup v2 or with
+//! both versions side by side.
 
 use anyhow::{Context as _, bail, ensure};
 use spillway_tests::standin::GpuStandin;
@@ -285,8 +285,10 @@ fn a_device_passes_on_when_its_pod_has_ended(pool: &Pool) -> anyhow::Result<()> 
     namespace.pod("neighbour", &spec(0, "exec sleep 100000"))?;
     namespace.wait_ready("neighbour")?;
     let uid = namespace.field("pod", "old", ".metadata.uid")?;
-    let cgroup =
-        pool.on(DEDICATED, &format!("find /sys/fs/cgroup -type d -name pod{uid} -path '*unified*'"))?;
+    // Of all hierarchies only the one of version 2 has this file.
+    let find =
+        format!("find /sys/fs/cgroup -type d -name pod{uid} -exec test -e '{{}}/cgroup.events' ';' -print");
+    let cgroup = pool.on(DEDICATED, &find)?;
     let cgroup = cgroup.trim();
     ensure!(!cgroup.is_empty(), "no cgroup of pod {uid}");
     let alive = || {

@@ -1,5 +1,7 @@
-//! The kubelet's topology manager, `single-numa-node`: a container's CPUs and its GPU are on one NUMA node. The machine's two nodes are
-//! made up, half of its CPUs on each; kubelet and CPU sets are real.
+//! The kubelet's topology manager, `single-numa-node`: a container's CPUs and its GPU are on one NUMA node. A machine that hasn't exactly
+//! two nodes gets made-up ones, half of its CPUs on each; kubelet and CPU sets are real.
+
+use std::collections::BTreeSet;
 
 use anyhow::{Context as _, ensure};
 use spillway_tests::standin::GpuStandin;
@@ -12,8 +14,9 @@ use crate::{
 pub(crate) const TESTS: &[Test] =
     &[("topology::gpu_and_cpus_are_aligned_or_the_pod_is_refused", aligned_or_refused)];
 
-/// Two nodes in place of the machine's own, with links to its CPUs as the kernel has them.
+/// Two nodes in place of the machine's own, unless it has two, with links to its CPUs as the kernel has them.
 const TWO_NODES: &str = r#"
+[ "$(cat /sys/devices/system/node/online)" != 0-1 ] || exit 0
 base=/opt/spillway-numa
 half=$(($(nproc --all) / 2))
 memory=$(($(sed -n 's/^MemTotal: *\([0-9]*\) kB/\1/p' /proc/meminfo) / 2))
@@ -27,6 +30,7 @@ for cpu in $(seq 0 $(($(nproc --all) - 1))); do
   node=$((cpu >= half))
   ln -sfn ../../cpu/cpu$cpu $base/node$node/cpu$cpu
 done
+seq -s, $half $(($(nproc --all) - 1)) >$base/node1/cpulist
 for file in online possible has_cpu has_memory has_normal_memory; do echo 0-1 >$base/$file; done
 mount --bind $base /sys/devices/system/node
 "#;
@@ -71,7 +75,7 @@ impl<'a> Numa<'a> {
 impl Drop for Numa<'_> {
     fn drop(&mut self) {
         // Whichever of these fails, the others are due.
-        let unmount = "umount -l /sys/devices/system/node; rm -r /opt/spillway-numa";
+        let unmount = "[ ! -e /opt/spillway-numa ] || { umount -l /sys/devices/system/node; rm -r /opt/spillway-numa; }";
         let back = [
             self.0.cluster.stop(DEDICATED, "kubelet"),
             self.0.on(DEDICATED, unmount).map(drop),
@@ -105,13 +109,25 @@ fn pod(namespace: &Namespace<'_>, name: &str, cpus: &str, gpus: u32) -> anyhow::
     )
 }
 
+/// Reads the kernel's way to list CPUs, such as `0-3,8`.
+fn cpus_of(list: &str) -> Option<BTreeSet<u32>> {
+    let mut cpus = BTreeSet::new();
+    for range in list.trim().split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        cpus.extend(first.parse::<u32>().ok()?..=last.parse().ok()?);
+    }
+    Some(cpus)
+}
+
 fn aligned_or_refused(pool: &Pool) -> anyhow::Result<()> {
     let cpus: usize = pool.on(DEDICATED, "nproc --all")?.trim().parse()?;
     ensure!(cpus >= 2, "a machine with one CPU has no second NUMA node");
-    // One CPU is the system's, on the first node: so many are free together on the second only.
-    let (half, second) = (cpus / 2, GpuStandin::uuid(1));
+    let second = GpuStandin::uuid(1);
     let namespace = pool.namespace("topology")?;
     let numa = Numa::of(pool)?;
+    let list = pool.on(DEDICATED, "cat /sys/devices/system/node/node1/cpulist")?;
+    // One CPU is the system's, on the first node: so many are free together on the second only.
+    let on_second = cpus_of(&list).with_context(|| format!("{list:?} is no list of CPUs"))?;
 
     // First, while the kubelet that was just started has nothing given away: GPUs that are taken would look like GPUs apart. A part of a
     // CPU is on any node.
@@ -120,14 +136,13 @@ fn aligned_or_refused(pool: &Pool) -> anyhow::Result<()> {
     let reason = namespace.field("pod", "torn", ".status.reason")?;
     ensure!(reason == "TopologyAffinityError", "two GPUs of two nodes: {reason}");
 
-    pod(&namespace, "aligned", &half.to_string(), 1)?;
+    pod(&namespace, "aligned", &on_second.len().to_string(), 1)?;
     namespace.wait_phase("aligned", "Running")?;
     let gpu = namespace.exec("aligned", &["sh", "-c", "echo -n $NVIDIA_VISIBLE_DEVICES"])?;
     ensure!(gpu == second, "the only free CPUs are on the second node, the GPU is {gpu}");
     let allowed = namespace.exec("aligned", &["grep", "Cpus_allowed_list", "/proc/self/status"])?;
-    let first = allowed.split(|letter: char| !letter.is_ascii_digit()).find_map(|word| word.parse().ok());
-    let first: usize = first.with_context(|| format!("{allowed:?} names no CPU"))?;
-    ensure!(first >= half, "the GPU is on the second node, the CPUs are {allowed}");
+    let cpus = allowed.split_once(':').and_then(|(_, list)| cpus_of(list));
+    ensure!(cpus.as_ref() == Some(&on_second), "the GPU is on the second node, of CPUs {list}; {allowed}");
     namespace.kubectl(&["delete", "pod", "aligned"])?;
 
     drop(numa);
