@@ -6,6 +6,7 @@
 
 mod agent;
 mod echo;
+mod opens;
 #[allow(clippy::unwrap_used, dead_code, reason = "the tests' own, which use more of it")]
 #[path = "../../../device-plugin/tests/standin_kubelet/mod.rs"]
 mod standin_kubelet;
@@ -24,6 +25,15 @@ enum Arguments {
     Echo {
         /// The socket.
         socket: PathBuf,
+    },
+    /// What the device program of isolation costs each open, in the real kernel.
+    Opens {
+        /// Turns with and without.
+        #[arg(long, default_value_t = 200)]
+        rounds: usize,
+        /// Opens of each node in a turn.
+        #[arg(long, default_value_t = 500)]
+        opens: u32,
     },
     /// Start the agent with this command line, and measure.
     Measure(Measure),
@@ -59,19 +69,7 @@ struct Measure {
 }
 
 fn main() -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let done = runtime.context("can't start the async runtime").and_then(|runtime| {
-        runtime.block_on(async {
-            match Arguments::parse() {
-                Arguments::Echo { socket } => echo::serve(&socket).await,
-                Arguments::Measure(measure) => {
-                    let found = measure.run().await?;
-                    println!("{found}");
-                    Ok(())
-                }
-            }
-        })
-    });
+    let done = run(Arguments::parse());
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -79,6 +77,22 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<()> {
+    if let Arguments::Opens { rounds, opens } = arguments {
+        println!("{}", opens::measure(rounds, opens)?);
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.context("can't start the async runtime")?.block_on(async {
+        match arguments {
+            Arguments::Echo { socket } => echo::serve(&socket).await?,
+            Arguments::Measure(measure) => println!("{}", measure.run().await?),
+            Arguments::Opens { .. } => {}
+        }
+        Ok(())
+    })
 }
 
 impl Measure {

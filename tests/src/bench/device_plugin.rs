@@ -41,6 +41,7 @@ pub struct Options {
 pub fn run(options: &Options, binaries: &Path) -> anyhow::Result<()> {
     let usual = measure(binaries, GPUS, 2, SICKENED, options)?;
     let many = measure(binaries, MANY_GPUS, CHOSEN, 0, &Options { idle_seconds: 1, ..options.clone() })?;
+    let opens = json_of(Command::new(binaries.join("spillway-plugin-bench")).arg("opens"))?;
     let number = |found: &Value, path: &str| {
         found.pointer(path).and_then(Value::as_f64).with_context(|| format!("{path} was not measured"))
     };
@@ -59,6 +60,10 @@ pub fn run(options: &Options, binaries: &Path) -> anyhow::Result<()> {
         "rss_mib": number(&usual, "/rss_mib")?,
         "idle_cpu_percent": number(&usual, "/idle_cpu_percent")?,
         "preferred_ms": number(&many, "/preferred/p50_us")? / 1000.0,
+        "open_overhead_ns": number(&opens, "/allowed/overhead_ns")?,
+        "open_over_none": number(&opens, "/allowed/ratio")?,
+        "open_unprotected_overhead_ns": number(&opens, "/unprotected/overhead_ns")?,
+        "open_unprotected_over_none": number(&opens, "/unprotected/ratio")?,
     });
     println!(
         "Device plugins of spillway-agent, {GPUS} stand-in GPUs, {} calls of each kind\n",
@@ -75,6 +80,10 @@ pub fn run(options: &Options, binaries: &Path) -> anyhow::Result<()> {
         ("resident memory, MiB", "rss_mib", "<= 10"),
         ("CPU while idle, % of one", "idle_cpu_percent", "< 0.1"),
         ("preference, 8 of 64, over the socket, ms", "preferred_ms", "< 1"),
+        ("isolation, per open of an own device, ns", "open_overhead_ns", ""),
+        ("the same, times an open without", "open_over_none", ""),
+        ("isolation, per open of another node, ns", "open_unprotected_overhead_ns", ""),
+        ("the same, times an open without", "open_unprotected_over_none", ""),
     ];
     println!("  {:42}{:>10}   goal", "", "measured");
     for (what, key, goal) in rows {
@@ -116,16 +125,20 @@ fn measure(binaries: &Path, gpus: u32, size: u32, sickened: u32, options: &Optio
         let (file, line) = (GpuStandin::at(base.path()).xids(), GpuStandin::xid_line(minor, 79));
         measuring.args(["--sicken", &format!("{}={line}", file.display())]);
     }
-    let output = measuring
+    measuring
         .arg("--")
         .arg(binaries.join("spillway-agent"))
         .args(["--admin-address", "off"])
         .args(argument("device-plugin-dir", &plugins))
         .args(argument("nvidia-driver-root", &path("driver")))
         .args(argument("sys-root", &path("sys")))
-        .args(argument("dev-root", &path("dev")))
-        .output()
-        .context("can't run spillway-plugin-bench")?;
+        .args(argument("dev-root", &path("dev")));
+    json_of(&mut measuring)
+}
+
+/// Runs spillway-plugin-bench, and gives what it found.
+fn json_of(measuring: &mut Command) -> anyhow::Result<Value> {
+    let output = measuring.output().context("can't run spillway-plugin-bench")?;
     if !output.status.success() {
         bail!("measuring failed: {}", String::from_utf8_lossy(&output.stderr));
     }

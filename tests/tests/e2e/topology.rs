@@ -113,8 +113,8 @@ fn pod(namespace: &Namespace<'_>, name: &str, cpus: &str, gpus: u32) -> anyhow::
 fn cpus_of(list: &str) -> Option<BTreeSet<u32>> {
     let mut cpus = BTreeSet::new();
     for range in list.trim().split(',') {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        cpus.extend(first.parse::<u32>().ok()?..=last.parse().ok()?);
+        let (from, to) = range.split_once('-').unwrap_or((range, range));
+        cpus.extend(from.parse::<u32>().ok()?..=to.parse().ok()?);
     }
     Some(cpus)
 }
