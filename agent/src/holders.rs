@@ -5,10 +5,10 @@
 //! sandbox, and from PodResources, which is also what the checkpoint is checked against: it can be asked only sparingly, has no UIDs,
 //! leaves out init containers, and is empty just after a kubelet's start.
 
-mod checkpoint;
-mod compare;
-pub(crate) mod pod_logs;
-mod pod_resources;
+pub mod checkpoint;
+pub mod compare;
+pub mod pod_logs;
+pub mod pod_resources;
 #[cfg(test)]
 mod tests;
 
@@ -134,7 +134,7 @@ impl Paths {
 }
 
 /// Namespace and name.
-type Name = (String, String);
+pub type Name = (String, String);
 
 /// Reads who holds what. Clones share what they know of names.
 #[derive(Debug, Clone)]
@@ -347,14 +347,14 @@ async fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
 
 /// Whether a pod's UID may become part of a path or a log line. Kubernetes makes UUIDs, and hashes for static pods; a static pod's manifest
 /// may have one of its own.
-pub(crate) fn is_uid(uid: &str) -> bool {
+pub fn is_uid(uid: &str) -> bool {
     (1..=128).contains(&uid.len())
         && !uid.starts_with('.')
         && uid.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte))
 }
 
 /// Whether this can be a namespace's, a pod's or a container's name.
-fn is_name(name: &str) -> bool {
+pub fn is_name(name: &str) -> bool {
     (1..=253).contains(&name.len())
         && name
             .bytes()

@@ -2,15 +2,15 @@
 //! lists, and a thread that hangs (drivers do) is noticed from outside.
 
 pub mod dfl;
-mod fpga_manager;
-pub(crate) mod intel;
+pub mod fpga_manager;
+pub mod intel;
 mod kinds;
 pub mod nvml;
-mod opae;
-mod poll;
+pub mod opae;
+pub mod poll;
 mod supervise;
 mod sysfs;
-mod xrt;
+pub mod xrt;
 
 use std::{
     any::Any,

@@ -40,7 +40,10 @@ struct Entry {
 }
 
 /// What pods hold, without their names. Entries of other plugins may have IDs that no device of ours has: those are left out.
-pub(super) fn parse(bytes: &[u8]) -> Result<Holders, String> {
+///
+/// # Errors
+/// What is wrong with it, and where.
+pub fn parse(bytes: &[u8]) -> Result<Holders, String> {
     let file: File = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     let mut held: BTreeMap<(String, String, ResourceName), BTreeSet<DeviceId>> = BTreeMap::new();
     for entry in file.data.pod_device_entries.unwrap_or_default() {

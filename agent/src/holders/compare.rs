@@ -31,7 +31,7 @@ fn same(holding: &Holding, listed: &Listed) -> bool {
 }
 
 /// The names of pods whose holdings leave no doubt, by UID, where they have none yet.
-pub(super) fn names(holders: &Holders, listed: &[Listed]) -> BTreeMap<String, Name> {
+pub fn names(holders: &Holders, listed: &[Listed]) -> BTreeMap<String, Name> {
     let mut names = BTreeMap::new();
     for listed in listed {
         let mut alike = holders.holdings.iter().filter(|holding| same(holding, listed));
@@ -45,7 +45,7 @@ pub(super) fn names(holders: &Holders, listed: &[Listed]) -> BTreeMap<String, Na
 }
 
 /// What is listed, but not in the checkpoint.
-pub(super) fn missing(holders: &Holders, listed: &[Listed]) -> BTreeSet<Listed> {
+pub fn missing(holders: &Holders, listed: &[Listed]) -> BTreeSet<Listed> {
     listed
         .iter()
         .filter(|listed| !holders.holdings.iter().any(|holding| same(holding, listed)))
@@ -55,7 +55,7 @@ pub(super) fn missing(holders: &Holders, listed: &[Listed]) -> BTreeSet<Listed> 
 
 /// What of the checkpoint is held by pods that have not ended. PodResources lists those with their containers, but for plain init containers:
 /// what only such a one has is held by it, as long as its pod is there. Pods without a known name are taken as they are.
-pub(super) fn active(holders: &Holders, listing: &Listing) -> Holders {
+pub fn active(holders: &Holders, listing: &Listing) -> Holders {
     let name = |pod: &PodRef| Some((pod.namespace.clone()?, pod.name.clone()?));
     let listed = |holding: &Holding| {
         name(&holding.pod)
@@ -82,7 +82,7 @@ pub(super) fn active(holders: &Holders, listing: &Listing) -> Holders {
 
 /// Who holds what without the checkpoint. Of several pods that have had the same name, which of them it is can't be told: the holding is
 /// left out, rather than given to a dead pod.
-pub(super) fn join(listed: &[Listed], pods: &[(String, Name)]) -> Holders {
+pub fn join(listed: &[Listed], pods: &[(String, Name)]) -> Holders {
     let mut uids: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
     for (uid, (namespace, name)) in pods {
         uids.entry((namespace, name)).or_default().push(uid);

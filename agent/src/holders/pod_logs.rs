@@ -26,7 +26,7 @@ pub(super) async fn list(folder: &Path) -> Vec<(String, Name)> {
 }
 
 /// The pod of one folder. Neither namespaces nor names have an underscore.
-pub(crate) fn parse(folder: &str) -> Option<(String, Name)> {
+pub fn parse(folder: &str) -> Option<(String, Name)> {
     let (namespace, rest) = folder.split_once('_')?;
     let (name, uid) = rest.split_once('_')?;
     let sound = is_name(namespace) && is_name(name) && is_uid(uid);

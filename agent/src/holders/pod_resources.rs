@@ -24,21 +24,26 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// What one container holds of one resource: the pod is known by its name only.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Listed {
-    pub(super) namespace: String,
-    pub(super) name: String,
-    pub(super) container: String,
-    pub(super) resource: ResourceName,
-    pub(super) devices: BTreeSet<DeviceId>,
+pub struct Listed {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub name: String,
+    /// The container's name.
+    pub container: String,
+    /// The resource.
+    pub resource: ResourceName,
+    /// The devices' IDs.
+    pub devices: BTreeSet<DeviceId>,
 }
 
 /// What an answer says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Listing {
+pub struct Listing {
     /// Every pod that has not ended, with its containers but for plain init containers.
-    pub(super) pods: BTreeMap<Name, BTreeSet<String>>,
+    pub pods: BTreeMap<Name, BTreeSet<String>>,
     /// What they hold.
-    pub(super) held: Vec<Listed>,
+    pub held: Vec<Listed>,
 }
 
 /// Asks the kubelet at `socket`.
@@ -60,7 +65,7 @@ pub(super) async fn list(socket: &Path) -> Result<Listing, String> {
 }
 
 /// What of an answer can be ours: DRA's devices and CPUs are not, and neither are names that Kubernetes can't have.
-pub(super) fn listed(answer: Vec<PodResources>) -> Listing {
+pub fn listed(answer: Vec<PodResources>) -> Listing {
     let mut pods = BTreeMap::new();
     let mut held: BTreeMap<(String, String, String, ResourceName), BTreeSet<DeviceId>> = BTreeMap::new();
     for pod in answer.into_iter().filter(|pod| is_name(&pod.namespace) && is_name(&pod.name)) {

@@ -43,7 +43,7 @@ impl Processes {
 }
 
 /// The pod's UID in the text of a `/proc/PID/cgroup`.
-fn pod_in(text: &str) -> Option<String> {
+pub fn pod_in(text: &str) -> Option<String> {
     text.lines().find_map(|line| {
         // hierarchy:controllers:path; the last two may hold colons.
         let path = line.splitn(3, ':').nth(2)?;

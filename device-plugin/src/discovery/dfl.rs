@@ -25,7 +25,7 @@ pub(super) const KIND: Kind = intel::kind::<Dfl>();
 
 /// As the mainline kernel names things.
 #[derive(Debug, Clone)]
-pub(super) struct Dfl;
+pub struct Dfl;
 
 /// Power states of a port: AP1 and AP2 are slower, and still right; in AP6 the card has switched the function off.
 const SWITCHED_OFF: u64 = 6;

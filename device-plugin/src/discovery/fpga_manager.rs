@@ -50,7 +50,7 @@ pub(super) const KIND: Kind = Kind {
 
 /// Looks at the regions.
 #[derive(Debug, Clone)]
-pub(super) struct FpgaRegions {
+pub struct FpgaRegions {
     roots: Roots,
     faults: Faults,
     complaints: Complaints,
@@ -64,7 +64,7 @@ struct Manager {
 
 impl FpgaRegions {
     /// Looks at what is shown under `roots`.
-    pub(super) fn new(roots: Roots) -> Self {
+    pub fn new(roots: Roots) -> Self {
         Self { roots, faults: Faults::new(QUIET), complaints: Complaints::default() }
     }
 

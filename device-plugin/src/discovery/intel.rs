@@ -45,7 +45,7 @@ use crate::{
 };
 
 /// How a driver names things, and where it says what.
-pub(super) trait Layout: fmt::Debug + Clone + Send + 'static {
+pub trait Layout: fmt::Debug + Clone + Send + 'static {
     /// The back end's name.
     const NAME: &'static str;
     /// The class whose entries are cards, as a folder of sysfs.
@@ -90,7 +90,7 @@ pub(super) const fn kind<L: Layout>() -> Kind {
 
 /// Looks at the cards of one driver.
 #[derive(Debug, Clone)]
-pub(super) struct IntelCards<L> {
+pub struct IntelCards<L> {
     roots: Roots,
     mode: FpgaMode,
     /// Sensors are slow on some cards and no part of a device's health: they are read this often, not at every look.
@@ -103,7 +103,7 @@ pub(super) struct IntelCards<L> {
 
 impl<L: Layout> IntelCards<L> {
     /// Looks at what is shown under `roots`, and offers it as `fpga` says.
-    pub(super) fn new(roots: Roots, fpga: &Fpga, sense_every: Duration) -> Self {
+    pub fn new(roots: Roots, fpga: &Fpga, sense_every: Duration) -> Self {
         Self {
             layout: PhantomData,
             roots,

@@ -5,12 +5,12 @@
 //! another layout of MIG are noticed by what the kernel shows, and NVML is started anew. A GPU that NVML lists but can't read is
 //! *lost*: it stays offered as Unhealthy. One that NVML no longer lists is *gone*.
 
-mod judge;
-mod labels;
+pub mod judge;
+pub mod labels;
 pub(crate) mod library;
 mod links;
-mod look;
-mod mig;
+pub mod look;
+pub mod mig;
 mod pulse;
 mod raw;
 

@@ -27,7 +27,7 @@ pub(super) const KIND: Kind = intel::kind::<Opae>();
 
 /// As Intel's own driver names things.
 #[derive(Debug, Clone)]
-pub(super) struct Opae;
+pub struct Opae;
 
 const REGISTERS: [&str; 6] =
     ["fme-errors/errors", "catfatal_errors", "pcie0_errors", "pcie1_errors", "gbs_errors", "bbs_errors"];

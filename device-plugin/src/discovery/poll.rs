@@ -12,7 +12,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const PUBLISH_EVERY: Duration = Duration::from_secs(5);
 
 /// A look at some part of the machine. A copy has looked as often.
-pub(super) trait Look: Clone + Send + 'static {
+pub trait Look: Clone + Send + 'static {
     /// The back end's name.
     const NAME: &'static str;
 

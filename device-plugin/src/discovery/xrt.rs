@@ -51,7 +51,7 @@ pub(super) const KIND: Kind = Kind {
 
 /// Looks at the user functions.
 #[derive(Debug, Clone)]
-pub(super) struct Xrt {
+pub struct Xrt {
     roots: Roots,
     faults: Faults,
     /// The driver's error logs as they were.
@@ -61,7 +61,7 @@ pub(super) struct Xrt {
 
 impl Xrt {
     /// Looks at what is shown under `roots`.
-    pub(super) fn new(roots: Roots) -> Self {
+    pub fn new(roots: Roots) -> Self {
         Self { roots, faults: Faults::new(QUIET), logs: BTreeMap::new(), complaints: Complaints::default() }
     }
 

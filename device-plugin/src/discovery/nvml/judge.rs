@@ -39,7 +39,7 @@ const MOST_XIDS: usize = 200;
 
 /// What is remembered of GPUs, for as long as the agent runs: also by the next back end, if this one has to be replaced.
 #[derive(Debug)]
-pub(super) struct Judge {
+pub struct Judge {
     faults: Faults,
     counters: BTreeMap<(DeviceId, &'static str), u64>,
     xids: BTreeMap<DeviceId, BTreeMap<u64, u64>>,
@@ -50,15 +50,18 @@ pub(super) struct Judge {
 
 /// Which settings matter here.
 #[derive(Debug, Clone)]
-pub(super) struct Rules {
-    pub(super) mig: MigStrategy,
-    pub(super) gpu: GpuConfig,
+pub struct Rules {
+    /// How partitions are offered.
+    pub mig: MigStrategy,
+    /// What the configuration says of GPUs.
+    pub gpu: GpuConfig,
     /// XIDs are left out of account.
-    pub(super) xids_disabled: bool,
+    pub xids_disabled: bool,
 }
 
 impl Judge {
-    pub(super) fn new(quiet: Duration) -> Self {
+    /// Nothing was seen yet; a GPU recovers this long after its last fault.
+    pub fn new(quiet: Duration) -> Self {
         Self {
             faults: Faults::new(quiet),
             counters: BTreeMap::new(),
@@ -118,7 +121,7 @@ impl Judge {
     }
 
     /// Turns what was seen into devices.
-    pub(super) fn devices(&mut self, look: &Look, rules: &Rules, roots: &Roots, now: Instant) -> Vec<Device> {
+    pub fn devices(&mut self, look: &Look, rules: &Rules, roots: &Roots, now: Instant) -> Vec<Device> {
         for gpu in &look.gpus {
             self.examine(gpu, now);
         }

@@ -17,21 +17,25 @@ const COMPUTE: &str = "0x030200";
 
 /// What is known of the machine.
 #[derive(Debug)]
-pub(super) struct Machine<'a> {
-    pub(super) driver_version: Option<&'a str>,
+pub struct Machine<'a> {
+    /// As the driver spells it.
+    pub driver_version: Option<&'a str>,
     /// 1000 × major + 10 × minor.
-    pub(super) cuda_version: Option<i32>,
+    pub cuda_version: Option<i32>,
     /// What the firmware calls the machine.
-    pub(super) product: Option<&'a str>,
+    pub product: Option<&'a str>,
     /// The PCI class of its first GPU, as sysfs spells it.
-    pub(super) class: Option<&'a str>,
-    pub(super) gpus: &'a [Gpu],
-    pub(super) strategy: MigStrategy,
-    pub(super) sharing: &'a Sharing,
+    pub class: Option<&'a str>,
+    /// All that can be read.
+    pub gpus: &'a [Gpu],
+    /// How partitions are offered.
+    pub strategy: MigStrategy,
+    /// How devices are shared.
+    pub sharing: &'a Sharing,
 }
 
 /// The labels, but for the time at which they were made. Without GPUs there are none.
-pub(super) fn labels(machine: &Machine<'_>) -> BTreeMap<String, String> {
+pub fn labels(machine: &Machine<'_>) -> BTreeMap<String, String> {
     let mut labels = Labels::default();
     if machine.gpus.is_empty() {
         return labels.0;

@@ -39,42 +39,51 @@ const MIB: u64 = 1024 * 1024;
 
 /// One GPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Gpu {
-    pub(super) id: DeviceId,
-    pub(super) index: u32,
-    pub(super) fixed: Fixed,
-    pub(super) mig: Mig,
-    pub(super) readings: Readings,
+pub struct Gpu {
+    /// Its UUID.
+    pub id: DeviceId,
+    /// NVML's number for it.
+    pub index: u32,
+    /// What doesn't change while NVML runs.
+    pub fixed: Fixed,
+    /// How it is partitioned.
+    pub mig: Mig,
+    /// What its sensors say.
+    pub readings: Readings,
     /// What is wrong with it now, and stays so until somebody mends it.
-    pub(super) conditions: Vec<String>,
+    pub conditions: Vec<String>,
 }
 
 /// What doesn't change while NVML runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Fixed {
-    pub(super) minor: Option<u32>,
+pub struct Fixed {
+    /// The number of its device node.
+    pub minor: Option<u32>,
     /// `0000:17:00.0`, as sysfs spells it.
-    pub(super) pci_address: Option<String>,
-    pub(super) product: Option<String>,
-    pub(super) memory_mib: Option<u64>,
+    pub pci_address: Option<String>,
+    /// What NVIDIA calls it.
+    pub product: Option<String>,
+    /// Its memory in MiB.
+    pub memory_mib: Option<u64>,
     /// CUDA's compute capability.
-    pub(super) compute: Option<(u32, u32)>,
+    pub compute: Option<(u32, u32)>,
     /// The fabric's cluster and clique.
-    pub(super) fabric: Option<([u8; 16], u32)>,
+    pub fabric: Option<([u8; 16], u32)>,
     /// From here on it slows down to save itself.
-    pub(super) slowdown_celsius: Option<u32>,
+    pub slowdown_celsius: Option<u32>,
     /// Its links of NVIDIA's own that were up at the first look, and where they lead.
-    pub(super) nvlinks: BTreeMap<u32, String>,
+    pub nvlinks: BTreeMap<u32, String>,
 }
 
 /// What one look at all GPUs gave.
 #[derive(Debug, Default)]
-pub(super) struct Look {
-    pub(super) gpus: Vec<Gpu>,
+pub struct Look {
+    /// Those that can be read.
+    pub gpus: Vec<Gpu>,
     /// By index: why the GPU can't be read.
-    pub(super) unreadable: BTreeMap<u32, String>,
+    pub unreadable: BTreeMap<u32, String>,
     /// How close they are to each other.
-    pub(super) links: Weights,
+    pub links: Weights,
 }
 
 /// What is remembered from look to look while NVML runs.

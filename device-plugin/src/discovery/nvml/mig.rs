@@ -20,7 +20,7 @@ pub(super) const MOST_MIB: u64 = 1 << 30;
 
 /// The shape of a MIG device, as NVIDIA spells it: `1g.5gb`, `1c.2g.10gb`, `1g.5gb+me`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Profile {
+pub struct Profile {
     compute_slices: u32,
     gpu_slices: u32,
     gigabytes: u32,
@@ -30,7 +30,7 @@ pub(super) struct Profile {
 
 impl Profile {
     /// Takes a profile's name, if it is one.
-    pub(super) fn parse(name: &str) -> Option<Self> {
+    pub fn parse(name: &str) -> Option<Self> {
         let end = name.find(['+', '-']).unwrap_or(name.len());
         let (fields, attributes) = name.split_at(end);
         let sound = attributes
@@ -56,13 +56,13 @@ impl Profile {
     }
 
     /// The profile in a MIG device's name, `NVIDIA A100-SXM4-40GB MIG 1g.5gb`.
-    pub(super) fn of_name(name: &str) -> Option<Self> {
+    pub fn of_name(name: &str) -> Option<Self> {
         Self::parse(name.rsplit_once("MIG ")?.1.trim())
     }
 
     /// The profile that a MIG device must have by its slices and memory, where the driver doesn't name it: as NVIDIA's own programs
     /// round it, in eighths of the GPU's memory.
-    pub(super) fn of_size(gpu_slices: u32, compute_slices: u32, mib: u64, gpu_mib: u64) -> Option<Self> {
+    pub fn of_size(gpu_slices: u32, compute_slices: u32, mib: u64, gpu_mib: u64) -> Option<Self> {
         if gpu_slices == 0 || compute_slices == 0 || mib == 0 || mib > gpu_mib || gpu_mib > MOST_MIB {
             return None;
         }
@@ -72,12 +72,12 @@ impl Profile {
     }
 
     /// Whether its compute instance is all of its GPU instance: others are not offered on their own.
-    pub(super) fn is_whole(&self) -> bool {
+    pub fn is_whole(&self) -> bool {
         self.compute_slices == self.gpu_slices
     }
 
     /// What it is called in names of resources and labels.
-    pub(super) fn name(&self) -> String {
+    pub fn name(&self) -> String {
         self.to_string().replace('+', ".")
     }
 
@@ -97,33 +97,45 @@ impl fmt::Display for Profile {
 
 /// A partition of a GPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Instance {
-    pub(super) id: DeviceId,
+pub struct Instance {
+    /// Its UUID.
+    pub id: DeviceId,
     /// The number of its GPU instance.
-    pub(super) gi: u32,
+    pub gi: u32,
     /// The number of its compute instance in there.
-    pub(super) ci: u32,
-    pub(super) profile: Profile,
-    pub(super) attributes: Option<Attributes>,
+    pub ci: u32,
+    /// Its shape.
+    pub profile: Profile,
+    /// What it has, where the driver says.
+    pub attributes: Option<Attributes>,
 }
 
 /// What a partition has of its GPU.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Attributes {
-    pub(super) memory_mib: u64,
-    pub(super) multiprocessors: u32,
-    pub(super) gpu_slices: u32,
-    pub(super) compute_slices: u32,
-    pub(super) copy_engines: u32,
-    pub(super) decoders: u32,
-    pub(super) encoders: u32,
-    pub(super) jpegs: u32,
-    pub(super) ofas: u32,
+pub struct Attributes {
+    /// MiB.
+    pub memory_mib: u64,
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Slices of its GPU instance.
+    pub gpu_slices: u32,
+    /// Slices of its compute instance.
+    pub compute_slices: u32,
+    /// Copy engines.
+    pub copy_engines: u32,
+    /// Video decoders.
+    pub decoders: u32,
+    /// Video encoders.
+    pub encoders: u32,
+    /// JPEG decoders.
+    pub jpegs: u32,
+    /// Optical flow engines.
+    pub ofas: u32,
 }
 
 /// How a GPU is partitioned.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) enum Mig {
+pub enum Mig {
     /// It can't be.
     #[default]
     Incapable,
@@ -134,29 +146,34 @@ pub(super) enum Mig {
 }
 
 impl Mig {
-    pub(super) fn instances(&self) -> &[Instance] {
+    /// Its partitions.
+    pub fn instances(&self) -> &[Instance] {
         match self {
             Self::On(instances) => instances,
             Self::Incapable | Self::Off => &[],
         }
     }
 
-    pub(super) fn is_on(&self) -> bool {
+    /// Whether it is partitioned.
+    pub fn is_on(&self) -> bool {
         matches!(self, Self::On(_))
     }
 }
 
 /// What is offered, by the places in the list of GPUs and in the list of a GPU's partitions.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Offer {
-    pub(super) gpu: usize,
-    pub(super) instance: Option<usize>,
-    pub(super) resource: ResourceName,
+pub struct Offer {
+    /// The place in the list of GPUs.
+    pub gpu: usize,
+    /// The place in the list of its partitions; none for the GPU itself.
+    pub instance: Option<usize>,
+    /// What pods ask for to get it.
+    pub resource: ResourceName,
 }
 
 /// What is offered of these GPUs. With `single`, also what is wrong with the layout: then nothing of it may be handed out, because a
 /// pod would get a partition of a size that nobody said.
-pub(super) fn offers(strategy: MigStrategy, gpus: &[&Mig]) -> (Vec<Offer>, Option<String>) {
+pub fn offers(strategy: MigStrategy, gpus: &[&Mig]) -> (Vec<Offer>, Option<String>) {
     let whole = |gpu| Offer { gpu, instance: None, resource: gpu_resource() };
     let part = |gpu, instance, resource| Offer { gpu, instance: Some(instance), resource };
     let mut offers = Vec::new();
@@ -216,7 +233,7 @@ pub(super) fn gpu_resource() -> ResourceName {
 }
 
 /// The nodes below `/dev` that open a partition of the GPU with this minor number: the GPU instance's and the compute instance's.
-pub(super) fn capability_nodes(
+pub fn capability_nodes(
     proc: &Path,
     gpu: u32,
     gpu_instance: u32,
