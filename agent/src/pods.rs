@@ -1,5 +1,6 @@
 //! The pods of this machine by name and labels: from the API server where it is asked, otherwise, and until it has answered, by name
-//! only, from the folders in which the kubelet keeps their logs.
+//! only, from the folders in which the kubelet keeps their logs. Other pods may write there, such as those that collect logs: where the API
+//! server is asked, nothing but a name to show rests on these folders.
 
 use std::{
     collections::BTreeMap,
@@ -28,11 +29,14 @@ pub struct PodInfo {
     pub name: String,
     /// Its labels, where the API server was asked.
     pub labels: Option<BTreeMap<String, String>>,
+    /// Whether all that is so for certain: the API server says it, or isn't asked at all.
+    pub certain: bool,
 }
 
 impl From<PodMeta> for PodInfo {
     fn from(pod: PodMeta) -> Self {
-        Self { uid: pod.uid, namespace: pod.namespace, name: pod.name, labels: Some(pod.labels) }
+        let PodMeta { uid, namespace, name, labels } = pod;
+        Self { uid, namespace, name, labels: Some(labels), certain: true }
     }
 }
 
@@ -59,17 +63,20 @@ pub async fn follow(
     while !stop.is_cancelled() {
         tick.mark_unchanged();
         if let Ok(logged) = in_logs(&folder) {
-            let now = merged(api.borrow_and_update().clone().unwrap_or_default(), logged);
+            // Whoever asks the API server keeps the other end, also while there is no answer.
+            let asked = api.has_changed().is_ok();
+            let now = merged(api.borrow_and_update().clone().unwrap_or_default(), logged, asked);
             pods.send_if_modified(|before| {
                 let differs = *before != now;
                 *before = now;
                 differs
             });
         }
+        let asked = api.has_changed().is_ok();
         let changed = async {
             tokio::select! {
                 Ok(()) = tick.changed() => {}
-                Ok(()) = api.changed() => {}
+                _ = api.changed(), if asked => {}
                 else => std::future::pending().await,
             }
         };
@@ -77,9 +84,10 @@ pub async fn follow(
     }
 }
 
-fn merged(listed: Vec<PodMeta>, logged: Vec<PodInfo>) -> Vec<PodInfo> {
+fn merged(listed: Vec<PodMeta>, logged: Vec<PodInfo>, asked: bool) -> Vec<PodInfo> {
     let by_uid = |pod: PodInfo| (pod.uid.clone(), pod);
-    let mut pods: BTreeMap<_, _> = logged.into_iter().map(by_uid).collect();
+    let logged = logged.into_iter().map(|pod| PodInfo { certain: !asked, ..pod });
+    let mut pods: BTreeMap<_, _> = logged.map(by_uid).collect();
     pods.extend(listed.into_iter().map(PodInfo::from).map(by_uid));
     pods.into_values().collect()
 }
@@ -100,7 +108,7 @@ pub fn in_logs(folder: &Path) -> io::Result<Vec<PodInfo>> {
 
 fn of_folder(folder: &str) -> Option<PodInfo> {
     let (uid, (namespace, name)) = pod_logs::parse(folder)?;
-    Some(PodInfo { uid, namespace, name, labels: None })
+    Some(PodInfo { uid, namespace, name, labels: None, certain: false })
 }
 
 #[cfg(test)]
@@ -142,6 +150,7 @@ mod tests {
             namespace: "default".to_owned(),
             name: format!("pod-{uid}"),
             labels: None,
+            certain: false,
         };
         let listed = PodMeta {
             uid: "b".to_owned(),
@@ -149,10 +158,33 @@ mod tests {
             name: "pod-b".to_owned(),
             labels: BTreeMap::from([("app".to_owned(), "dcgm".to_owned())]),
         };
-        let labels: Vec<_> = merged(vec![listed], vec![logged("b"), logged("a")])
+        let labels: Vec<_> = merged(vec![listed], vec![logged("b"), logged("a")], true)
             .into_iter()
-            .map(|pod| (pod.uid, pod.labels.is_some()))
+            .map(|pod| (pod.uid, pod.labels.is_some(), pod.certain))
             .collect();
-        assert_eq!(labels, [("a".to_owned(), false), ("b".to_owned(), true)]);
+        assert_eq!(labels, [("a".to_owned(), false, false), ("b".to_owned(), true, true)]);
+        assert!(merged(Vec::new(), vec![logged("a")], false)[0].certain, "there is nobody else to ask");
+    }
+    #[tokio::test]
+    async fn what_the_logs_say_is_certain_only_once_nobody_asks_the_api_server() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("monitoring_dcgm_a")).unwrap();
+        let (api, listed) = watch::channel(None);
+        let (pods, mut seen) = watch::channel(Vec::new());
+        let stop = CancellationToken::new();
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(follow(folder.path().to_owned(), listed, pods, stop.clone()));
+        let within = |certain: bool, seen: &mut watch::Receiver<Vec<PodInfo>>| {
+            let mut seen = seen.clone();
+            async move {
+                let wanted = |pods: &Vec<PodInfo>| pods.iter().any(|pod| pod.certain == certain);
+                timeout(Duration::from_secs(20), seen.wait_for(wanted)).await.unwrap().unwrap().len()
+            }
+        };
+        assert_eq!(within(false, &mut seen).await, 1);
+        drop(api);
+        assert_eq!(within(true, &mut seen).await, 1);
+        stop.cancel();
+        tasks.join_all().await;
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use super::{
     cgroup::PodCgroup,
     nodes::Nodes,
-    program::{DenyKey, Effect},
+    program::{DenyKey, Effect, Number},
 };
 use crate::{holders::PodRef, pods::PodInfo};
 
@@ -20,6 +20,10 @@ use crate::{holders::PodRef, pods::PodInfo};
 const GONE_LIMIT: usize = 256;
 /// Cgroups whose pods are remembered: a process may be gone before its denial is read.
 const CGROUP_LIMIT: usize = 4096;
+/// Nodes that are told apart for one pod, which may make as many as it likes.
+const NODE_LIMIT: usize = 64;
+/// What the nodes beyond that are called.
+const FURTHER: &str = "further nodes";
 
 /// An open that a pod was refused, or would have been.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +38,7 @@ pub struct Denial {
     pub enforced: bool,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
 struct Labels {
     namespace: String,
     pod: String,
@@ -82,7 +86,7 @@ pub(super) struct Ledger {
     tell: mpsc::Sender<Denial>,
     told: BTreeSet<(String, String)>,
     uids: BTreeMap<u64, String>,
-    series: BTreeMap<String, Vec<Labels>>,
+    series: BTreeMap<String, BTreeSet<Labels>>,
 }
 
 impl Ledger {
@@ -128,17 +132,18 @@ impl Ledger {
             let uid = self.uids.get(&key.lower).or_else(|| self.uids.get(&key.upper)).cloned();
             let uid = uid.unwrap_or_default();
             let info = pods.iter().find(|pod| pod.uid == uid);
-            let node = nodes.name(key.number);
-            let labels = Labels {
+            let series = self.series.entry(uid.clone()).or_default();
+            let mut labels = Labels {
                 namespace: info.map(|pod| pod.namespace.clone()).unwrap_or_default(),
                 pod: info.map_or_else(|| uid.clone(), |pod| pod.name.clone()),
-                node: node.clone(),
+                node: name(nodes, key.number),
             };
-            self.metrics.denials.get_or_create(&labels).inc_by(count);
-            let series = self.series.entry(uid.clone()).or_default();
-            if !series.contains(&labels) {
-                series.push(labels.clone());
+            if series.len() >= NODE_LIMIT && !series.contains(&labels) {
+                FURTHER.clone_into(&mut labels.node);
             }
+            self.metrics.denials.get_or_create(&labels).inc_by(count);
+            series.insert(labels.clone());
+            let node = labels.node.clone();
             let enforced = effect == Effect::Enforce;
             if self.told.insert((uid.clone(), node.clone())) {
                 let what = if enforced { "was refused" } else { "would have been refused" };
@@ -162,12 +167,17 @@ impl Ledger {
     }
 }
 
+/// What a node is called here. Those that a pod has made up share a name.
+fn name(nodes: &Nodes, number: Number) -> String {
+    let unknown = || format!("unknown nodes of major {}", number.major);
+    nodes.names.get(&number).map_or_else(unknown, |node| node.display().to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::isolation::program::Number;
 
     #[test]
     fn a_denial_is_counted_each_time_and_told_once() {
@@ -183,6 +193,7 @@ mod tests {
             namespace: "default".to_owned(),
             name: "greedy".to_owned(),
             labels: None,
+            certain: true,
         };
         let number = Number { major: 195, minor: 1 };
         let guaranteed = DenyKey { upper: 11, lower: 99, number };
@@ -194,7 +205,7 @@ mod tests {
         }
         let mut names = Vec::new();
         while let Ok(denial) = told.try_recv() {
-            assert!(denial.enforced && denial.node == "character device 195:1");
+            assert!(denial.enforced && denial.node == "unknown nodes of major 195");
             names.push((denial.pod.uid, denial.pod.name));
         }
         names.sort();
@@ -205,7 +216,7 @@ mod tests {
         metrics.register(&mut registry);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-        let line = r#"spillway_isolation_denials_total{namespace="default",pod="greedy",node="character device 195:1"} 7"#;
+        let line = r#"spillway_isolation_denials_total{namespace="default",pod="greedy",node="unknown nodes of major 195"} 7"#;
         assert!(text.contains(line), "{text}");
     }
 
@@ -227,5 +238,29 @@ mod tests {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         assert!(text.lines().filter(|line| line.starts_with("denials_total")).count() <= GONE_LIMIT + 1);
+    }
+    #[test]
+    fn a_pod_that_tries_a_million_nodes_is_told_of_a_few_times() {
+        let (tell, mut told) = mpsc::channel(1024);
+        let metrics = Metrics::default();
+        let mut ledger = Ledger::new(metrics.clone(), tell);
+        ledger.saw(&[PodCgroup { uid: "greedy".to_owned(), id: 1, populated: true }]);
+        let mut nodes = Nodes::default();
+        let number = |minor| Number { major: 195, minor };
+        nodes.names.extend((0..500).map(|minor| (number(minor), format!("/dev/nvidia{minor}").into())));
+        for round in 0..4_u32 {
+            let tried = (0..4096)
+                .map(|minor| (DenyKey { upper: 1, lower: 0, number: number(4096 * round + minor) }, 1));
+            ledger.record(tried.collect(), &nodes, &[], Effect::Enforce);
+        }
+        let mut registry = Registry::default();
+        metrics.register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        let counted = text.lines().filter(|line| line.starts_with("denials_total"));
+        let counts: Vec<u64> =
+            counted.map(|line| line.rsplit_once(' ').unwrap().1.parse().unwrap()).collect();
+        assert_eq!((counts.len(), counts.iter().sum()), (NODE_LIMIT + 1, 4 * 4096), "all are counted");
+        assert_eq!(std::iter::from_fn(|| told.try_recv().ok()).count(), NODE_LIMIT + 1);
     }
 }

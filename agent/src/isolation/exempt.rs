@@ -55,8 +55,11 @@ pub struct Exemption {
 }
 
 impl Exemption {
-    /// Whether it is about this pod. None: the pod's labels decide, and aren't known yet.
+    /// Whether it is about this pod. None: its namespace, its name or its labels decide, and aren't known for certain yet.
     pub fn covers(&self, pod: &PodInfo) -> Option<bool> {
+        if !pod.certain {
+            return None;
+        }
         if pod.namespace != self.namespace {
             return Some(false);
         }
@@ -122,6 +125,7 @@ mod tests {
             labels: Some(
                 labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
             ),
+            certain: true,
         }
     }
 
@@ -145,6 +149,10 @@ mod tests {
         let unlabelled = PodInfo { labels: None, ..dcgm };
         assert_eq!("monitoring:app=dcgm".parse::<Exemption>().unwrap().covers(&unlabelled), None);
         assert_eq!("other:app=dcgm".parse::<Exemption>().unwrap().covers(&unlabelled), Some(false));
+        let uncertain = PodInfo { certain: false, ..unlabelled };
+        for text in ["monitoring", "monitoring/dcgm-*", "other"] {
+            assert_eq!(text.parse::<Exemption>().unwrap().covers(&uncertain), None, "{text}");
+        }
         let some: Exemption = "fpga/flasher@/dev/xclmgmt*".parse().unwrap();
         let nodes = some.nodes.unwrap();
         assert!(nodes.matches(Path::new("/dev/xclmgmt256")) && !nodes.matches(Path::new("/dev/nvidia0")));

@@ -80,6 +80,25 @@ pub struct Changes {
     pub waits: Vec<Wait>,
 }
 
+/// What is in the map once these changes are made.
+pub fn after(entries: &Entries, changes: &Changes) -> Entries {
+    let mut entries = entries.clone();
+    entries.retain(|key, _| !changes.revoke.contains(key));
+    entries.extend(&changes.allow);
+    entries
+}
+
+/// What makes `wanted` of what is found.
+pub fn between(found: &Entries, wanted: &Entries) -> Changes {
+    let allow = wanted.iter().filter(|(key, owner)| found.get(key) != Some(owner));
+    let revoke = found.keys().filter(|key| !wanted.contains_key(key));
+    Changes {
+        allow: allow.map(|(key, owner)| (*key, *owner)).collect(),
+        revoke: revoke.copied().collect(),
+        waits: Vec::new(),
+    }
+}
+
 /// A pod that is there, with what it is to have.
 struct Pod<'a> {
     cgroup: &'a PodCgroup,

@@ -17,8 +17,9 @@ use tokio::sync::watch;
 
 use super::client::{NodeError, Trouble};
 
-/// Set by the kubelet on the mirror of a static pod: the UID that the pod itself, and its cgroup, go by.
+/// Set by the kubelet on the mirror of a static pod: the UID that the pod itself, and its cgroup, go by; both are the same.
 const STATIC_HASH: &str = "kubernetes.io/config.hash";
+const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// A pod, as far as it is of interest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,14 +37,28 @@ pub struct PodMeta {
 impl PodMeta {
     fn of(pod: PartialObjectMeta<Pod>) -> Option<Self> {
         let metadata = pod.metadata;
-        let hash = metadata.annotations.and_then(|mut annotations| annotations.remove(STATIC_HASH));
+        let mut annotations = metadata.annotations.unwrap_or_default();
+        let (hash, mirror) = (annotations.remove(STATIC_HASH), annotations.remove(MIRROR));
         Some(Self {
-            uid: hash.filter(|hash| !hash.is_empty()).or(metadata.uid)?,
+            uid: hash.filter(|hash| !hash.is_empty() && mirror.as_ref() == Some(hash)).or(metadata.uid)?,
             namespace: metadata.namespace?,
             name: metadata.name?,
             labels: metadata.labels.unwrap_or_default(),
         })
     }
+}
+
+/// Without those that pass for another: whoever makes a pod writes its annotations, too. A UID of the API's own is nobody else's; of several
+/// that claim one, none is believed.
+fn sound(listed: &BTreeMap<String, PodMeta>) -> Vec<PodMeta> {
+    let mut claims = BTreeMap::<&str, usize>::new();
+    for pod in listed.values() {
+        *claims.entry(&pod.uid).or_default() += 1;
+    }
+    let believed = listed.iter().filter(|(own, pod)| {
+        **own == pod.uid || (!listed.contains_key(&pod.uid) && claims.get(&*pod.uid) == Some(&1))
+    });
+    believed.map(|(_, pod)| pod.clone()).collect()
 }
 
 /// Follows the node's pods. What was seen last stays while they can't be watched.
@@ -81,7 +96,7 @@ pub(super) async fn keep(client: Client, node: String, sender: watch::Sender<Opt
             }
         }
         if complete {
-            let now: Vec<_> = listed.values().cloned().collect();
+            let now = sound(&listed);
             sender.send_if_modified(|before| {
                 let news = before.as_ref() != Some(&now);
                 *before = Some(now);

@@ -47,7 +47,13 @@ fn holding(uid: &str, devices: &[&str]) -> Holding {
 }
 
 fn named(uid: &str, namespace: &str) -> PodInfo {
-    PodInfo { uid: uid.to_owned(), namespace: namespace.to_owned(), name: format!("pod-{uid}"), labels: None }
+    PodInfo {
+        uid: uid.to_owned(),
+        namespace: namespace.to_owned(),
+        name: format!("pod-{uid}"),
+        labels: None,
+        certain: true,
+    }
 }
 
 fn entry(cgroup: u64, number: Number, uid: &str) -> (AllowKey, Owner) {
@@ -92,8 +98,7 @@ impl Moment {
     /// Does what was decided.
     fn step(&mut self) -> Changes {
         let changes = self.decide();
-        self.entries.retain(|key, _| !changes.revoke.contains(key));
-        self.entries.extend(changes.allow.clone());
+        self.entries = after(&self.entries, &changes);
         changes
     }
 }
@@ -229,6 +234,13 @@ fn exemptions_come_and_go() {
     moment.pods[0].labels = Some(BTreeMap::from([("app".to_owned(), "dcgm".to_owned())]));
     assert!(moment.step().allow.contains_key(&AllowKey { cgroup: 1, number: Number::ALL }));
 
+    // A name that somebody else may have written gives nothing, and takes nothing.
+    moment.pods[0].certain = false;
+    assert_eq!(moment.step(), Changes::default());
+    moment.entries.retain(|key, _| key.cgroup != 1);
+    assert_eq!(moment.step(), Changes::default());
+    moment.pods[0].certain = true;
+
     // One node, exclusive to another: whoever is exempt is in nobody's way.
     moment.exemptions = vec![exemption("other@/dev/nvidia0")];
     assert!(moment.step().allow.contains_key(&AllowKey { cgroup: 1, number: gpu(0) }));
@@ -299,5 +311,11 @@ proptest! {
             let owner = moment.entries[&key];
             prop_assert!(!moment.cgroups.iter().any(|pod| pod.id == key.cgroup && Owner::of(&pod.uid) == owner));
         }
+    }
+
+    #[test]
+    fn what_was_changed_between_two_states_is_undone(one in moment(), other in moment()) {
+        prop_assert_eq!(after(&one.entries, &between(&one.entries, &other.entries)), other.entries);
+        prop_assert_eq!(between(&one.entries, &one.entries), Changes::default());
     }
 }
