@@ -52,6 +52,8 @@ const ROUND_EVERY: Duration = Duration::from_secs(10);
 /// How long a container may be kept waiting for a device's former pod to end. The kubelet waits for 30 s, and asks again later.
 const WAIT_WITHIN: Duration = Duration::from_secs(15);
 const WAIT_STEP: Duration = Duration::from_millis(200);
+/// Several changes at once are one: whoever can make them must not keep the agent busy.
+const SETTLE: Duration = Duration::from_millis(50);
 /// Denials that are not yet read by whoever turns them into events.
 const TELL_LIMIT: usize = 256;
 
@@ -126,8 +128,9 @@ impl Isolation {
                 let _ = self.round().await;
                 last_round = Some(Instant::now());
                 watching.follow(self.watched().await, &ticks);
-            } else {
-                self.check().await;
+            } else if self.check().await {
+                last_round = None;
+                continue;
             }
             let changed = tokio::select! {
                 () = stop.cancelled() => break,
@@ -139,6 +142,7 @@ impl Isolation {
             };
             if changed {
                 last_round = None;
+                sleep(SETTLE).await;
             }
         }
         if let Some(guard) = self.state.lock().await.guard.take()
@@ -189,14 +193,15 @@ impl Isolation {
         self.sources.inventory.borrow().backends().any(|(_, state)| *state == BackendState::Starting)
     }
 
-    async fn check(&self) {
+    /// Whether there must be a round now.
+    async fn check(&self) -> bool {
         let mut state = self.state.lock().await;
         let pods = self.sources.pods.borrow().clone();
-        if let Some(guard) = &mut state.guard
-            && let Err(error) = guard.check(&pods)
-        {
+        let Some(guard) = &mut state.guard else { return false };
+        if let Err(error) = guard.check(&pods) {
             tracing::warn!("isolation: {}", with_causes(&error));
         }
+        guard.is_outdated()
     }
 
     /// Whether a container may start now.
@@ -232,7 +237,7 @@ impl PreStart for Isolation {
     }
 }
 
-/// Watches folders for cgroups that come and go.
+/// Watches folders for cgroups and device nodes that come and go.
 #[derive(Debug, Default)]
 struct Watching {
     folders: Vec<PathBuf>,
@@ -260,7 +265,7 @@ impl Watching {
         match watcher {
             Ok(watcher) => (self.watcher, self.folders) = (Some(watcher), folders),
             Err(error) => {
-                tracing::warn!(%error, "can't watch pods' cgroups: looking every {ROUND_EVERY:?} instead");
+                tracing::warn!(%error, "can't watch pods' cgroups and /dev: looking every {ROUND_EVERY:?} instead");
             }
         }
     }

@@ -34,6 +34,18 @@ pub enum CgroupError {
         .0.display()
     )]
     Unusual(PathBuf),
+    /// Processes of pods are not in this hierarchy: nothing would be kept from them.
+    #[error(
+        "this pod ({uid}) is not below {}, as the container runtime uses another hierarchy: boot the machine with \
+         systemd.unified_cgroup_hierarchy=1, or use a runtime that joins hybrid hierarchies (runc 1.1)",
+        kubepods.display()
+    )]
+    Unused {
+        /// What is called kubepods.
+        kubepods: PathBuf,
+        /// This pod.
+        uid: String,
+    },
     /// There are several.
     #[error("there are {} cgroups called kubepods ({}): name the right one by --kubepods-cgroup", .0.len(), list(.0))]
     Several(Vec<PathBuf>),
@@ -88,10 +100,10 @@ pub struct Kubepods {
 }
 
 /// Finds the cgroup of all pods in the v2 hierarchy: the one that is named, relative to the hierarchy; else the one that this pod's own
-/// cgroup is in; else the only one with the right name.
+/// cgroup is in; else, for an agent that is in none, the only one with the right name.
 ///
 /// # Errors
-/// When none is found, or several.
+/// When none is found, or several; or when this pod's processes are not there.
 pub fn find(hierarchy: &Path, named: Option<&Path>, own_uid: Option<&str>) -> Result<Kubepods, CgroupError> {
     if let Some(named) = named {
         let path = hierarchy.join(named.strip_prefix("/").unwrap_or(named));
@@ -99,17 +111,25 @@ pub fn find(hierarchy: &Path, named: Option<&Path>, own_uid: Option<&str>) -> Re
     }
     if let Some(uid) = own_uid {
         let own = search(hierarchy, |name| pod_uid(name).is_some_and(|found| found == uid))?;
-        // Not there yet on a v2 hierarchy that the runtime doesn't use: then what is named right has to do.
         if let Some(own) = own.into_iter().next() {
             let parent = own.ancestors().skip(1).find(|path| !name_of(path).is_some_and(is_qos));
             return match parent {
-                Some(path) if name_of(path).is_some_and(is_kubepods) => kubepods(hierarchy, path.to_owned()),
+                Some(path) if name_of(path).is_some_and(is_kubepods) => {
+                    // This process runs. v1 has no such file.
+                    if populated(&own).is_ok_and(|populated| !populated) {
+                        return Err(CgroupError::Unused { kubepods: path.to_owned(), uid: uid.to_owned() });
+                    }
+                    kubepods(hierarchy, path.to_owned())
+                }
                 _ => Err(CgroupError::Unusual(own)),
             };
         }
     }
     let mut found = search(hierarchy, is_kubepods)?;
     match (found.pop(), found.is_empty()) {
+        (Some(kubepods), true) if let Some(uid) = own_uid => {
+            Err(CgroupError::Unused { kubepods, uid: uid.to_owned() })
+        }
         (Some(path), true) => kubepods(hierarchy, path),
         (Some(path), false) => {
             found.push(path);

@@ -1,4 +1,6 @@
-//! One round of isolation: look at the machine, decide, tell the kernel, and see to it that the filter still is where it was put.
+//! One round of isolation: look at the machine, decide, tell the kernel, and see to it that the filter still is as and where it was put.
+
+use std::{collections::BTreeSet, path::PathBuf};
 
 use spillway_device_plugin::{
     device::{DeviceId, ResourceName},
@@ -11,8 +13,8 @@ use super::{
     controller::ControllerError,
     denials::Ledger,
     filter::{FilterError, Outcome, Recipe},
-    nodes::{Nodes, Roots},
-    policy::{self, View, Wait},
+    nodes::{self, Nodes, Roots},
+    policy::{self, Changes, Entries, View, Wait},
     settings::{IsolationArgs, Mode, WhileAway},
 };
 use crate::{holders::Holders, pods::PodInfo};
@@ -63,7 +65,11 @@ pub(super) struct Guard {
     backend: Backend,
     kubepods: Option<Kubepods>,
     nodes: Nodes,
+    /// Majors of accelerators' drivers at the last look.
+    majors: BTreeSet<u32>,
     cgroups: Vec<PodCgroup>,
+    /// What is in the map, if nobody else wrote there. None before the first round, and after one that failed half-way.
+    written: Option<Entries>,
     waits: Vec<Wait>,
     pub(super) ledger: Ledger,
 }
@@ -72,8 +78,18 @@ impl Guard {
     /// Sees whether this machine can.
     pub(super) fn open(args: IsolationArgs, roots: Roots, ledger: Ledger) -> Result<Self, GuardError> {
         let backend = Backend::open(&args, &roots)?;
-        let (nodes, cgroups, waits) = (Nodes::default(), Vec::new(), Vec::new());
-        Ok(Self { args, roots, backend, kubepods: None, nodes, cgroups, waits, ledger })
+        Ok(Self {
+            args,
+            roots,
+            backend,
+            kubepods: None,
+            nodes: Nodes::default(),
+            majors: BTreeSet::new(),
+            cgroups: Vec::new(),
+            written: None,
+            waits: Vec::new(),
+            ledger,
+        })
     }
 
     /// Looks, decides, does.
@@ -82,10 +98,16 @@ impl Guard {
             Some(kubepods) => kubepods,
             None => self.find()?,
         };
-        let kubepods = &*self.kubepods.insert(kubepods);
-        self.nodes = Nodes::look(facts.inventory, &self.roots);
-        self.cgroups = self.backend.pods(kubepods)?;
+        self.kubepods = Some(kubepods.clone());
+        self.majors = nodes::majors(&self.roots);
+        let nodes = Nodes::look(facts.inventory, &self.roots);
+        for doubt in nodes.doubts.difference(&self.nodes.doubts) {
+            tracing::warn!("{doubt}");
+        }
+        self.nodes = nodes;
+        self.cgroups = self.backend.pods(&kubepods)?;
         self.ledger.saw(&self.cgroups);
+        self.vouch()?;
         let entries = self.backend.entries()?;
         let changes = policy::decide(&View {
             nodes: &self.nodes,
@@ -96,7 +118,9 @@ impl Guard {
             own_uid: self.args.pod_uid.as_deref(),
             entries: &entries,
         });
+        self.written = None;
         self.backend.apply(&changes)?;
+        self.written = Some(policy::after(&entries, &changes));
         for (key, owner) in entries.iter().filter(|(key, _)| changes.revoke.contains(key)) {
             tracing::debug!(cgroup = key.cgroup, node = %key.number, ?owner, "access ended");
         }
@@ -139,9 +163,35 @@ impl Guard {
                 "{what} behind the agent's back: put back. Somebody on this machine may load BPF programs"
             );
         }
+        self.vouch()?;
         let denials = self.backend.denials()?;
         self.ledger.record(denials, &self.nodes, pods, self.args.mode.effect());
         Ok(())
+    }
+
+    /// Whether other drivers are loaded now than at the last look; said once.
+    pub(super) fn is_outdated(&mut self) -> bool {
+        let majors = nodes::majors(&self.roots);
+        let differs = majors != self.majors;
+        self.majors = majors;
+        differs
+    }
+
+    /// Sees to it that the map has what this agent put there: whoever can open its pin needs no capability to write to it.
+    fn vouch(&mut self) -> Result<(), GuardError> {
+        let Some(written) = &self.written else { return Ok(()) };
+        let found = self.backend.entries()?;
+        let Changes { allow, revoke, .. } = policy::between(&found, written);
+        if allow.is_empty() && revoke.is_empty() {
+            return Ok(());
+        }
+        self.ledger.restored();
+        tracing::error!(
+            added = revoke.len(),
+            removed_or_changed = allow.len(),
+            "the map of who may open what was changed behind the agent's back: put back. Somebody on this machine can write to the bpffs"
+        );
+        Ok(self.backend.apply(&Changes { allow, revoke, waits: Vec::new() })?)
     }
 
     fn find(&self) -> Result<Kubepods, GuardError> {
@@ -150,9 +200,12 @@ impl Guard {
         Ok(cgroup::find(&hierarchy, named, own)?)
     }
 
-    /// The folders in which pods' cgroups come and go.
-    pub(super) fn watched(&self) -> Vec<std::path::PathBuf> {
-        self.kubepods.as_ref().and_then(|kubepods| kubepods.parents().ok()).unwrap_or_default()
+    /// The folders in which pods' cgroups and device nodes come and go.
+    pub(super) fn watched(&self) -> Vec<PathBuf> {
+        let mut folders =
+            self.kubepods.as_ref().and_then(|kubepods| kubepods.parents().ok()).unwrap_or_default();
+        folders.push(self.roots.dev.clone());
+        folders
     }
 
     /// Whether the filter is attached.

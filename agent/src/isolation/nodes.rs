@@ -2,13 +2,12 @@
 //! and sysfs, under injectable roots. Looked up again whenever it may have changed: majors of most drivers are given out anew each time
 //! they are loaded.
 
+mod numbers;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    os::unix::{
-        ffi::OsStrExt as _,
-        fs::{FileTypeExt as _, MetadataExt as _},
-    },
+    io::Read as _,
     path::{Path, PathBuf},
 };
 
@@ -17,6 +16,7 @@ use spillway_device_plugin::{
     inventory::Inventory,
 };
 
+use self::numbers::{NoNumber, Numbers};
 use super::program::{Number, Rules};
 
 /// NVIDIA's own major, fixed: GPUs and control nodes. Protected even before the driver is loaded.
@@ -29,7 +29,11 @@ const NODES: [&str; 6] = ["nvidia", "dfl-fme.", "dfl-port.", "intel-fpga-", "xcl
 /// PCI drivers whose render nodes reach an accelerator.
 const RENDERING_DRIVERS: [&str; 3] = ["nvidia", "xocl", "xclmgmt"];
 /// `/proc/devices` of no machine is longer.
-const LIST_LIMIT: usize = 64 << 10;
+const LIST_LIMIT: u64 = 64 << 10;
+/// Nodes that are looked at in one folder of `/dev`. A machine whose GPUs are all cut up has about two thousand.
+const FOLDER_LIMIT: usize = 1 << 14;
+/// Nodes that are protected for their names alone. Drivers' majors and what they have registered are not among these.
+const NAMED_LIMIT: usize = 256;
 
 /// Where the machine is looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,28 +60,42 @@ pub struct Nodes {
     pub exclusive: BTreeSet<Number>,
     /// Names as on the host.
     pub names: BTreeMap<Number, PathBuf>,
+    /// What is not as it should be, for people.
+    pub doubts: BTreeSet<String>,
 }
 
 impl Nodes {
     /// Looks at the machine.
     pub fn look(inventory: &Inventory, roots: &Roots) -> Self {
         let mut nodes = Self::default();
+        let numbers = Numbers::look(roots);
         nodes.rules.protect_major(NVIDIA_MAJOR);
-        for major in drivers(&read(&roots.proc.join("devices"))) {
+        for major in numbers.majors() {
             nodes.rules.protect_major(major);
+        }
+        for (number, node) in numbers.registered() {
+            nodes.rules.protect(number);
+            nodes.names.insert(number, node);
         }
         let management = management(&roots.proc);
         let rendering = rendering(&roots.sys);
-        let mut users = BTreeMap::<Number, usize>::new();
+        let (mut users, mut listed) = (BTreeMap::<Number, usize>::new(), BTreeMap::<&Path, usize>::new());
         for device in inventory.devices() {
-            let numbers = nodes.of_device(device, roots, &rendering, &management);
-            for number in numbers.iter().flatten() {
+            for node in &device.nodes {
+                *listed.entry(node).or_default() += 1;
+            }
+            let own = nodes.of_device(device, &numbers, &rendering, &management);
+            for number in own.iter().flatten() {
                 *users.entry(*number).or_default() += 1;
             }
-            nodes.devices.insert((device.resource.clone(), device.id.clone()), numbers);
+            nodes.devices.insert((device.resource.clone(), device.id.clone()), own);
         }
-        nodes.exclusive =
-            users.into_iter().filter(|(_, users)| *users == 1).map(|(number, _)| number).collect();
+        // A device that lacks one of its nodes counts as a user of the others.
+        let alone = |number: &Number| {
+            nodes.names.get(number).is_none_or(|node| listed.get(&**node).is_none_or(|count| *count == 1))
+        };
+        let exclusive = users.into_iter().filter(|(number, users)| *users == 1 && alone(number));
+        nodes.exclusive = exclusive.map(|(number, _)| number).collect();
         let known: BTreeSet<_> =
             inventory.devices().filter_map(|device| device.accelerator.pci_address.as_deref()).collect();
         for card in rendering {
@@ -86,45 +104,74 @@ impl Nodes {
                 nodes.names.insert(card.number, card.node);
             }
         }
-        nodes.protect_by_name(&roots.dev);
+        nodes.protect_by_name(&roots.dev, &numbers);
         nodes
     }
 
     fn of_device(
         &mut self,
         device: &Device,
-        roots: &Roots,
+        numbers: &Numbers,
         rendering: &[Card],
         management: &BTreeSet<u32>,
     ) -> Result<BTreeSet<Number>, String> {
-        let mut numbers = BTreeSet::new();
+        let mut own = BTreeSet::new();
         for node in &device.nodes {
-            let number = number_of(node, &roots.dev)?;
+            let number = numbers.of(node).map_err(|error| {
+                self.doubt(&error);
+                error.to_string()
+            })?;
             self.rules.protect(number);
             self.names.insert(number, node.clone());
             if is_management(node, number, management) {
-                tracing::warn!(device.id = %device.id, node = %node.display(), "a management node is no pod's: left out");
+                self.doubts.insert(format!(
+                    "{} of device {} is a management node, and no pod's: left out",
+                    node.display(),
+                    device.id
+                ));
             } else {
-                numbers.insert(number);
+                own.insert(number);
             }
         }
         let address = device.accelerator.pci_address.as_deref();
-        let own = rendering.iter().filter(|card| Some(card.address.as_str()) == address);
-        numbers.extend(own.map(|card| card.number));
-        Ok(numbers)
+        let cards = rendering.iter().filter(|card| Some(card.address.as_str()) == address);
+        own.extend(cards.map(|card| card.number));
+        Ok(own)
+    }
+
+    fn doubt(&mut self, error: &NoNumber) {
+        if matches!(error, NoNumber::Contradiction { .. }) {
+            self.doubts.insert(error.to_string());
+        }
     }
 
     /// Accelerators' nodes that no device needs: of other functions, or not listed yet.
-    fn protect_by_name(&mut self, dev: &Path) {
+    fn protect_by_name(&mut self, dev: &Path, numbers: &Numbers) {
+        let mut room = NAMED_LIMIT;
         for folder in ["", "nvidia-caps", "nvidia-caps-imex-channels", "xfpga"] {
             let Ok(entries) = fs::read_dir(dev.join(folder)) else { continue };
-            for entry in entries.flatten() {
-                let path = Path::new("/dev").join(folder).join(entry.file_name());
-                let ours =
-                    NODES.iter().any(|name| path.as_os_str().as_bytes()[5..].starts_with(name.as_bytes()));
-                if ours && let Ok(number) = number_of(&path, dev) {
-                    self.rules.protect(number);
-                    self.names.entry(number).or_insert(path);
+            for entry in entries.take(FOLDER_LIMIT).flatten() {
+                let name = Path::new(folder).join(entry.file_name());
+                if !name.to_str().is_some_and(is_accelerators) {
+                    continue;
+                }
+                let path = Path::new("/dev").join(name);
+                match numbers.of(&path) {
+                    Err(error) => self.doubt(&error),
+                    Ok(number) if self.rules.protects(number) => {
+                        self.names.entry(number).or_insert(path);
+                    }
+                    Ok(_) if room == 0 => {
+                        self.doubts.insert(format!(
+                            "more than {NAMED_LIMIT} nodes in /dev are called like accelerators', and are of drivers that nobody \
+                             knows: the rest is not protected"
+                        ));
+                    }
+                    Ok(number) => {
+                        room -= 1;
+                        self.rules.protect(number);
+                        self.names.entry(number).or_insert(path);
+                    }
                 }
             }
         }
@@ -139,42 +186,22 @@ impl Nodes {
     }
 }
 
-/// The number of the character device at `node`, a path below the host's `/dev`.
-fn number_of(node: &Path, dev: &Path) -> Result<Number, String> {
-    let below = node.strip_prefix("/dev").map_err(|_| format!("{} is not below /dev", node.display()))?;
-    if below.components().any(|part| !matches!(part, std::path::Component::Normal(_))) {
-        return Err(format!("{} leaves /dev", node.display()));
-    }
-    // A link could lead anywhere: only nodes themselves count.
-    let data = fs::symlink_metadata(dev.join(below))
-        .map_err(|error| format!("{} can't be looked at: {error}", node.display()))?;
-    if !data.file_type().is_char_device() {
-        return Err(format!("{} is no character device", node.display()));
-    }
-    let (major, minor) = (nix::sys::stat::major(data.rdev()), nix::sys::stat::minor(data.rdev()));
-    match (u32::try_from(major), u32::try_from(minor)) {
-        (Ok(major), Ok(minor)) => Ok(Number { major, minor }),
-        _ => Err(format!("{} has an impossible number", node.display())),
-    }
+/// Whether a path below `/dev` is what udev or a driver calls an accelerator's node.
+fn is_accelerators(name: &str) -> bool {
+    name.bytes().all(|byte| byte.is_ascii_graphic()) && NODES.iter().any(|begin| name.starts_with(begin))
 }
 
+/// What is at the path, as far as it is of any use. Nothing of what can't be read.
 fn read(path: &Path) -> String {
-    let mut bytes = fs::read(path).unwrap_or_default();
-    bytes.truncate(LIST_LIMIT);
+    let mut bytes = Vec::new();
+    let _ = fs::File::open(path).and_then(|file| file.take(LIST_LIMIT).read_to_end(&mut bytes));
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Majors of accelerators' drivers in `/proc/devices`: lines `MAJOR NAME`, character devices first, block devices after an empty line.
-pub fn drivers(list: &str) -> BTreeSet<u32> {
-    let characters = list.lines().skip_while(|line| !line.starts_with("Character")).skip(1);
-    characters
-        .take_while(|line| !line.trim().is_empty() && !line.starts_with("Block"))
-        .filter_map(|line| {
-            let (major, name) = line.trim().split_once(' ')?;
-            let ours = DRIVERS.iter().any(|driver| name.trim().starts_with(driver));
-            ours.then(|| major.parse().ok())?
-        })
-        .collect()
+/// Majors of accelerators' drivers that are loaded now.
+pub fn majors(roots: &Roots) -> BTreeSet<u32> {
+    let drivers = numbers::drivers(&read(&roots.proc.join("devices")));
+    drivers.into_iter().filter(|(_, driver)| numbers::is_ours(driver)).map(|(major, _)| major).collect()
 }
 
 /// Minors of the MIG capabilities that govern a whole GPU.

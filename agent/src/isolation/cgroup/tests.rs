@@ -70,6 +70,13 @@ fn what_is_not_clear_is_asked_for() {
     let flat = tree(false, &[(&format!("system.slice/pod{UID}"), true), ("kubepods", false)]);
     assert!(found(&flat, None, Some(UID)).unwrap_err().contains("cgroupsPerQOS"));
 
+    // A hybrid host whose runtime leaves v2 alone: the kubelet makes the cgroup, and this agent's processes are elsewhere.
+    for cgroups in [vec![("kubepods/burstable", false)], vec![(&*format!("kubepods/pod{UID}"), false)]] {
+        let unused = tree(true, &cgroups);
+        assert!(found(&unused, None, Some(UID)).unwrap_err().contains("uses another hierarchy"));
+        assert_eq!(found(&unused, Some("/kubepods"), Some(UID)), Ok(("kubepods".to_owned(), 1)));
+    }
+
     let v1 = tempfile::tempdir().unwrap();
     fs::create_dir_all(v1.path().join("devices/kubepods")).unwrap();
     assert!(found(&v1, None, None).unwrap_err().contains("no cgroup v2 hierarchy"));

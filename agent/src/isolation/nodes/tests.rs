@@ -39,6 +39,7 @@ fn inventory(devices: Vec<Device>) -> Inventory {
 
 const NULL: Number = Number { major: 1, minor: 3 };
 const ZERO: Number = Number { major: 1, minor: 5 };
+const FULL: Number = Number { major: 1, minor: 7 };
 
 #[test]
 fn devices_are_known_by_their_nodes_and_what_only_one_has_is_exclusive() {
@@ -46,6 +47,7 @@ fn devices_are_known_by_their_nodes_and_what_only_one_has_is_exclusive() {
     let found = inventory(vec![
         device("a", &["/dev/null", "/dev/zero"], None),
         device("b", &["/dev/zero"], None),
+        device("c", &["/dev/full"], None),
         device("gone", &["/dev/null", "/dev/no-such-node"], None),
         device("link", &["/dev/fd"], None),
         device("escape", &["/dev/../dev/null"], None),
@@ -65,7 +67,8 @@ fn devices_are_known_by_their_nodes_and_what_only_one_has_is_exclusive() {
     ] {
         assert!(of(id).unwrap_err().contains(why), "{id}");
     }
-    assert_eq!(nodes.exclusive, BTreeSet::from([NULL]));
+    // `gone` would have /dev/null, too, if the other one were there.
+    assert_eq!(nodes.exclusive, BTreeSet::from([FULL]));
     assert!(nodes.rules.protects(NULL) && nodes.rules.protects(ZERO));
     assert!(!nodes.rules.protects(Number { major: 1, minor: 9 }), "/dev/urandom is nobody's");
     assert!(nodes.rules.protects(Number { major: 195, minor: 77 }), "a GPU that nobody has seen yet");
@@ -75,14 +78,18 @@ fn devices_are_known_by_their_nodes_and_what_only_one_has_is_exclusive() {
 
 #[test]
 fn dynamic_majors_are_what_the_kernel_says_now() {
+    let (_folder, roots) = machine();
+    let listed = |list: &str| {
+        fs::write(roots.proc.join("devices"), list).unwrap();
+        majors(&roots)
+    };
     let list = "Character devices:\n  1 mem\n195 nvidia\n195 nvidiactl\n226 drm\n234 nvidia-caps\n510 nvidia-uvm\n511 dfl-fme\n  \
                 x nvidia\n9999999999 nvidia\n\nBlock devices:\n  8 sd\n 66 nvidia-not-a-character-device\n";
-    assert_eq!(drivers(list), BTreeSet::from([195, 234, 510, 511]));
+    assert_eq!(listed(list), BTreeSet::from([195, 234, 510, 511]));
     for hostile in ["", "Character devices:", "\0\u{fffd}", "Character devices:\nnvidia\n \n"] {
-        assert_eq!(drivers(hostile), BTreeSet::new());
+        assert_eq!(listed(hostile), BTreeSet::new());
     }
 
-    let (_folder, roots) = machine();
     let uvm = |major| Number { major, minor: 0 };
     fs::write(roots.proc.join("devices"), "Character devices:\n510 nvidia-uvm\n").unwrap();
     let before = Nodes::look(&Inventory::default(), &roots);
@@ -137,4 +144,50 @@ fn management_nodes_are_no_devices() {
     ] {
         assert_eq!(is_management(Path::new(node), Number { major: 234, minor }, &minors), is, "{node}");
     }
+}
+
+/// What a driver has registered, as sysfs shows it.
+fn register(roots: &Roots, number: &str, name: &str) {
+    fs::create_dir_all(roots.sys.join("dev/char")).unwrap();
+    symlink(Path::new("../../devices/virtual/made-up").join(name), roots.sys.join("dev/char").join(number))
+        .unwrap();
+}
+
+#[test]
+fn where_the_kernel_says_a_nodes_number_dev_is_not_believed() {
+    let (_folder, roots) = machine();
+    // As if somebody had exchanged the two in /dev.
+    register(&roots, "1:3", "zero");
+    register(&roots, "1:5", "null");
+    register(&roots, "511:2", "xfpga!xvc_pub.u0");
+    register(&roots, "rubbish", "nvidia0");
+    register(&roots, "511:x", "dfl-port.0");
+    let nodes = Nodes::look(&inventory(vec![device("a", &["/dev/null"], None)]), &roots);
+    assert_eq!(nodes.devices.values().next().unwrap(), &Ok(BTreeSet::from([ZERO])));
+    assert!(nodes.rules.protects(ZERO) && !nodes.rules.protects(NULL));
+    // Accelerators' nodes are protected even if they were removed from /dev.
+    assert!(nodes.rules.protects(Number { major: 511, minor: 2 }));
+    assert_eq!(nodes.name(Number { major: 511, minor: 2 }), "/dev/xfpga/xvc_pub.u0");
+    assert_eq!(nodes.doubts, BTreeSet::new());
+}
+
+#[test]
+fn a_node_that_contradicts_the_kernel_is_no_devices() {
+    let of = |roots: &Roots| {
+        let nodes = Nodes::look(&inventory(vec![device("a", &["/dev/null"], None)]), roots);
+        let doubts = nodes.doubts.len();
+        (nodes.devices.into_values().next().unwrap(), nodes.rules.protects(NULL), doubts)
+    };
+    let (_folder, roots) = machine();
+    assert_eq!(of(&roots), (Ok(BTreeSet::from([NULL])), true, 0), "nobody says anything else");
+    fs::write(roots.proc.join("devices"), "Character devices:\n  1 mem\n").unwrap();
+    let (found, protected, doubts) = of(&roots);
+    assert!(found.unwrap_err().contains("1:3 of a device of the driver mem"));
+    assert_eq!((protected, doubts), (false, 1), "or all pods would lose /dev/null");
+
+    let (_folder, roots) = machine();
+    register(&roots, "1:3", "ttyS0");
+    let (found, protected, doubts) = of(&roots);
+    assert!(found.unwrap_err().contains("1:3 of /dev/ttyS0"));
+    assert_eq!((protected, doubts), (false, 1));
 }
