@@ -1,10 +1,4 @@
-//! Isolation without cgroup v2, in the real kernel: a folder that has nothing but the v1 `devices` hierarchy, cgroups of our own in it, and
-//! processes that open device nodes. No driver is behind the nodes, so an open that is let through fails with ENXIO, and one that is
-//! refused with EPERM.
-//!
-//! Needs root and the v1 hierarchy; left out, loudly, without.
-
-#![allow(clippy::unwrap_used)]
+//! The v1 devices controller: a cgroup folder that has nothing but its hierarchy.
 
 use std::{
     fs,
@@ -14,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use nix::sys::stat::{Mode as Permissions, SFlag, makedev, mknod};
 use spillway_agent::{
     holders::{self, Holders, HoldersReader},
     isolation::{
@@ -39,38 +32,30 @@ use tempfile::TempDir;
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-const GPU: Number = Number { major: 195, minor: 0 };
-const OTHER_GPU: Number = Number { major: 195, minor: 1 };
+use crate::machine::{Cgroups, GPU, OTHER_GPU, again_with, left_out, make_node, open};
+
 const RESOURCE: &str = "example.com/gpu";
 
 /// A made-up node whose cgroup folder has only the v1 hierarchy. Everything goes when it is dropped.
 struct Node {
     folder: TempDir,
     /// In the real hierarchy.
-    cgroups: PathBuf,
+    cgroups: Cgroups,
 }
 
 impl Node {
     /// None without root or the hierarchy, which is said.
     fn new(name: &str) -> Option<Self> {
         let Some(hierarchy) = cgroup::devices(Path::new("/sys/fs/cgroup")) else {
-            eprintln!("left out: there is no v1 hierarchy of the devices controller");
-            return None;
+            return left_out("there is no v1 hierarchy of the devices controller");
         };
-        let cgroups = hierarchy.join(format!("spillway-test-{name}-{}", std::process::id()));
-        if let Err(error) = fs::create_dir(&cgroups) {
-            eprintln!("left out: can't make cgroup {} (needs root): {error}", cgroups.display());
-            return None;
-        }
-        let node = Self { folder: tempfile::tempdir().unwrap(), cgroups };
+        let node = Self { folder: tempfile::tempdir().unwrap(), cgroups: Cgroups::make(&hierarchy, name)? };
         for folder in ["cgroup", "dev", "sys", "proc", "device-plugins", "pod-logs", "bpf"] {
             fs::create_dir(node.folder.path().join(folder)).unwrap();
         }
         std::os::unix::fs::symlink(&hierarchy, node.folder.path().join("cgroup/devices")).unwrap();
         for number in [GPU, OTHER_GPU] {
-            let device = makedev(number.major.into(), number.minor.into());
-            mknod(&node.device(number), SFlag::S_IFCHR, Permissions::from_bits_truncate(0o666), device)
-                .unwrap();
+            make_node(&node.device(number), number);
         }
         node.make("burstable");
         node.hold(&[]);
@@ -86,11 +71,11 @@ impl Node {
     }
 
     fn pods(&self) -> PathBuf {
-        self.cgroups.join("kubepods")
+        self.cgroups.path().join("kubepods")
     }
 
     fn kubepods_name(&self) -> PathBuf {
-        Path::new(self.cgroups.file_name().unwrap()).join("kubepods")
+        self.cgroups.name().join("kubepods")
     }
 
     fn kubepods(&self) -> Kubepods {
@@ -118,18 +103,7 @@ impl Node {
 
     /// What becomes of a process in this cgroup that opens the node.
     fn open(&self, cgroup: &str, number: Number) -> &'static str {
-        let script = format!(
-            "echo 0 >{}/cgroup.procs && exec 3<{}",
-            self.pods().join(cgroup).display(),
-            self.device(number).display()
-        );
-        let output = Command::new("sh").args(["-c", &script]).env("LC_ALL", "C").output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        match () {
-            () if said.contains("No such device or address") => "ENXIO",
-            () if said.contains("Operation not permitted") => "EPERM",
-            () => panic!("opening {number} in {cgroup}: {said:?}"),
-        }
+        open(&self.pods().join(cgroup), &self.device(number))
     }
 
     fn opens(&self, cgroup: &str) -> [&'static str; 2] {
@@ -202,22 +176,6 @@ impl Node {
         )
         .map(|(isolation, _)| Arc::new(isolation))
         .map_err(|error| error.to_string())
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        fn remove(path: &Path) {
-            for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    remove(&entry.path());
-                }
-            }
-            if let Err(error) = fs::remove_dir(path) {
-                eprintln!("left behind: {}: {error}", path.display());
-            }
-        }
-        remove(&self.cgroups);
     }
 }
 
@@ -400,14 +358,7 @@ fn one_capability_is_needed_and_enough() {
     let place =
         format!("{}:{}", node.folder.path().join("cgroup/devices").display(), node.kubepods_name().display());
     let with = |capabilities: &str| {
-        let output = Command::new("setpriv")
-            .args(["--inh-caps", "-all", "--bounding-set", capabilities, "--no-new-privs"])
-            .arg(std::env::current_exe().unwrap())
-            .args(["--exact", "one_capability_is_needed_and_enough"])
-            .env(CHILD, &place)
-            .output()
-            .unwrap();
-        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+        again_with(capabilities, "controller::one_capability_is_needed_and_enough", (CHILD, &place))
     };
     let (worked, said) = with("-all");
     assert!(!worked && said.contains("CAP_SYS_ADMIN"), "{said}");

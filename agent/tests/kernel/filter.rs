@@ -1,20 +1,11 @@
-//! The device filter in the real kernel: cgroups of our own, a bpffs of our own, and processes that open device nodes. No driver is
-//! behind the nodes, so an open that is let through fails with ENXIO, and one that is refused with EPERM.
-//!
-//! Needs root and a cgroup v2 hierarchy; left out, loudly, without.
-
-#![allow(clippy::unwrap_used)]
+//! The device filter: a kubepods cgroup with pods, and a bpffs of our own.
 
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
-use nix::{
-    mount::{MntFlags, MsFlags, mount, umount2},
-    sys::stat::{Mode, SFlag, makedev, mknod},
-};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use spillway_agent::isolation::{
     cgroup::{self, Kubepods},
     filter::{self, Filter, Outcome, Recipe},
@@ -24,38 +15,32 @@ use spillway_agent::isolation::{
 };
 use tempfile::TempDir;
 
-const GPU: Number = Number { major: 195, minor: 0 };
-const OTHER_GPU: Number = Number { major: 195, minor: 1 };
+use crate::machine::{Cgroups, GPU, OTHER_GPU, again_with, left_out, make_node, open};
+
 /// Belongs to nobody that we know.
 const FREE: Number = Number { major: 240, minor: 7 };
 
 /// A made-up node: kubepods with three pods, device nodes, and a bpffs. Everything goes when it is dropped.
 struct Node {
     folder: TempDir,
-    cgroups: PathBuf,
+    cgroups: Cgroups,
 }
 
 impl Node {
     /// None without root, which is said.
     fn new(name: &str) -> Option<Self> {
-        let hierarchy = cgroup::hierarchy(Path::new("/sys/fs/cgroup"));
-        let Ok(hierarchy) = hierarchy.inspect_err(|error| eprintln!("left out: {error}")) else {
-            return None;
+        let hierarchy = match cgroup::hierarchy(Path::new("/sys/fs/cgroup")) {
+            Ok(hierarchy) => hierarchy,
+            Err(error) => return left_out(&error.to_string()),
         };
-        let cgroups = hierarchy.join(format!("spillway-test-{name}-{}", std::process::id()));
-        if let Err(error) = fs::create_dir(&cgroups) {
-            eprintln!("left out: can't make cgroup {} (needs root): {error}", cgroups.display());
-            return None;
-        }
-        let node = Self { folder: tempfile::tempdir().unwrap(), cgroups };
+        let node = Self { folder: tempfile::tempdir().unwrap(), cgroups: Cgroups::make(&hierarchy, name)? };
         for pod in ["podguaranteed", "burstable/podb/container", "besteffort/pode"] {
-            fs::create_dir_all(node.cgroups.join("kubepods").join(pod)).unwrap();
+            node.make(&Path::new("kubepods").join(pod));
         }
         fs::create_dir(node.bpffs()).unwrap();
         mount(Some("bpf"), &node.bpffs(), Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
         for number in [GPU, OTHER_GPU, FREE] {
-            let device = makedev(number.major.into(), number.minor.into());
-            mknod(&node.device(number), SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), device).unwrap();
+            make_node(&node.device(number), number);
         }
         Some(node)
     }
@@ -68,10 +53,17 @@ impl Node {
         self.folder.path().join(number.to_string())
     }
 
+    fn make(&self, cgroup: &Path) {
+        fs::create_dir_all(self.cgroups.path().join(cgroup)).unwrap();
+    }
+
     fn kubepods(&self) -> Kubepods {
+        self.kubepods_named("kubepods")
+    }
+
+    fn kubepods_named(&self, name: &str) -> Kubepods {
         let all = cgroup::hierarchy(Path::new("/sys/fs/cgroup")).unwrap();
-        cgroup::find(&all, Some(self.cgroups.strip_prefix(&all).unwrap().join("kubepods").as_path()), None)
-            .unwrap()
+        cgroup::find(&all, Some(&self.cgroups.name().join(name)), None).unwrap()
     }
 
     fn id(&self, uid: &str) -> u64 {
@@ -90,39 +82,13 @@ impl Node {
 
     /// What becomes of a process in this cgroup that opens the node.
     fn open(&self, cgroup: &str, number: Number) -> &'static str {
-        let script = format!(
-            "echo 0 >{}/cgroup.procs && exec 3<{}",
-            self.cgroups.join(cgroup).display(),
-            self.device(number).display()
-        );
-        let output = Command::new("sh").args(["-c", &script]).env("LC_ALL", "C").output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        match () {
-            () if said.contains("No such device or address") => "ENXIO",
-            () if said.contains("Operation not permitted") => "EPERM",
-            () => panic!("opening {number} in {cgroup}: {said:?}"),
-        }
+        open(&self.cgroups.path().join(cgroup), &self.device(number))
     }
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
         let _ = umount2(&self.bpffs(), MntFlags::MNT_DETACH);
-        for cgroup in [
-            "kubepods/burstable/podb/container",
-            "kubepods/burstable/podb",
-            "kubepods/burstable",
-            "kubepods/besteffort/pode",
-            "kubepods/besteffort",
-            "kubepods/podguaranteed",
-            "kubepods",
-            ".",
-        ] {
-            let _ = fs::remove_dir(self.cgroups.join(cgroup).components().collect::<PathBuf>());
-        }
-        if self.cgroups.exists() {
-            eprintln!("left behind: {}", self.cgroups.display());
-        }
     }
 }
 
@@ -262,7 +228,7 @@ fn pins_of_another_version_are_replaced_and_a_cgroup_made_anew_is_attached_to() 
     assert_eq!(node.open("kubepods/podguaranteed", OTHER_GPU), "EPERM");
 
     // A kubelet that was configured anew has its pods elsewhere.
-    let elsewhere = node.cgroups.join("kubepods/besteffort");
+    let elsewhere = node.cgroups.path().join("kubepods/besteffort");
     let kubepods = Kubepods { level: node.kubepods().level + 1, ..at(&elsewhere) };
     let recipe = Recipe { kubepods, ..node.recipe(Effect::Enforce) };
     assert_eq!(filter.enforce(recipe).unwrap(), Outcome::Attached);
@@ -286,15 +252,10 @@ fn two_capabilities_are_enough_and_both_are_needed() {
         return;
     }
     let Some(node) = Node::new("capabilities") else { return };
+    let place = format!("{}:{}", node.bpffs().display(), node.kubepods().path.display());
     let with = |capabilities: &str| {
-        let output = Command::new("setpriv")
-            .args(["--inh-caps", "-all", "--bounding-set", capabilities, "--no-new-privs"])
-            .arg(std::env::current_exe().unwrap())
-            .args(["--exact", "two_capabilities_are_enough_and_both_are_needed"])
-            .env(CHILD, format!("{}:{}", node.bpffs().display(), node.kubepods().path.display()))
-            .output()
-            .unwrap();
-        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+        let test = "filter::two_capabilities_are_enough_and_both_are_needed";
+        again_with(capabilities, test, (CHILD, &place))
     };
     for one in ["-all,+bpf", "-all,+net_admin"] {
         let (worked, said) = with(one);
@@ -308,6 +269,45 @@ fn two_capabilities_are_enough_and_both_are_needed() {
 fn at(path: &Path) -> Kubepods {
     use std::os::unix::fs::MetadataExt as _;
     Kubepods { path: path.to_owned(), id: fs::metadata(path).unwrap().ino(), level: 0 }
+}
+
+#[test]
+fn pods_are_found_by_the_names_that_systemd_gives_them() {
+    let Some(node) = Node::new("systemd") else { return };
+    let uid = |digit: &str| format!("{0}{0}{0}{0}-1111-4222-8333-444455556666", digit.repeat(2));
+    let (guaranteed, burstable, besteffort) = (uid("a"), uid("b"), uid("c"));
+    // As the kubelet's and containerd's systemd drivers make them.
+    let slice = |class: &str, uid: &str| {
+        let (unit, below) = match class {
+            "" => ("kubepods".to_owned(), String::new()),
+            class => (format!("kubepods-{class}"), format!("kubepods-{class}.slice/")),
+        };
+        format!(
+            "kubepods.slice/{below}{unit}-pod{}.slice/cri-containerd-0123456789abcdef.scope",
+            uid.replace('-', "_")
+        )
+    };
+    let of = [slice("", &guaranteed), slice("burstable", &burstable), slice("besteffort", &besteffort)];
+    for container in &of {
+        node.make(Path::new(container));
+    }
+    let kubepods = node.kubepods_named("kubepods.slice");
+    let pods = kubepods.pods().unwrap();
+    let id = |uid: &str| pods.iter().find(|pod| pod.uid == uid).unwrap().id;
+    let mut filter = Filter::open(&node.bpffs()).unwrap();
+    let entry = |uid: &str, number| (AllowKey { cgroup: id(uid), number }, Owner::of(uid));
+    filter.apply(&allow([entry(&guaranteed, GPU), entry(&burstable, OTHER_GPU)])).unwrap();
+    filter.enforce(Recipe { kubepods, ..node.recipe(Effect::Enforce) }).unwrap();
+    let opens = |cgroup: &str| [GPU, OTHER_GPU].map(|number| node.open(cgroup, number));
+    assert_eq!(opens(&of[0]), ["ENXIO", "EPERM"]);
+    assert_eq!(opens(&of[1]), ["EPERM", "ENXIO"]);
+    assert_eq!(opens(&of[2]), ["EPERM", "EPERM"]);
+    let denials = filter.denials().unwrap();
+    let denied = |uid: &str| -> u64 {
+        let own = denials.iter().filter(|(key, _)| [key.upper, key.lower].contains(&id(uid)));
+        own.map(|(_, count)| count).sum()
+    };
+    assert_eq!([&guaranteed, &burstable, &besteffort].map(|uid| denied(uid)), [1, 1, 2]);
 }
 
 #[test]
