@@ -1,4 +1,4 @@
-//! End-to-end tests in a virtual machine: another kernel (Debian's), cgroup v2 alone, all capabilities, two NUMA nodes.
+//! Tests in a virtual machine: another kernel (Debian's), cgroup v2 alone or v1 alone, all capabilities, two NUMA nodes.
 //!
 //! The machine's root is this machine's own file system, read-only, with memory over it: whatever was built here runs there, and nothing
 //! that it writes lasts but `target/vm/results`. QEMU emulates the processor, so that it needs no `/dev/kvm`, and is slow:
@@ -11,7 +11,7 @@ use std::{
     ffi::OsStr,
     fs::{self, File},
     io::{self, Read as _, Write as _},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -43,7 +43,7 @@ const PATIENCE: u32 = 6;
 /// without, each access switch (smap) and each level of page tables (la57) slows every page fault.
 const PROCESSOR: &str = "max,-avx,-avx2,-la57,-smap,-smep,-pku,-umip";
 
-/// The last two: the emulated time stamp counter is sound, and reading any other clock is a system call that leaves the emulator.
+/// The last two of these: the emulated time stamp counter is sound, and reading any other clock is a system call that leaves the emulator.
 const KERNEL_ARGUMENTS: &str =
     "console=ttyS0 loglevel=4 panic=-1 mitigations=off clocksource=tsc tsc=reliable";
 
@@ -51,24 +51,62 @@ const KERNEL_ARGUMENTS: &str =
 const LIMIT: Duration = Duration::from_mins(80);
 const LIMIT_OF_MACHINE: Duration = Duration::from_mins(83);
 
-/// The filter that means the tests of the kernel's part alone, which need no cluster and a minute.
-const KERNEL: &str = "kernel";
+/// The filter that means the tests of the kernel's part alone, which need no cluster and half a minute.
+pub const KERNEL: &str = "kernel";
 
-/// The built test programs.
-#[derive(Debug)]
-pub struct Programs {
-    /// The end-to-end tests.
-    pub end_to_end: PathBuf,
-    /// Those that load the device filter into the kernel.
-    pub kernel: PathBuf,
+/// Which cgroups a machine has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cgroups {
+    /// Version 1 alone, the devices controller among them.
+    V1,
+    /// Version 2 alone.
+    V2,
 }
 
-/// Runs tests in a virtual machine, built as everything that they need: `kernel`, or end-to-end tests whose name contains `filter`; by
-/// default the first and some of the second. Their output comes out while they run.
+impl Cgroups {
+    /// What tests/cluster/vm/init reads from the kernel's command line.
+    fn argument(self) -> &'static str {
+        match self {
+            Self::V1 => "spillway.cgroups=1",
+            Self::V2 => "spillway.cgroups=2",
+        }
+    }
+}
+
+/// Runs isolation's tests in the kernel, from the test program `kernel`: the filter's on cgroup v2 alone, the controller's on v1 alone.
+///
+/// # Errors
+/// When something is missing, a machine doesn't come to an end by itself, or a test fails.
+pub fn run_kernel(kernel: &Path) -> anyhow::Result<()> {
+    let complete = "export SPILLWAY_TEST_KERNEL=1\n".to_owned();
+    for (cgroups, module) in [(Cgroups::V2, "filter::"), (Cgroups::V1, "controller::")] {
+        boot(cgroups, || Ok(vec![complete.clone(), run_line(kernel, &[module.to_owned()])]))?;
+    }
+    Ok(())
+}
+
+/// Runs end-to-end tests whose name contains `filter`, by default some, from the program `tests`, when everything that they need is
+/// built. Their output comes out while they run.
 ///
 /// # Errors
 /// When something is missing, the machine doesn't come to an end by itself, or a test fails.
-pub fn run(programs: &Programs, filter: Option<&str>) -> anyhow::Result<()> {
+pub fn run(tests: &Path, filter: Option<&str>) -> anyhow::Result<()> {
+    boot(Cgroups::V2, || {
+        // Not there: it would take minutes, and be lost.
+        let binaries = crate::cluster::current_binaries()?;
+        image::build(&binaries, &components::folder(), &crate::target().join("images"), false)?;
+        let (arguments, names) = selection(tests, filter)?;
+        let mut script = Vec::new();
+        if among(ON_BARE_POOL, &names) {
+            script.push(format!("export {}=1\n", crate::BARE_POOL));
+        }
+        script.push(run_line(tests, &arguments));
+        Ok(script)
+    })
+}
+
+/// Runs what `script` gives in a machine.
+fn boot(cgroups: Cgroups, script: impl FnOnce() -> anyhow::Result<Vec<String>>) -> anyhow::Result<()> {
     components::require_root()?;
     components::ensure_tools(TOOLS)?;
     let folder = crate::target().join("vm");
@@ -79,10 +117,7 @@ pub fn run(programs: &Programs, filter: Option<&str>) -> anyhow::Result<()> {
         bail!("another virtual machine of this folder runs: wait for its end");
     }
     let kernel = kernel::ensure(&folder)?;
-    // Not there: it would take minutes, and be lost.
-    let binaries = crate::cluster::current_binaries()?;
-    image::build(&binaries, &components::folder(), &crate::target().join("images"), false)?;
-
+    let script = script()?;
     let initrd = folder.join("initrd");
     initrd::write(&kernel, &initrd)?;
     let results = folder.join("results");
@@ -93,23 +128,16 @@ pub fn run(programs: &Programs, filter: Option<&str>) -> anyhow::Result<()> {
     let write = |name: &str, text: &str| crate::cluster::write(&results.join(name), text);
     write("guest.sh", GUEST)?;
     write("settings", &settings(&kernel.modules, &crate::target().join("cluster")))?;
-    let mut script = vec![environment()];
-    if filter.is_none_or(|filter| filter == KERNEL) {
-        script.push(run_line(&programs.kernel, &[]));
-    }
-    if filter != Some(KERNEL) {
-        let (arguments, names) = selection(&programs.end_to_end, filter)?;
-        if among(ON_BARE_POOL, &names) {
-            script.push(format!("export {}=1\n", crate::BARE_POOL));
-        }
-        script.push(run_line(&programs.end_to_end, &arguments));
-    }
-    write("command", &script.concat())?;
+    write("command", &(environment() + &script.concat()))?;
 
-    eprintln!("starting a virtual machine: Linux {}, cgroup v2, two NUMA nodes, emulated", kernel.version);
+    eprintln!(
+        "starting a virtual machine: Linux {}, cgroup {cgroups:?}, two NUMA nodes, emulated",
+        kernel.version
+    );
     let console = folder.join("console.log");
     let begin = Instant::now();
-    let machine = qemu(&kernel, &initrd, &results, &console).spawn().context("can't run setpriv and QEMU")?;
+    let machine =
+        qemu(&kernel, cgroups, &initrd, &results, &console).spawn().context("can't run setpriv and QEMU")?;
     follow(machine, LIMIT_OF_MACHINE)?;
     eprintln!(
         "the virtual machine ended after {:.0} s; logs: {}",
@@ -200,7 +228,7 @@ fn quoted(word: &OsStr) -> String {
 }
 
 /// QEMU, unstarted. It ends with the thread that starts it.
-fn qemu(kernel: &kernel::Kernel, initrd: &Path, results: &Path, console: &Path) -> Command {
+fn qemu(kernel: &kernel::Kernel, cgroups: Cgroups, initrd: &Path, results: &Path, console: &Path) -> Command {
     let shared = |folder: &Path, tag: &str, options: &str| {
         // QEMU's own syntax: a comma in a value is written twice.
         let folder = folder.display().to_string().replace(',', ",,");
@@ -225,7 +253,7 @@ fn qemu(kernel: &kernel::Kernel, initrd: &Path, results: &Path, console: &Path) 
             "-numa",
             "node,nodeid=1,cpus=1,memdev=memory1",
         ])
-        .args(["-append", KERNEL_ARGUMENTS])
+        .args(["-append", &format!("{KERNEL_ARGUMENTS} {}", cgroups.argument())])
         .arg("-kernel")
         .arg(&kernel.image)
         .arg("-initrd")

@@ -2,7 +2,7 @@
 //! is denied after its cgroup was found, so its containers may be faster; nothing counts denials; and nothing is kept from new pods
 //! while the agent is away. SECURITY.md says it all.
 //!
-//! The kernel's rules (`security/device_cgroup.c`), as tried in `agent/tests/controller.rs`: a denial reaches the cgroups below at
+//! The kernel's rules (`security/device_cgroup.c`), as tried in `agent/tests/kernel/controller.rs`: a denial reaches the cgroups below at
 //! once and those made later, and none of them can lift it. Lifting it reaches none of them. The runtime lets its containers make any node
 //! (`c *:* m`) and the kernel refuses that as soon as one node's making is denied above: so only reading and writing are.
 //! A denied range can't be opened in part: so each minor is denied by itself. What is denied can't be read back: so all is written anew in

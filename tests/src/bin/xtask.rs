@@ -30,8 +30,8 @@ enum Task {
     Test {
         /// Only end-to-end tests whose name contains this; skips the other checks.
         filter: Option<String>,
-        /// In a virtual machine with cgroup v2 alone and two NUMA nodes: what depends on these, or end-to-end tests by the filter;
-        /// `kernel` is what needs no cluster.
+        /// In a virtual machine with cgroup v2 alone and two NUMA nodes: what depends on these, or end-to-end tests by the filter.
+        /// `kernel` is what needs no cluster; it runs on cgroup v1 alone, too, and is a part of a run of every check.
         #[arg(long)]
         vm: bool,
     },
@@ -137,12 +137,14 @@ fn run(task: Task) -> anyhow::Result<()> {
         }
         Task::Test { filter, vm: false } => test(filter.as_deref()),
         Task::Test { filter, vm: true } => {
+            if filter.as_deref().is_none_or(|filter| filter == vm::KERNEL) {
+                vm::run_kernel(&build_test("spillway-agent", vm::KERNEL)?)?;
+            }
+            if filter.as_deref() == Some(vm::KERNEL) {
+                return Ok(());
+            }
             set_up()?;
-            let programs = vm::Programs {
-                end_to_end: build_test("spillway-tests", "e2e")?,
-                kernel: build_test("spillway-agent", "isolation")?,
-            };
-            vm::run(&programs, filter.as_deref())
+            vm::run(&build_test("spillway-tests", "e2e")?, filter.as_deref())
         }
         Task::Cluster { action } => by_hand(action),
         Task::Bench { bench } => {
@@ -228,6 +230,8 @@ fn test(filter: Option<&str>) -> anyhow::Result<()> {
         eprintln!("running unit and integration tests");
         cargo(&["test", "--workspace", "--exclude", "spillway-tests"])?;
         cargo(&["test", "--package", "spillway-tests", "--lib", "--bins"])?;
+        eprintln!("running isolation's tests in virtual machines, with cgroup v2 alone and with v1 alone");
+        vm::run_kernel(&build_test("spillway-agent", vm::KERNEL)?)?;
     }
     eprintln!("running end-to-end tests on a real cluster");
     let mut arguments = vec!["test", "--package", "spillway-tests", "--test", "e2e", "--"];

@@ -15,7 +15,7 @@ use crate::image::libraries;
 
 const INIT: &str = include_str!("../../cluster/vm/init");
 const BUSYBOX: &str = "/usr/bin/busybox";
-const APPLETS: &[&str] = &["insmod", "ln", "mkdir", "mount", "poweroff", "sh", "sleep", "switch_root"];
+const APPLETS: &[&str] = &["cat", "insmod", "ln", "mkdir", "mount", "poweroff", "sh", "sleep", "switch_root"];
 /// The host's files come over virtio and 9p; the root is an overlay.
 const MODULES: &[&str] = &["virtio_pci", "9pnet_virtio", "9p", "overlay"];
 

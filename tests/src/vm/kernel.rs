@@ -71,17 +71,14 @@ pub(super) fn ensure(folder: &Path) -> anyhow::Result<Kernel> {
         return Kernel::in_folder(&root).with_context(|| format!("delete {} and run again", root.display()));
     }
     let scratch = tempfile::tempdir_in(folder).context("can't make a temporary folder")?;
-    let package = dependency()?;
-    eprintln!("downloading Debian's {package}");
-    let download = ["download", package.as_str()];
-    components::apt_in(scratch.path(), &download).or_else(|_| {
+    download(scratch.path()).or_else(|_| {
         components::apt(&["update"])?;
-        components::apt_in(scratch.path(), &download)
+        download(scratch.path())
     })?;
     let mut files = fs::read_dir(scratch.path())?.flatten().map(|entry| entry.path());
     let archive = files
         .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .with_context(|| format!("apt-get download {package} left no package"))?;
+        .context("apt-get download left no package")?;
     let fresh = scratch.path().join("root");
     unpack(&archive, &fresh)?;
     let kernel = Kernel::in_folder(&fresh)?;
@@ -94,6 +91,12 @@ pub(super) fn ensure(folder: &Path) -> anyhow::Result<Kernel> {
     Kernel::in_folder(&root)
 }
 
+fn download(folder: &Path) -> anyhow::Result<()> {
+    let package = dependency()?;
+    eprintln!("downloading Debian's {package}");
+    components::apt_in(folder, &["download", &package])
+}
+
 /// The package that holds the kernel itself: its name has the version in it.
 fn dependency() -> anyhow::Result<String> {
     let output = Command::new("apt-cache").args(["depends", PACKAGE]).output().context(
@@ -103,7 +106,7 @@ fn dependency() -> anyhow::Result<String> {
     let found = listing.lines().find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
     found
         .map(|name| format!("linux-image-{name}"))
-        .with_context(|| format!("apt-cache knows no {PACKAGE}: run `apt-get update`"))
+        .with_context(|| format!("apt-cache knows no {PACKAGE}: the virtual machine's kernel is Debian's, and only had on a machine with its packages"))
 }
 
 fn unpack(package: &Path, out: &Path) -> anyhow::Result<()> {
