@@ -1,10 +1,11 @@
-//! NVIDIA GPUs, by NVML. One thread: it opens the library, looks at every GPU at each interval, waits for XID events between, and
-//! feels a pulse twice a second.
+//! NVIDIA GPUs, by NVML. One thread: it opens the library and looks at every GPU at each interval. Between looks it waits for events,
+//! and more often than once a second it takes their pulse: what their health is judged by, and whether anything else has changed.
 //!
 //! NVML sees the GPUs that were there when it was started, so a GPU that is added or taken away, a driver that is unloaded and
 //! another layout of MIG are noticed by what the kernel shows, and NVML is started anew. A GPU that NVML lists but can't read is
 //! *lost*: it stays offered as Unhealthy. One that NVML no longer lists is *gone*.
 
+mod events;
 pub mod judge;
 pub mod labels;
 pub(crate) mod library;
@@ -13,6 +14,7 @@ pub mod look;
 pub mod mig;
 mod pulse;
 mod raw;
+pub mod vitals;
 
 use std::{
     collections::BTreeMap,
@@ -22,17 +24,18 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use nvml_wrapper::{EventSet, Nvml, bitmasks::event::EventTypes, error::NvmlError};
+use nvml_wrapper::{EventSet, Nvml, error::NvmlError};
 
 use super::{Backend, Kind, Memory, Reporter, Roots};
 use crate::{causes::one_line, config::Config};
-use judge::{Judge, Rules};
+use judge::{Judge, Rules, Urgency};
 use labels::Machine;
-use look::{Look, Looker};
-use pulse::{Inside, Outside};
+use look::{Felt, Look, Looker};
+use pulse::{Folders, Inside, Outside};
 
-/// The time between two pulses, and the longest that one wait for events may block, so that stopping is prompt.
-const PULSE: Duration = Duration::from_millis(500);
+/// The time between two pulses, and the longest that one wait for events may block, so that stopping is prompt. A fault that no event
+/// tells of is to reach the kubelet within a second, and each pulse is a handful of calls of NVML per GPU.
+const PULSE: Duration = Duration::from_millis(750);
 /// How long to wait before NVML is opened again after it failed, at first and at most. What the kernel shows may make it sooner.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// How often NVML is started anew while a GPU is lost: a GPU that was reset is seen only then.
@@ -103,25 +106,32 @@ impl NvmlBackend {
     /// Works with one start of NVML, until it has to be started anew.
     fn session(&mut self, nvml: &Nvml, outside: &Outside, reporter: &Reporter) -> Result<(), NvmlError> {
         let opened = Instant::now();
-        let events = watch_for_xids(nvml)?;
+        let events = events::watch(nvml)?;
         let mut looker = Looker::default();
         loop {
             let inside = Inside::now(nvml, !outside.shows_partitions());
-            let look = looker.look(nvml)?;
+            let mut look = looker.look(nvml)?;
             reporter.alive();
             // Labels first: whoever sees the devices may want to know what they are.
             self.label(nvml, &look, reporter);
-            let devices = self.judge().devices(&look, &self.rules, &self.roots, Instant::now());
-            reporter.devices(devices);
+            self.tell(&look, reporter);
+            let folders = Folders::now(&self.roots, &look.gpus);
 
-            let next = Instant::now() + self.interval;
-            while Instant::now() < next {
+            let (next_look, mut next_pulse) = (Instant::now() + self.interval, Instant::now() + PULSE);
+            while Instant::now() < next_look {
                 if reporter.stopping() {
                     return Ok(());
                 }
-                let left = next.saturating_duration_since(Instant::now()).min(PULSE);
-                if self.wait(nvml, &events, left, reporter) {
-                    break;
+                let left = next_look.min(next_pulse).saturating_duration_since(Instant::now());
+                match self.wait(nvml, &events, left, reporter) {
+                    Urgency::None if Instant::now() < next_pulse => continue,
+                    Urgency::None | Urgency::Ask => {}
+                    Urgency::Look => break,
+                    Urgency::Tell => {
+                        // A look takes its time on a busy machine.
+                        self.tell(&look, reporter);
+                        break;
+                    }
                 }
                 if self.outside() != *outside {
                     tracing::info!(
@@ -129,9 +139,17 @@ impl NvmlBackend {
                     );
                     return Ok(());
                 }
-                if Inside::now(nvml, !outside.shows_partitions()) != inside {
+                match Looker::feel(nvml, &mut look) {
+                    Felt::Same => {}
+                    Felt::Changed => self.tell(&look, reporter),
+                    Felt::Lost => break,
+                }
+                let same = Inside::now(nvml, !outside.shows_partitions()) == inside
+                    && Folders::now(&self.roots, &look.gpus) == folders;
+                if !same {
                     break;
                 }
+                next_pulse = Instant::now() + PULSE;
             }
             if !look.unreadable.is_empty() && opened.elapsed() > REOPEN_FOR_LOST {
                 return Ok(());
@@ -139,19 +157,25 @@ impl NvmlBackend {
         }
     }
 
-    /// Waits for one event. True when it asks for a look right away.
-    fn wait(&self, nvml: &Nvml, events: &EventSet<'_>, duration: Duration, reporter: &Reporter) -> bool {
+    /// Tells the inventory what is known of the GPUs.
+    fn tell(&self, look: &Look, reporter: &Reporter) {
+        let devices = self.judge().devices(look, &self.rules, &self.roots, Instant::now());
+        reporter.devices(devices);
+    }
+
+    /// Waits for one event.
+    fn wait(&self, nvml: &Nvml, events: &EventSet<'_>, duration: Duration, reporter: &Reporter) -> Urgency {
         let milliseconds = u32::try_from(duration.as_millis()).unwrap_or(u32::MAX).max(1);
         match raw::wait(nvml, events, milliseconds) {
             Ok(event) => self.judge().event(&event, &self.rules, Instant::now()),
             Err(NvmlError::Timeout) => {
                 reporter.alive();
-                false
+                Urgency::None
             }
             Err(error) => {
                 tracing::warn!(%error, "NVML can't wait for events");
                 reporter.pause(duration);
-                true
+                Urgency::Look
             }
         }
     }
@@ -241,27 +265,6 @@ impl Backend for NvmlBackend {
             retry = if changed { RETRY.0 } else { (retry * 2).min(RETRY.1) };
         }
     }
-}
-
-/// Registers for critical XIDs of every GPU that has them.
-fn watch_for_xids(nvml: &Nvml) -> Result<EventSet<'_>, NvmlError> {
-    let mut events = nvml.create_event_set()?;
-    for index in 0..nvml.device_count()? {
-        let Ok(device) = nvml.device_by_index(index) else { continue };
-        // A failing registration takes the whole set with it, so each GPU is tried on a set of its own.
-        let probe = nvml.create_event_set()?;
-        match device.register_events(EventTypes::CRITICAL_XID_ERROR, probe) {
-            Ok(_) => {
-                events = device
-                    .register_events(EventTypes::CRITICAL_XID_ERROR, events)
-                    .map_err(|failed| failed.error)?;
-            }
-            Err(failed) => {
-                tracing::warn!(gpu.index = index, error = %failed.error, "no XID events for this GPU: its health is what NVML reads");
-            }
-        }
-    }
-    Ok(events)
 }
 
 /// The first line of a short file.

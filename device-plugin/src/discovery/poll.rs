@@ -6,7 +6,7 @@ use super::{Backend, Reporter};
 use crate::device::Device;
 
 /// Time between two looks: well within the second in which the kubelet is to know of a fault.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+const LOOK_EVERY: Duration = Duration::from_millis(750);
 
 /// How old a publication may get: whoever watches over the back end may have overwritten it meanwhile.
 const PUBLISH_EVERY: Duration = Duration::from_secs(5);

@@ -36,6 +36,8 @@ const VENDORS: [u64; 4] = [0x10ee, 0x13fe, 0x1d0f, 0x3475];
 /// How long a card must be without a fault before it counts as Healthy again. Errors that the driver logs stay logged: they count at the
 /// moment when they come.
 const QUIET: Duration = Duration::from_secs(10);
+/// How often all of the machine's PCI functions are gone through; those that are known are looked at each time. There are hundreds.
+const SCAN_EVERY: Duration = Duration::from_millis(1500);
 /// `XCL_MB_PEER_READY` in XRT's `xocl_ioctl.h`: the management function's driver answers.
 const PEER_READY: u64 = 1;
 
@@ -56,13 +58,35 @@ pub struct Xrt {
     faults: Faults,
     /// The driver's error logs as they were.
     logs: BTreeMap<DeviceId, Vec<u8>>,
+    /// The user functions that there were, and when.
+    functions: Option<(Instant, BTreeSet<PathBuf>)>,
     complaints: Complaints,
 }
 
 impl Xrt {
     /// Looks at what is shown under `roots`.
     pub fn new(roots: Roots) -> Self {
-        Self { roots, faults: Faults::new(QUIET), logs: BTreeMap::new(), complaints: Complaints::default() }
+        Self {
+            roots,
+            faults: Faults::new(QUIET),
+            logs: BTreeMap::new(),
+            functions: None,
+            complaints: Complaints::default(),
+        }
+    }
+
+    /// The folders of all user functions of known vendors.
+    fn functions(&mut self, now: Instant) -> BTreeSet<PathBuf> {
+        match &self.functions {
+            Some((at, known)) if now.duration_since(*at) < SCAN_EVERY => {
+                known.iter().filter(|function| is_user_function(function)).cloned().collect()
+            }
+            _ => {
+                let found = user_functions(&self.roots.sys.join("bus/pci/devices"));
+                self.functions = Some((now, found.clone()));
+                found
+            }
+        }
     }
 
     fn device(&mut self, function: &Path, now: Instant) -> Result<Device, String> {
@@ -136,7 +160,7 @@ impl Look for Xrt {
     fn look(&mut self, now: Instant) -> Vec<Device> {
         let mut devices = Vec::new();
         let mut seen = BTreeSet::new();
-        for function in user_functions(&self.roots.sys.join("bus/pci/devices")) {
+        for function in self.functions(now) {
             match self.device(&function, now) {
                 Ok(device) => {
                     seen.insert(device.id.clone());
@@ -156,20 +180,21 @@ impl Look for Xrt {
     }
 }
 
-/// The folders of all user functions of known vendors.
 fn user_functions(devices: &Path) -> BTreeSet<PathBuf> {
     fs::read_dir(devices)
         .into_iter()
         .flatten()
         .flatten()
         .map(|entry| entry.path())
-        .filter(|function| {
-            is_pci_address(&file_name(function))
-                && function.join("user_pf").exists()
-                && !function.join("mgmt_pf").exists()
-                && number(&function.join("vendor")).is_ok_and(|vendor| VENDORS.contains(&vendor))
-        })
+        .filter(|function| is_user_function(function))
         .collect()
+}
+
+fn is_user_function(function: &Path) -> bool {
+    is_pci_address(&file_name(function))
+        && function.join("user_pf").exists()
+        && !function.join("mgmt_pf").exists()
+        && number(&function.join("vendor")).is_ok_and(|vendor| VENDORS.contains(&vendor))
 }
 
 /// What an application must be compiled for, as the end of a resource name.

@@ -132,6 +132,11 @@ impl GpuStandin {
         self.event(&format!("{} {xid} {} {}", Self::uuid(minor), mig.gi, mig.ci))
     }
 
+    /// Tells of something else than an XID (`nvmlEventType…`), if the GPU has such events.
+    pub fn tell(&self, minor: u32, kind: u64) -> io::Result<()> {
+        self.event(&format!("{} type={kind}", Self::uuid(minor)))
+    }
+
     fn event(&self, line: &str) -> io::Result<()> {
         let mut events = fs::File::options().create(true).append(true).open(self.xids())?;
         events.write_all(format!("{line}\n").as_bytes())
@@ -212,6 +217,20 @@ impl GpuStandin {
             fs::write(shown.join(format!("ci{}/access", mig.ci)), access(ci))?;
         }
         self.set(minor, "mig-mode", 1)
+    }
+
+    /// Puts another compute instance in a MIG device's place, and returns its UUID.
+    pub fn replace_mig(&self, minor: u32, mig: MigStandin) -> io::Result<String> {
+        let folder = self.gpu(minor).join("mig");
+        let uuid = mig.uuid(minor).replace("-0000-5000-", "-0001-5000-");
+        fs::rename(folder.join(mig.uuid(minor)), folder.join(&uuid))?;
+        let shown = self.capabilities(minor).join(format!("gi{}/ci{}", mig.gi, mig.ci));
+        let new = shown.with_extension("new");
+        fs::create_dir(&new)?;
+        fs::copy(shown.join("access"), new.join("access"))?;
+        fs::remove_dir_all(&shown)?;
+        fs::rename(new, shown)?;
+        Ok(uuid)
     }
 
     /// Disables MIG on a GPU.

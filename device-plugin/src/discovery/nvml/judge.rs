@@ -10,6 +10,7 @@ use std::{
 };
 
 use super::{
+    events::{self, Meaning},
     look::{Gpu, Look},
     mig::{self, Instance},
     raw::Event,
@@ -48,6 +49,19 @@ pub struct Judge {
     complaints: Complaints,
 }
 
+/// How soon something has to be done about an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Urgency {
+    /// Nothing is.
+    None,
+    /// GPUs have to be asked for their vital signs.
+    Ask,
+    /// A look is due.
+    Look,
+    /// Something is Unhealthy, of which the kubelet has to know; then a look is due.
+    Tell,
+}
+
 /// Which settings matter here.
 #[derive(Debug, Clone)]
 pub struct Rules {
@@ -77,36 +91,57 @@ impl Judge {
         self.faults.set_quiet(quiet);
     }
 
-    /// Takes note of an event. True when something may have become Unhealthy.
-    pub(super) fn event(&mut self, event: &Event, rules: &Rules, now: Instant) -> bool {
-        let Some(xid) = event.xid else { return false };
+    /// Takes note of an event.
+    pub(super) fn event(&mut self, event: &Event, rules: &Rules, now: Instant) -> Urgency {
         let gpu = event.uuid.as_ref().and_then(|uuid| DeviceId::new(uuid.as_str()).ok());
-        if let Some(gpu) = &gpu {
+        match (events::meaning(event.kind), event.xid) {
+            (Meaning::Xid, Some(xid)) => self.xid(gpu.as_ref(), xid, event, rules, now),
+            (Meaning::Fault(why), _) => {
+                for gpu in self.culprits(gpu.as_ref(), None, event) {
+                    self.faults.record(&gpu, why, now);
+                }
+                Urgency::Tell
+            }
+            (Meaning::Ask, _) => Urgency::Ask,
+            (Meaning::Partitions, _) => Urgency::Look,
+            (Meaning::Xid | Meaning::None, _) => Urgency::None,
+        }
+    }
+
+    fn xid(
+        &mut self,
+        gpu: Option<&DeviceId>,
+        xid: u64,
+        event: &Event,
+        rules: &Rules,
+        now: Instant,
+    ) -> Urgency {
+        if let Some(gpu) = gpu {
             let counts = self.xids.entry(gpu.clone()).or_default();
             // There are fewer kinds of XIDs than this; what a driver makes up beyond is one of the unknown.
             let known = counts.contains_key(&xid) || counts.len() < MOST_XIDS;
             *counts.entry(if known { xid } else { UNKNOWN_XID }).or_default() += 1;
         }
         if rules.xids_disabled || !rules.gpu.is_critical(xid) {
-            tracing::info!(xid, gpu = gpu.as_ref().map(DeviceId::as_str), "an XID that is ignored");
-            return false;
+            tracing::info!(xid, gpu = gpu.map(DeviceId::as_str), "an XID that is ignored");
+            return Urgency::None;
         }
         let why = if xid == UNKNOWN_XID { "an unknown XID".to_owned() } else { format!("XID {xid}") };
-        for unit in self.culprits(gpu.as_ref(), xid, event) {
+        for unit in self.culprits(gpu, Some(xid), event) {
             self.faults.record(&unit, why.as_str(), now);
         }
-        true
+        Urgency::Tell
     }
 
     /// The GPUs, or partitions of one, that an event is about.
-    fn culprits(&self, gpu: Option<&DeviceId>, xid: u64, event: &Event) -> Vec<DeviceId> {
+    fn culprits(&self, gpu: Option<&DeviceId>, xid: Option<u64>, event: &Event) -> Vec<DeviceId> {
         let gpus: BTreeSet<&DeviceId> = self.instances.keys().collect();
         let Some(gpu) = gpu else {
             // An event that names no GPU may be about any of them.
             return gpus.into_iter().cloned().collect();
         };
         if let Some(gpu_instance) = event.gpu_instance
-            && !XIDS_OF_THE_GPU.contains(&xid)
+            && xid.is_some_and(|xid| !XIDS_OF_THE_GPU.contains(&xid))
         {
             let hit = |&&(_, its_gpu, its_compute): &&(DeviceId, u32, u32)| {
                 its_gpu == gpu_instance && event.compute_instance.is_none_or(|compute| compute == its_compute)
@@ -175,8 +210,9 @@ impl Judge {
                 self.faults.record(&gpu.id, format!("{grown} new {what}"), now);
             }
         }
-        if !gpu.conditions.is_empty() {
-            self.faults.prolong(&gpu.id, gpu.conditions.join("; "), now);
+        let conditions = gpu.vitals.conditions(&gpu.fixed);
+        if !conditions.is_empty() {
+            self.faults.prolong(&gpu.id, conditions.join("; "), now);
         }
         let instances = gpu.mig.instances().iter();
         let instances = instances.map(|instance| (instance.id.clone(), instance.gi, instance.ci)).collect();

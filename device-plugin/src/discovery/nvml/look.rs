@@ -4,28 +4,21 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nvml_wrapper::{
     Device as NvmlDevice, Nvml,
-    enum_wrappers::device::{EccCounter, MemoryError, TemperatureSensor, TemperatureThreshold},
-    enums::device::{SampleValue, UsedGpuMemory},
+    enum_wrappers::device::{EccCounter, MemoryError, TemperatureThreshold},
+    enums::device::UsedGpuMemory,
     error::NvmlError,
     struct_wrappers::device::ProcessInfo,
-    structs::device::FieldId,
-    sys_exports::field_id::{
-        NVML_FI_DEV_GET_GPU_RECOVERY_ACTION, NVML_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL,
-        NVML_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_TOTAL, NVML_FI_DEV_REMAPPED_FAILURE,
-        NVML_FI_DEV_REMAPPED_PENDING, NVML_FI_DEV_REMAPPED_UNC, NVML_FI_DEV_RETIRED_PENDING,
-    },
 };
 
 use super::{
     links::{Linked, Weights, weights},
     mig::{Attributes, Instance, MOST_MIB, Mig, Profile},
     raw,
+    vitals::{HOTTEST_CELSIUS, Vitals},
 };
 use crate::device::{DeviceId, Process, Readings};
 
-/// No GPU works above this; what NVML says beyond it is a placeholder for "not available".
-const HOTTEST_CELSIUS: u32 = 200;
-/// No GPU draws more; beyond it is a placeholder, too.
+/// No GPU draws more; what NVML says beyond it is a placeholder for "not available".
 const MOST_MILLIWATTS: u32 = 100_000_000;
 /// Minors of GPUs; 254 and 255 are the driver's own nodes.
 const LAST_GPU_MINOR: u32 = 253;
@@ -48,10 +41,19 @@ pub struct Gpu {
     pub fixed: Fixed,
     /// How it is partitioned.
     pub mig: Mig,
+    /// What its health is judged by.
+    pub vitals: Vitals,
     /// What its sensors say.
     pub readings: Readings,
-    /// What is wrong with it now, and stays so until somebody mends it.
-    pub conditions: Vec<String>,
+}
+
+impl Gpu {
+    /// What a pulse has found: its health is another, all else is as it was.
+    pub(super) fn revise(&mut self, vitals: Vitals) {
+        self.readings.temperature_celsius = vitals.celsius;
+        self.readings.errors.extend(vitals.counters());
+        self.vitals = vitals;
+    }
 }
 
 /// What doesn't change while NVML runs.
@@ -86,6 +88,17 @@ pub struct Look {
     pub links: Weights,
 }
 
+/// What a pulse has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Felt {
+    /// Every GPU is as it was.
+    Same,
+    /// The health of one may be another.
+    Changed,
+    /// One can't be asked any more, or can be again.
+    Lost,
+}
+
 /// What is remembered from look to look while NVML runs.
 #[derive(Debug, Default)]
 pub(super) struct Looker {
@@ -118,33 +131,36 @@ impl Looker {
         Ok(look)
     }
 
+    /// Asks the GPUs that were seen last for their vital signs, and keeps those in `look` that tell of something.
+    pub(super) fn feel(nvml: &Nvml, look: &mut Look) -> Felt {
+        let mut felt = Felt::Same;
+        for gpu in &mut look.gpus {
+            let asked = nvml.device_by_index(gpu.index).and_then(|device| Vitals::of(&device, &gpu.fixed));
+            match asked {
+                Ok(vitals) if vitals.is_as_well_as(&gpu.vitals, &gpu.fixed) => {}
+                Ok(vitals) => {
+                    gpu.revise(vitals);
+                    felt = felt.max(Felt::Changed);
+                }
+                Err(_) => felt = Felt::Lost,
+            }
+        }
+        let answers = |index: &u32| {
+            let asked = nvml.device_by_index(*index);
+            asked.and_then(|device| Vitals::of(&device, &Fixed::default())).is_ok()
+        };
+        if look.unreadable.keys().any(answers) { Felt::Lost } else { felt }
+    }
+
     fn read<'nvml>(&mut self, nvml: &'nvml Nvml, index: u32) -> Result<(Gpu, NvmlDevice<'nvml>), String> {
         let device = nvml.device_by_index(index).map_err(|error| error.to_string())?;
         let uuid = device.uuid().map_err(|error| error.to_string())?;
         let id = DeviceId::new(uuid).map_err(|error| error.to_string())?;
-        let temperature = device.temperature(TemperatureSensor::Gpu);
-        if let Err(error @ (NvmlError::GpuLost | NvmlError::ResetRequired | NvmlError::Unknown)) =
-            &temperature
-        {
-            return Err(error.to_string());
-        }
         let fixed = self.fixed.entry(id.clone()).or_insert_with(|| fixed(&device)).clone();
+        let vitals = Vitals::of(&device, &fixed).map_err(|error| error.to_string())?;
         let mig = mig(&device, fixed.memory_mib);
-        let fields = Fields::of(&device);
-        let mut conditions = fields.conditions();
-        let temperature = temperature.ok().filter(|celsius| *celsius <= HOTTEST_CELSIUS);
-        if let (Some(now), Some(limit)) = (temperature, fixed.slowdown_celsius)
-            && now >= limit
-        {
-            conditions.push(format!("{now} °C: it slows down from {limit} °C on"));
-        }
-        for link in fixed.nvlinks.keys() {
-            if matches!(device.link_wrapper_for(*link).is_active(), Ok(false)) {
-                conditions.push(format!("NVLink {link} is down"));
-            }
-        }
         let readings = Readings {
-            temperature_celsius: temperature,
+            temperature_celsius: vitals.celsius,
             power_milliwatts: device
                 .power_usage()
                 .ok()
@@ -161,12 +177,12 @@ impl Looker {
                 .ok()
                 .map(|memory| memory.used / MIB)
                 .filter(|mib| *mib <= MOST_MIB),
-            errors: errors(&device, &fields),
+            errors: errors(&device, &vitals),
             // Counted from events, not looked up.
             xids: BTreeMap::new(),
             processes: processes(&device, &mig),
         };
-        Ok((Gpu { id, index, fixed, mig, readings, conditions }, device))
+        Ok((Gpu { id, index, fixed, mig, vitals, readings }, device))
     }
 }
 
@@ -266,96 +282,12 @@ fn instance(device: &NvmlDevice<'_>, gpu_mib: Option<u64>) -> Result<Instance, S
     Ok(Instance { id, gi, ci, profile, attributes })
 }
 
-/// What NVML tells by number, in one call.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Fields {
-    recovery: Option<u64>,
-    remap_failure: Option<u64>,
-    remap_pending: Option<u64>,
-    remapped_uncorrected: Option<u64>,
-    retirement_pending: Option<u64>,
-    nvlink_replay: Option<u64>,
-    nvlink_recovery: Option<u64>,
-}
-
-impl Fields {
-    pub(super) fn of(device: &NvmlDevice<'_>) -> Self {
-        let ids = [
-            NVML_FI_DEV_GET_GPU_RECOVERY_ACTION,
-            NVML_FI_DEV_REMAPPED_FAILURE,
-            NVML_FI_DEV_REMAPPED_PENDING,
-            NVML_FI_DEV_REMAPPED_UNC,
-            NVML_FI_DEV_RETIRED_PENDING,
-            NVML_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_TOTAL,
-            NVML_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL,
-        ];
-        let mut values = device.field_values_for(&ids.map(FieldId)).unwrap_or_default().into_iter();
-        let mut next = || number(&values.next()?.ok()?.value.ok()?);
-        Self {
-            recovery: next(),
-            remap_failure: next(),
-            remap_pending: next(),
-            remapped_uncorrected: next(),
-            retirement_pending: next(),
-            nvlink_replay: next(),
-            nvlink_recovery: next(),
-        }
-    }
-
-    fn conditions(&self) -> Vec<String> {
-        let set = |value: Option<u64>| value.is_some_and(|value| value != 0);
-        let mut conditions = Vec::new();
-        if let Some(action) = self.recovery.and_then(recovery_action) {
-            conditions.push(format!("the driver asks for {action}"));
-        }
-        if set(self.remap_failure) {
-            conditions
-                .push("a broken row of its memory can't be replaced: it has no spare rows left".to_owned());
-        }
-        if set(self.remap_pending) {
-            conditions.push("a broken row of its memory is replaced at the next reset".to_owned());
-        }
-        if set(self.retirement_pending) {
-            conditions.push("a broken page of its memory is retired at the next reset".to_owned());
-        }
-        conditions
-    }
-}
-
-/// NVML's placeholder for "not available" is all ones.
-fn number(value: &SampleValue) -> Option<u64> {
-    match value {
-        SampleValue::U32(value) => (*value != u32::MAX).then_some(u64::from(*value)),
-        SampleValue::U64(value) => (*value != u64::MAX).then_some(*value),
-        SampleValue::I64(value) => u64::try_from(*value).ok(),
-        SampleValue::F64(_) => None,
-    }
-}
-
-/// `nvmlDeviceGpuRecoveryAction_t`.
-fn recovery_action(action: u64) -> Option<&'static str> {
-    match action {
-        1 => Some("a reset of the GPU"),
-        2 => Some("a reboot of the machine"),
-        3 => Some("peer-to-peer traffic to be drained"),
-        4 => Some("the GPU to be drained and reset"),
-        _ => None,
-    }
-}
-
-fn errors(device: &NvmlDevice<'_>, fields: &Fields) -> BTreeMap<&'static str, u64> {
-    let ecc =
-        |kind| device.total_ecc_errors(kind, EccCounter::Volatile).ok().filter(|count| *count != u64::MAX);
-    [
-        ("ecc_corrected", ecc(MemoryError::Corrected)),
-        ("ecc_uncorrected", ecc(MemoryError::Uncorrected)),
-        ("remapped_rows_uncorrected", fields.remapped_uncorrected),
-        ("nvlink_replay", fields.nvlink_replay),
-        ("nvlink_recovery", fields.nvlink_recovery),
-    ]
-    .into_iter()
-    .filter_map(|(name, count)| Some((name, count?)))
-    .collect()
+fn errors(device: &NvmlDevice<'_>, vitals: &Vitals) -> BTreeMap<&'static str, u64> {
+    let corrected = device.total_ecc_errors(MemoryError::Corrected, EccCounter::Volatile).ok();
+    let corrected = corrected.filter(|count| *count != u64::MAX);
+    let mut errors = vitals.counters();
+    errors.extend(corrected.map(|count| ("ecc_corrected", count)));
+    errors
 }
 
 /// Who uses the GPU. A process is in the list of its kind, and may be in several.
@@ -405,18 +337,6 @@ mod tests {
         for nonsense in ["", "N/A", "zz:00:00.0", "0:../..", "0000:3b/00.0"] {
             assert_eq!(pci_address(nonsense), None, "{nonsense:?}");
         }
-        assert_eq!(number(&SampleValue::U32(3)), Some(3));
-        for nothing in [
-            SampleValue::U32(u32::MAX),
-            SampleValue::U64(u64::MAX),
-            SampleValue::I64(-1),
-            SampleValue::F64(1.0),
-        ] {
-            assert_eq!(number(&nothing), None, "{nothing:?}");
-        }
-        assert_eq!(recovery_action(0), None);
-        assert_eq!(recovery_action(u64::MAX), None);
-        assert_eq!(Fields::default().conditions(), Vec::<String>::new());
     }
 
     #[test]

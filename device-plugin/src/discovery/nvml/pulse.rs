@@ -1,5 +1,5 @@
-//! What is asked between two looks, twice a second: so little that it costs next to nothing, so much that nothing that a pod could
-//! notice escapes it. A pulse is only compared with the one before.
+//! What is asked between two looks, besides GPUs' vital signs, to learn that it is time for another: so little that it costs next to
+//! nothing, so much that nothing that a pod could notice escapes it. A pulse is only compared with the one before.
 
 use std::{
     collections::BTreeSet,
@@ -14,7 +14,7 @@ use std::{
 use nvml_wrapper::{Device, Nvml};
 
 use super::{
-    look::{Fields, MOST_INSTANCES},
+    look::{Gpu, MOST_INSTANCES},
     raw,
 };
 use crate::discovery::Roots;
@@ -50,29 +50,51 @@ impl Outside {
     }
 }
 
-/// What NVML says of each GPU that may change from one moment to the next. None: it can't be asked.
+/// How each GPU is partitioned by what NVML says. None: it can't be asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Inside(Option<Vec<Option<Beat>>>);
+pub(super) struct Inside(Option<Vec<Option<Parts>>>);
 
-/// One GPU's, whether MIG is enabled there, and the numbers of its instances, if they are asked for.
-type Beat = (Fields, Option<u32>, Vec<(u32, u32)>);
+/// Whether MIG is enabled on a GPU, and the numbers of its instances, if they are asked for.
+type Parts = (Option<u32>, Vec<(u32, u32)>);
 
 impl Inside {
     /// `partitions`: whether NVML is asked for them, too.
     pub(super) fn now(nvml: &Nvml, partitions: bool) -> Self {
         let gpu = |index| {
             let device = nvml.device_by_index(index).ok()?;
-            // Asks the driver, where the fields are left empty by a GPU that is lost.
-            device.uuid().ok()?;
             let mode = device.mig_mode().ok().map(|mode| mode.current);
             let instances = if partitions && mode.is_some_and(|mode| mode != 0) {
                 instances(&device)
             } else {
                 Vec::new()
             };
-            Some((Fields::of(&device), mode, instances))
+            Some((mode, instances))
         };
         Self(nvml.device_count().ok().map(|count| (0..count).map(gpu).collect()))
+    }
+}
+
+/// Which folders stand for the compute instances that a look has seen. When one takes another's place, its name stays, and its UUID and
+/// its folder are others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Folders(Vec<Option<(u64, i64, i64)>>);
+
+impl Folders {
+    pub(super) fn now(roots: &Roots, gpus: &[Gpu]) -> Self {
+        let capabilities = roots.proc.join("driver/nvidia/capabilities");
+        let identity = |folder: PathBuf| {
+            let meta = fs::metadata(folder).ok()?;
+            // The kernel reuses its numbers at once, but not the time.
+            Some((meta.ino(), meta.ctime(), meta.ctime_nsec()))
+        };
+        let of = |gpu: &Gpu| {
+            let gpu_folder = gpu.fixed.minor.map(|minor| capabilities.join(format!("gpu{minor}/mig")));
+            let instances = gpu.mig.instances().iter().map(|instance| (instance.gi, instance.ci));
+            let folders =
+                instances.filter_map(|(gi, ci)| Some(gpu_folder.as_ref()?.join(format!("gi{gi}/ci{ci}"))));
+            folders.map(identity).collect::<Vec<_>>()
+        };
+        Self(gpus.iter().flat_map(of).collect())
     }
 }
 
@@ -96,7 +118,7 @@ fn bound(sys: &Path) -> BTreeSet<String> {
 }
 
 /// What there is below `gpuN/mig`. How many compute instances a GPU instance has is told by its links, which is asked faster than
-/// their names; when one takes another's place, it is the next look that sees it.
+/// their names; one that takes another's place is [`Folders`]' matter.
 fn partitions(capabilities: &Path, hasher: &mut DefaultHasher) {
     for gpu in names(capabilities) {
         let mig = capabilities.join(&gpu).join("mig");

@@ -1,5 +1,5 @@
-//! What `nvml-wrapper` leaves out, by its raw layer: to whom an event happened when the GPU is partitioned, which instances a MIG
-//! device is made of, and the fabric that a GPU is attached to. The only place of this crate that says `unsafe`.
+//! What `nvml-wrapper` leaves out, by its raw layer: kinds of events that are newer than it, to whom an event happened when the GPU is
+//! partitioned, values by number of one link, which instances a MIG device is made of, and the fabric that a GPU is attached to.
 
 #![allow(unsafe_code, reason = "these functions of NVML have no safe wrapper")]
 
@@ -7,10 +7,13 @@ use std::mem;
 
 use nvml_wrapper::{
     Device, EventSet, Nvml,
+    enums::device::SampleValue,
     error::{NvmlError, nvml_try},
+    struct_wrappers::device::FieldValueSample,
 };
 use nvml_wrapper_sys::bindings::{
-    nvmlDevice_t, nvmlEventData_t, nvmlEventTypeXidCriticalError, nvmlGpuFabricInfo_t, nvmlReturn_t,
+    nvmlDevice_t, nvmlEventData_t, nvmlEventTypeXidCriticalError, nvmlFieldValue_t, nvmlGpuFabricInfo_t,
+    nvmlReturn_t,
 };
 
 /// What NVML says where there is no instance.
@@ -23,6 +26,8 @@ const FABRIC_COMPLETED: u8 = 3;
 pub(super) struct Event {
     /// Of which GPU, if NVML knows.
     pub(super) uuid: Option<String>,
+    /// What kind of event: one of `nvmlEventType…`.
+    pub(super) kind: u64,
     /// A critical XID, if it is one.
     pub(super) xid: Option<u64>,
     /// The GPU instance that it happened to, if it was one.
@@ -43,10 +48,43 @@ pub(super) fn wait(nvml: &Nvml, set: &EventSet<'_>, milliseconds: u32) -> Result
     let known = |id: u32| (id != NO_INSTANCE).then_some(id);
     Ok(Event {
         uuid: device.uuid().ok(),
+        kind: data.eventType,
         xid: (data.eventType == u64::from(nvmlEventTypeXidCriticalError)).then_some(data.eventData),
         gpu_instance: known(data.gpuInstanceId),
         compute_instance: known(data.computeInstanceId),
     })
+}
+
+/// The kinds of events that a GPU has, those included that are newer than the wrapper.
+pub(super) fn event_kinds(device: &Device<'_>) -> Result<u64, NvmlError> {
+    let function = symbol(&device.nvml().lib().nvmlDeviceGetSupportedEventTypes)?;
+    let mut kinds = 0;
+    // SAFETY: the handle is valid as long as `device` is, and `kinds` for the duration of the call.
+    nvml_try(unsafe { function(device.handle(), &raw mut kinds) })?;
+    Ok(kinds)
+}
+
+/// Values by number and scope (the link, where it is one's), all in one call. None: this one is not available.
+pub(super) fn fields(device: &Device<'_>, asked: &[(u32, u32)]) -> Vec<Option<SampleValue>> {
+    let all = || -> Result<Vec<nvmlFieldValue_t>, NvmlError> {
+        let function = symbol(&device.nvml().lib().nvmlDeviceGetFieldValues)?;
+        let field = |&(id, scope): &(u32, u32)| {
+            // SAFETY: all of its fields are numbers, or a union of numbers.
+            let mut field: nvmlFieldValue_t = unsafe { mem::zeroed() };
+            (field.fieldId, field.scopeId) = (id, scope);
+            field
+        };
+        let mut values: Vec<_> = asked.iter().map(field).collect();
+        let count = i32::try_from(values.len()).map_err(|_| NvmlError::InvalidArg)?;
+        // SAFETY: the handle is valid as long as `device` is; there are `count` values, for the duration of the call.
+        nvml_try(unsafe { function(device.handle(), count, values.as_mut_ptr()) })?;
+        Ok(values)
+    };
+    let value = |value| FieldValueSample::try_from(value).ok()?.value.ok();
+    all().map_or_else(
+        |_| asked.iter().map(|_| None).collect(),
+        |values| values.into_iter().map(value).collect(),
+    )
 }
 
 /// The GPU instance and the compute instance of a MIG device.

@@ -14,6 +14,8 @@ use std::{
     time::Duration,
 };
 
+use nvml_wrapper_sys::bindings::nvmlEventTypeXidCriticalError;
+
 static ROOT: OnceLock<PathBuf> = OnceLock::new();
 
 /// `<library>.d`.
@@ -94,9 +96,11 @@ pub(crate) fn of_the_machine(name: &str) -> Option<String> {
     text(root(), name)
 }
 
-/// An XID event.
-pub(crate) struct Xid {
+/// An event.
+pub(crate) struct Event {
     pub(crate) uuid: String,
+    pub(crate) kind: u64,
+    /// The XID, if it is one.
     pub(crate) number: u64,
     pub(crate) instance: Option<(u32, u32)>,
 }
@@ -135,16 +139,25 @@ impl Changes {
     }
 }
 
-/// All XID events so far. A line that is still being written is not one yet.
-pub(crate) fn xids() -> Vec<Xid> {
+/// The kinds of events that a GPU has.
+pub(crate) fn event_types(gpu: &Path) -> u64 {
+    number(gpu, "event-types").unwrap_or(nvmlEventTypeXidCriticalError.into())
+}
+
+/// All events so far. A line that is still being written is not one yet.
+pub(crate) fn events() -> Vec<Event> {
     let text = fs::read_to_string(root().join("xids")).unwrap_or_default();
     text.split_inclusive('\n')
         .filter(|line| line.ends_with('\n'))
         .map(|line| {
             let mut words = line.split_whitespace();
             let uuid = words.next().unwrap_or_default().to_owned();
-            let number = words.next().and_then(|word| word.parse().ok()).unwrap_or_default();
-            Xid { uuid, number, instance: pair(words) }
+            let word = words.next().unwrap_or_default();
+            let (kind, number) = match word.strip_prefix("type=") {
+                Some(kind) => (kind.parse().unwrap_or_default(), 0),
+                None => (nvmlEventTypeXidCriticalError.into(), word.parse().unwrap_or_default()),
+            };
+            Event { uuid, kind, number, instance: pair(words) }
         })
         .collect()
 }

@@ -8,8 +8,8 @@ use std::{
 
 use nvml_wrapper_sys::bindings::{
     nvmlBrandType_t, nvmlComputeMode_t, nvmlDevice_t, nvmlDeviceArchitecture_t, nvmlEccCounterType_t,
-    nvmlEnableState_t, nvmlEventTypeXidCriticalError, nvmlGpuFabricInfo_t, nvmlGpuTopologyLevel_t,
-    nvmlMemory_t, nvmlMemory_v2_t, nvmlMemoryErrorType_t, nvmlPciInfo_t, nvmlProcessInfo_t,
+    nvmlEnableState_t, nvmlGpuFabricInfo_t, nvmlGpuTopologyLevel_t, nvmlMemory_t, nvmlMemory_v2_t,
+    nvmlMemoryErrorType_t, nvmlPciInfo_t, nvmlProcessInfo_t,
     nvmlReturn_enum_NVML_ERROR_NOT_FOUND as NOT_FOUND, nvmlReturn_t, nvmlTemperatureThresholds_t,
     nvmlUtilization_t,
 };
@@ -274,13 +274,13 @@ pub unsafe extern "C" fn nvmlDeviceGetSupportedEventTypes(
 ) -> nvmlReturn_t {
     match whole_gpu(device) {
         // SAFETY: the caller passes a place for the bits.
-        Ok(_) => unsafe { write(types, nvmlEventTypeXidCriticalError.into()) },
+        Ok(gpu) => unsafe { write(types, folder::event_types(&gpu)) },
         Err(error) => error,
     }
 }
 
 /// The first word and the rest of what is said of a link.
-fn nvlink(device: nvmlDevice_t, link: c_uint) -> Result<(String, String), nvmlReturn_t> {
+pub(crate) fn nvlink(device: nvmlDevice_t, link: c_uint) -> Result<(String, String), nvmlReturn_t> {
     let gpu = whole_gpu(device)?;
     if link >= NVLINKS {
         return Err(INVALID_ARGUMENT);

@@ -19,11 +19,15 @@
 //!     temperature temperature-slowdown degrees Celsius
 //!     power                 milliwatts
 //!     utilization           percent; not supported while MIG is enabled
+//!     process-utilization   one line a sample: <pid> <percent>; not supported without it, or while MIG is enabled
+//!     clocks-event-reasons  nvmlClocksEventReasons
 //!     compute-mode          nvmlComputeMode_t; it is written, too
 //!     ecc-corrected ecc-uncorrected    volatile counters
 //!     recovery-action       nvmlDeviceGpuRecoveryAction_t
 //!     remapped-uncorrected remapped-pending remapped-failure retired-pending nvlink-replay nvlink-recovery
 //!     nvlinks/<n>           `up` or `down`, and the PCI address at the other end
+//!     event-types           nvmlEventType…, what the driver tells by itself of this GPU; without it XIDs alone
+//!     gpm                   if it exists, MIG devices' utilisation is measured
 //!     topology/<uuid>       nvmlGpuTopologyLevel_t to that GPU; one direction is enough
 //!     fabric                the cluster's UUID and the clique
 //!     processes             one line a process: <pid> <MiB or -> <compute, graphics or mps> [<GPU instance> <compute instance>]
@@ -31,9 +35,10 @@
 //!     mig/<uuid>/           one folder a MIG device: MIG-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx, as long as mig-mode is 1
 //!       gi ci               numbers of its GPU instance and compute instance; MIG devices are ordered by them
 //!       profile             1g.5gb
+//!       utilization         percent
 //!       memory-total multiprocessors slices-gi slices-ci engines-copy engines-decoder engines-encoder engines-jpeg engines-ofa
 //!   xids                    one line an event, `<uuid> <xid> [<GPU instance> <compute instance>]` appended at the end; `-` for the
-//!                           UUID names no GPU
+//!                           UUID names no GPU. An event of another kind has `type=<nvmlEventType…>` instead of the number
 //! ```
 //!
 //! A file an attribute; whatever is missing is not supported, and sentinels can be written as they are.
@@ -47,9 +52,10 @@
 mod folder;
 pub mod gpu;
 pub mod mig;
+pub mod usage;
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     ffi::{c_char, c_int, c_uint, c_ulonglong},
     path::PathBuf,
     str::FromStr,
@@ -60,12 +66,13 @@ use std::{
 
 use nvml_wrapper_sys::bindings::{
     field_id::{
-        NVML_FI_DEV_GET_GPU_RECOVERY_ACTION, NVML_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL,
-        NVML_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_TOTAL, NVML_FI_DEV_REMAPPED_FAILURE,
-        NVML_FI_DEV_REMAPPED_PENDING, NVML_FI_DEV_REMAPPED_UNC, NVML_FI_DEV_RETIRED_PENDING,
+        NVML_FI_DEV_ECC_DBE_VOL_TOTAL, NVML_FI_DEV_GET_GPU_RECOVERY_ACTION, NVML_FI_DEV_NVLINK_GET_STATE,
+        NVML_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL, NVML_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_TOTAL,
+        NVML_FI_DEV_REMAPPED_FAILURE, NVML_FI_DEV_REMAPPED_PENDING, NVML_FI_DEV_REMAPPED_UNC,
+        NVML_FI_DEV_RETIRED_PENDING,
     },
-    nvmlDevice_t, nvmlEventData_t, nvmlEventSet_t, nvmlEventTypeXidCriticalError, nvmlFieldValue_t,
-    nvmlPciInfo_t, nvmlReturn_enum_NVML_ERROR_DRIVER_NOT_LOADED as DRIVER_NOT_LOADED,
+    nvmlDevice_t, nvmlEventData_t, nvmlEventSet_t, nvmlFieldValue_t, nvmlPciInfo_t,
+    nvmlReturn_enum_NVML_ERROR_DRIVER_NOT_LOADED as DRIVER_NOT_LOADED,
     nvmlReturn_enum_NVML_ERROR_GPU_IS_LOST as GPU_IS_LOST,
     nvmlReturn_enum_NVML_ERROR_INSUFFICIENT_SIZE as INSUFFICIENT_SIZE,
     nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT as INVALID_ARGUMENT,
@@ -88,8 +95,8 @@ struct Session {
 }
 
 struct EventSet {
-    /// The GPUs whose events are wanted, by UUID.
-    uuids: BTreeSet<String>,
+    /// The kinds of events that are wanted, by the GPU's UUID.
+    kinds: BTreeMap<String, u64>,
     /// How many lines of the event file have been delivered or passed over.
     read: usize,
 }
@@ -241,7 +248,8 @@ fn pci_info(bus_id: &str) -> nvmlPciInfo_t {
 }
 
 /// The fields that the stand-in has, by the files that they are read from.
-const FIELDS: [(c_uint, &str); 7] = [
+const FIELDS: [(c_uint, &str); 8] = [
+    (NVML_FI_DEV_ECC_DBE_VOL_TOTAL, "ecc-uncorrected"),
     (NVML_FI_DEV_GET_GPU_RECOVERY_ACTION, "recovery-action"),
     (NVML_FI_DEV_REMAPPED_UNC, "remapped-uncorrected"),
     (NVML_FI_DEV_REMAPPED_PENDING, "remapped-pending"),
@@ -268,8 +276,12 @@ pub unsafe extern "C" fn nvmlDeviceGetFieldValues(
     }
     // SAFETY: the caller says that there are `count` values, and lends them for the duration of the call.
     for value in unsafe { std::slice::from_raw_parts_mut(values, count) } {
-        let field = FIELDS.iter().find(|(id, _)| *id == value.fieldId);
-        let known = field.and_then(|(_, name)| folder::number::<c_uint>(&gpu, name));
+        let known = if value.fieldId == NVML_FI_DEV_NVLINK_GET_STATE {
+            gpu::nvlink(device, value.scopeId).ok().map(|(state, _)| c_uint::from(state == "up"))
+        } else {
+            let field = FIELDS.iter().find(|(id, _)| *id == value.fieldId);
+            field.and_then(|(_, name)| folder::number::<c_uint>(&gpu, name))
+        };
         match known {
             Some(action) => {
                 value.valueType = UNSIGNED_INT;
@@ -289,29 +301,29 @@ pub unsafe extern "C" fn nvmlEventSetCreate(set: *mut nvmlEventSet_t) -> nvmlRet
     if session.inits == 0 {
         return UNINITIALIZED;
     }
-    session.sets.push(Some(EventSet { uuids: BTreeSet::new(), read: folder::xids().len() }));
+    session.sets.push(Some(EventSet { kinds: BTreeMap::new(), read: folder::events().len() }));
     let handle = session.sets.len() as nvmlEventSet_t;
     // SAFETY: the caller passes a place for the handle.
     unsafe { write(set, handle) }
 }
 
-/// Adds a GPU to an event set. The stand-in has critical XIDs and no other events.
+/// Adds a GPU to an event set.
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlDeviceRegisterEvents(
     device: nvmlDevice_t,
     types: c_ulonglong,
     set: nvmlEventSet_t,
 ) -> nvmlReturn_t {
-    if types != u64::from(nvmlEventTypeXidCriticalError) {
-        return NOT_SUPPORTED;
-    }
     let gpu = match gpu(device) {
         Ok(gpu) => gpu,
         Err(error) => return error,
     };
+    if types & !folder::event_types(&gpu) != 0 {
+        return NOT_SUPPORTED;
+    }
     match session().sets.get_mut((set as usize).wrapping_sub(1)) {
         Some(Some(set)) => {
-            set.uuids.insert(folder::uuid(&gpu));
+            *set.kinds.entry(folder::uuid(&gpu)).or_default() |= types;
             SUCCESS
         }
         _ => INVALID_ARGUMENT,
@@ -355,21 +367,21 @@ pub extern "C" fn nvmlEventSetFree(set: nvmlEventSet_t) -> nvmlReturn_t {
 }
 
 fn next_event(set: nvmlEventSet_t) -> Result<Option<nvmlEventData_t>, nvmlReturn_t> {
-    let xids = folder::xids();
+    let events = folder::events();
     let mut session = session();
     let Session { inits, gpus, sets, .. } = &mut *session;
     if *inits == 0 {
         return Err(UNINITIALIZED);
     }
     let Some(Some(set)) = sets.get_mut((set as usize).wrapping_sub(1)) else { return Err(INVALID_ARGUMENT) };
-    while let Some(folder::Xid { uuid, number, instance }) = xids.get(set.read) {
+    while let Some(folder::Event { uuid, kind, number, instance }) = events.get(set.read) {
         set.read += 1;
         let index = gpus.iter().position(|gpu| folder::uuid(gpu) == *uuid);
-        if uuid == "-" || set.uuids.contains(uuid) {
+        if uuid == "-" || set.kinds.get(uuid).is_some_and(|kinds| kinds & kind != 0) {
             let (gpu, compute) = instance.unwrap_or((c_uint::MAX, c_uint::MAX));
             return Ok(Some(nvmlEventData_t {
                 device: index.map_or(0, |index| index + 1) as nvmlDevice_t,
-                eventType: nvmlEventTypeXidCriticalError.into(),
+                eventType: *kind,
                 eventData: *number,
                 gpuInstanceId: gpu,
                 computeInstanceId: compute,

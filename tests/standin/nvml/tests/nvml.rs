@@ -2,7 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "every function here is part of a test")]
 
-use std::{fs, future::Future, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs,
+    future::Future,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use spillway_device_plugin::{
     config::{Config, Overrides},
@@ -33,7 +39,7 @@ impl Machine {
         let dev = base.path().join("dev");
         fs::create_dir(&dev).unwrap();
         fs::create_dir(dev.join("nvidia-caps")).unwrap();
-        for (path, ..) in standin::device_nodes(4, 0) {
+        for (path, ..) in standin::device_nodes(count.max(4), 0) {
             fs::write(dev.join(path.trim_start_matches("/dev/")), "").unwrap();
         }
         let gpus = GpuStandin::at(base.path());
@@ -48,7 +54,8 @@ impl Machine {
             dev: self.base.path().join("dev"),
             proc: self.base.path().join("proc"),
         };
-        let yaml = format!("gpu: {{recoverySeconds: 1}}\n{}", self.config);
+        let quick = if self.config.contains("recoverySeconds") { "" } else { "gpu: {recoverySeconds: 1}\n" };
+        let yaml = format!("{quick}{}", self.config);
         let config = Config::load("test.yaml", yaml.as_bytes(), &Overrides::default()).unwrap().config;
         let root = self.base.path().join("driver");
         let backend = NvmlBackend::new(root, roots, self.interval, Arc::new(config));
@@ -295,13 +302,96 @@ async fn what_wears_out_is_unhealthy_until_it_is_mended() {
                 ("remapped-pending", "1", "0", "next reset"),
                 ("retired-pending", "1", "0", "retired"),
                 ("nvlinks/2", "down", "up 00000000:11:00.0", "NVLink 2 is down"),
-                ("temperature", "91", "60", "slows down from 90"),
+                ("temperature", "91", "60", "slows down (from 90"),
             ] {
                 machine.gpus.set(0, attribute, broken).unwrap();
                 machine.until(&[(0, Some(part)), (1, None)]).await;
                 machine.gpus.set(0, attribute, sane).unwrap();
                 machine.until(&[(0, None), (1, None)]).await;
             }
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn every_fault_is_noticed_between_looks() {
+    let faults = [
+        ("ecc-uncorrected", "1", "1 new uncorrected"),
+        ("remapped-failure", "1", "no spare rows"),
+        ("remapped-pending", "1", "next reset"),
+        ("retired-pending", "1", "retired"),
+        ("nvlinks/7", "down", "NVLink 7 is down"),
+        ("nvlink-recovery", "3", "2 new NVLink recovery errors"),
+        ("temperature", "91", "slows down (from 90"),
+        ("clocks-event-reasons", "64", "hardware slows it down"),
+        ("recovery-action", "1", "a reset of the GPU"),
+        ("lost", "", "lost"),
+    ];
+    let count = u32::try_from(faults.len()).unwrap();
+    let mut machine = Machine::with_gpus(count);
+    // Looks are rare: only its pulse can tell it.
+    machine.interval = Duration::from_mins(10);
+    machine.config = "gpu: {recoverySeconds: 3600}";
+    for gpu in 0..count {
+        machine.gpus.set(gpu, "nvlinks/7", "up 00000000:11:00.0").unwrap();
+        machine.gpus.set(gpu, "nvlink-recovery", 1).unwrap();
+    }
+    machine
+        .run(async {
+            let mut expected: Vec<_> = (0..count).map(|gpu| (gpu, None)).collect();
+            machine.until(&expected).await;
+            for (gpu, (attribute, broken, part)) in (0..).zip(faults) {
+                let begin = Instant::now();
+                machine.gpus.set(gpu, attribute, broken).unwrap();
+                expected[gpu as usize].1 = Some(part);
+                machine.until(&expected).await;
+                println!("{attribute}: {} ms", begin.elapsed().as_millis());
+            }
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn what_a_newer_driver_tells_is_acted_upon_at_once() {
+    let mut machine = Machine::with_gpus(3);
+    machine.interval = Duration::from_mins(10);
+    machine.config = "gpu: {recoverySeconds: 3600}";
+    // All kinds, and on the second only those of old drivers.
+    machine.gpus.set(0, "event-types", 0xff9f).unwrap();
+    machine.gpus.set(1, "event-types", 0x1f).unwrap();
+    machine
+        .run(async {
+            machine.until(&[(0, None), (1, None), (2, None)]).await;
+            for gpu in 0..3 {
+                machine.gpus.tell(gpu, 0x10).unwrap();
+                machine.gpus.tell(gpu, 0x4000).unwrap();
+            }
+            machine.until(&[(0, Some("unavailable")), (1, None), (2, None)]).await;
+            machine.gpus.xid(1, 79).unwrap();
+            machine.gpus.xid(2, 48).unwrap();
+            machine.until(&[(0, Some("unavailable")), (1, Some("XID 79")), (2, Some("XID 48"))]).await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_compute_instance_that_takes_anothers_place_is_noticed_between_looks() {
+    let small = [1, 2].map(|gi| MigStandin::new(gi, "1g.5gb"));
+    let mut machine = Machine::with_gpus(1);
+    machine.interval = Duration::from_mins(10);
+    machine.config = "flags: {migStrategy: mixed}";
+    machine.set_mig(0, &small);
+    let offered = |first: String| {
+        let mut offered = [first, small[1].uuid(0)].map(|uuid| format!("{uuid} mig-1g.5gb"));
+        offered.sort();
+        offered
+    };
+    machine
+        .run(async {
+            machine.until_offered(&offered(small[0].uuid(0))).await;
+            let other = machine.gpus.replace_mig(0, small[0]).unwrap();
+            assert_ne!(other, small[0].uuid(0));
+            machine.until_offered(&offered(other)).await;
         })
         .await;
 }

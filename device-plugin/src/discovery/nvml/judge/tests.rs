@@ -1,9 +1,15 @@
 use std::collections::BTreeMap;
 
+use nvml_wrapper_sys::bindings::{
+    nvmlEventMigConfigChange, nvmlEventTypeClock, nvmlEventTypeDoubleBitEccError,
+    nvmlEventTypeGpuRecoveryAction, nvmlEventTypeGpuUnavailableError, nvmlEventTypeXidCriticalError,
+};
+
 use super::*;
 use crate::discovery::nvml::{
     look::Fixed,
     mig::{Mig, Profile},
+    vitals::Vitals,
 };
 
 const QUIET: Duration = Duration::from_mins(5);
@@ -60,9 +66,21 @@ impl Machine {
     fn xid(&mut self, gpu: Option<u32>, xid: u64, instance: Option<u32>) -> bool {
         let event = Event {
             uuid: gpu.map(|minor| format!("GPU-{minor}")),
+            kind: nvmlEventTypeXidCriticalError.into(),
             xid: Some(xid),
             gpu_instance: instance,
             compute_instance: instance.map(|_| 0),
+        };
+        self.judge.event(&event, &self.rules, self.now) == Urgency::Tell
+    }
+
+    fn event(&mut self, gpu: u32, kind: u32) -> Urgency {
+        let event = Event {
+            uuid: Some(format!("GPU-{gpu}")),
+            kind: kind.into(),
+            xid: None,
+            gpu_instance: Some(2),
+            compute_instance: Some(0),
         };
         self.judge.event(&event, &self.rules, self.now)
     }
@@ -81,7 +99,7 @@ fn gpu(minor: u32) -> Gpu {
         },
         mig: Mig::Incapable,
         readings: Readings { temperature_celsius: Some(40), ..Readings::default() },
-        conditions: Vec::new(),
+        vitals: Vitals::default(),
     }
 }
 
@@ -217,10 +235,10 @@ fn a_lost_gpu_stays_listed_and_a_gone_one_does_not() {
 #[test]
 fn a_gpu_recovers_only_when_the_driver_asks_for_nothing() {
     let mut machine = Machine::new();
-    let asking = Gpu { conditions: vec!["the driver asks for a reset of the GPU".to_owned()], ..gpu(0) };
+    let asking = Gpu { vitals: Vitals::asking_for_a_reset(), ..gpu(0) };
     assert_eq!(
         health(&machine.see(std::slice::from_ref(&asking)), "GPU-0"),
-        unhealthy(&asking.conditions[0])
+        unhealthy("the driver asks for a reset of the GPU")
     );
     machine.now += QUIET * 2;
     assert_eq!(sick(&machine.see(&[asking])), ["GPU-0"]);
@@ -286,6 +304,28 @@ fn an_xid_hits_what_it_names() {
     let devices = machine.see(&gpus);
     let counted = &devices.last().unwrap().accelerator.readings.xids;
     assert_eq!(*counted, BTreeMap::from([(13, 1), (48, 2), (79, 1)]), "ignored ones are counted, too");
+}
+
+#[test]
+fn events_of_newer_drivers_are_faults_or_ask_for_an_answer() {
+    let mut machine = Machine::with(MigStrategy::Mixed);
+    let gpus = [partitioned(0, &["1g.5gb", "1g.5gb"]), gpu(1)];
+    machine.see(&gpus);
+    for (kind, urgency) in [
+        (nvmlEventTypeDoubleBitEccError, Urgency::Ask),
+        (nvmlEventTypeGpuRecoveryAction, Urgency::Ask),
+        (nvmlEventMigConfigChange, Urgency::Look),
+        (nvmlEventTypeClock, Urgency::None),
+        // Without its number an XID says nothing.
+        (nvmlEventTypeXidCriticalError, Urgency::None),
+    ] {
+        assert_eq!(machine.event(0, kind), urgency, "{kind}");
+    }
+    assert_eq!(sick(&machine.see(&gpus)), [""; 0]);
+    assert_eq!(machine.event(0, nvmlEventTypeGpuUnavailableError), Urgency::Tell);
+    let devices = machine.see(&gpus);
+    assert_eq!(sick(&devices), ["MIG-0-1", "MIG-0-2"], "it is the GPU's, whichever instance is named");
+    assert_eq!(health(&devices, "MIG-0-1"), unhealthy("the driver says that it is unavailable"));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use crate::{
     discovery::nvml::{
         look::Fixed,
         mig::{Attributes, Mig, Profile},
+        vitals::Vitals,
     },
 };
 
@@ -22,7 +23,7 @@ fn gpu(number: u32, mig: Mig) -> Gpu {
         },
         mig,
         readings: Readings::default(),
-        conditions: Vec::new(),
+        vitals: Vitals::default(),
     }
 }
 
