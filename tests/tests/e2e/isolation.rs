@@ -2,6 +2,8 @@
 //! through fails with ENXIO, one that is refused with EPERM. The machines' pods are below a `--cgroup-root`, on a host with cgroup v2 or with
 //! both versions side by side.
 
+mod lasting;
+
 use anyhow::{Context as _, bail, ensure};
 use spillway_tests::standin::GpuStandin;
 
@@ -15,8 +17,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("isolation::no_pod_reaches_anothers_accelerator", no_pod_reaches_anothers_accelerator),
     ("isolation::every_kind_of_pod_gets_its_own", every_kind_of_pod_gets_its_own),
     ("isolation::a_device_passes_on_when_its_pod_has_ended", a_device_passes_on_when_its_pod_has_ended),
-    ("isolation::it_outlives_agent_and_kubelet_and_is_put_back", it_outlives_and_is_put_back),
-    ("isolation::nothing_is_left_when_the_chart_goes", nothing_is_left_when_the_chart_goes),
+    ("isolation::it_outlives_agent_and_kubelet_and_is_put_back", lasting::it_outlives_and_is_put_back),
+    ("isolation::a_denial_is_one_event_for_each_pod_and_device", a_denial_is_one_event),
+    ("isolation::while_the_agent_is_away_it_stays_or_goes_as_was_set", lasting::while_the_agent_is_away),
+    ("isolation::nothing_is_left_when_the_chart_goes", lasting::nothing_is_left_when_the_chart_goes),
 ];
 
 const LET_THROUGH: &str = "ENXIO";
@@ -323,77 +327,56 @@ fn a_device_passes_on_when_its_pod_has_ended(pool: &Pool) -> anyhow::Result<()> 
     expect(&namespace, "new", &format!("/dev/nvidia{minor}"), LET_THROUGH)
 }
 
-fn it_outlives_and_is_put_back(pool: &Pool) -> anyhow::Result<()> {
-    settle(pool)?;
-    let namespace = pool.namespace("outlive")?;
-    let own = holder(&namespace, "holder")?;
-    greedy(&namespace, "greedy", "")?;
-    let (own, other) = (format!("/dev/nvidia{own}"), format!("/dev/nvidia{}", 1 - own));
-    let unchanged = |when: &str| {
-        let check = || {
-            expect(&namespace, "holder", &own, LET_THROUGH)?;
-            expect(&namespace, "holder", &other, REFUSED)?;
-            expect(&namespace, "greedy", &own, REFUSED)
-        };
-        check().context(when.to_owned())
-    };
-    unchanged("before")?;
-    let agent = || pool.on(DEDICATED, "pidof spillway-agent || true");
-    let before = agent()?;
-    pool.on(DEDICATED, "kill -9 $(pidof spillway-agent)")?;
-    unchanged("without an agent")?;
-    wait("another agent to run", || {
-        let now = agent()?;
-        Ok((!now.trim().is_empty() && now != before).then_some(()))
-    })?;
-    wait_offered(pool, GPU, 2, 2)?;
-    unchanged("with another agent")?;
-    pool.cluster.restart(DEDICATED, "kubelet")?;
-    wait("the kubelet to answer", || open(&namespace, "holder", &own).map(Some))?;
-    unchanged("after a restart of the kubelet")?;
-    wait_offered(pool, GPU, 2, 2)?;
-    unchanged("when the kubelet has its devices again")?;
+/// The events about denials in a namespace: whose, which, of what, and how often it was told again.
+fn denials_told(namespace: &Namespace<'_>) -> anyhow::Result<Vec<String>> {
+    let fields = "jsonpath={range .items[*]}{.regarding.kind} {.regarding.name} {.reason} {.note} {.series.count}{\"\\n\"}{end}";
+    let events = namespace.kubectl(&["get", "events.events.k8s.io", "-o", fields])?;
+    let mut told: Vec<_> = events
+        .lines()
+        .filter(|line| line.contains(" AcceleratorDen"))
+        .map(|line| line.trim().to_owned())
+        .collect();
+    told.sort();
+    Ok(told)
+}
 
-    // An agent that runs would put it back: the command refuses. Where it can't know of it, the filter is taken away for a moment.
-    let agent = "/opt/spillway/build/spillway-agent";
-    let refused = pool.on(DEDICATED, &format!("{agent} uninstall"));
-    ensure!(
-        refused.is_err_and(|error| format!("{error:#}").contains("an agent runs on this machine")),
-        "not refused"
-    );
-    let restored = "spillway_isolation_restored_total";
-    let earlier = metric(pool, restored)?.unwrap_or(0);
-    pool.on(
-        DEDICATED,
-        &format!("mkdir -p /tmp/elsewhere && {agent} --device-plugin-dir /tmp/elsewhere uninstall"),
-    )?;
-    wait("the filter to be put back", || Ok((metric(pool, restored)? > Some(earlier)).then_some(())))?;
-    unchanged("after it was put back")?;
-    let pins = pool.on(DEDICATED, "ls /sys/fs/bpf/spillway")?;
-    ensure!(pins.split_whitespace().eq(["allowed", "denied", "link"]), "the pins are {pins}");
+fn denied(pod: &str, reason: &str, what: &str, node: &str) -> String {
+    format!("Pod {pod} {reason} it {what} {node}, which it was not given")
+}
 
-    // Access ends with the pod: nothing of it is left in the way of the next one.
-    namespace.kubectl(&["delete", "pod", "holder"])?;
-    let next = format!("/dev/nvidia{}", holder(&namespace, "next")?);
-    expect(&namespace, "next", &next, LET_THROUGH)?;
+fn wait_told(namespace: &Namespace<'_>, expected: &[String]) -> anyhow::Result<()> {
+    let mut last = Vec::new();
+    wait("the denials to be told", || {
+        last = denials_told(namespace)?;
+        Ok((last.len() >= expected.len()).then_some(()))
+    })
+    .with_context(|| format!("last: {last:?}"))?;
+    ensure!(last == expected, "told was {last:#?} instead of {expected:#?}");
     Ok(())
 }
 
-fn nothing_is_left_when_the_chart_goes(pool: &Pool) -> anyhow::Result<()> {
+fn a_denial_is_one_event(pool: &Pool) -> anyhow::Result<()> {
     settle(pool)?;
-    let namespace = pool.namespace("gone")?;
-    greedy(&namespace, "greedy", "")?;
-    expect(&namespace, "greedy", "/dev/nvidia0", REFUSED)?;
-    let gone = pool.cluster.helm(&["uninstall", "spillway", "--namespace", "spillway-system", "--wait"]);
-    let pins = pool.on(DEDICATED, "ls -A /sys/fs/bpf");
-    let opened = expect(&namespace, "greedy", "/dev/nvidia0", LET_THROUGH);
-    // The other tests need it again, whatever came of this one.
-    pool.cluster.install_chart(&[])?;
-    gone.context("helm uninstall")?;
-    opened?;
-    let pins = pins?;
-    ensure!(!pins.contains("spillway"), "the pins of isolation are left: {pins}");
-    // With the chart's own default: audited, so that what would be refused is only counted.
-    wait_offered(pool, GPU, 2, 2)?;
-    expect(&namespace, "greedy", "/dev/nvidia0", LET_THROUGH)
+    let namespace = pool.namespace("told")?;
+    greedy(&namespace, "first", "")?;
+    greedy(&namespace, "second", "")?;
+    for (pod, nodes) in [("first", ["nvidia0", "nvidia0", "nvidia1"]), ("second", ["nvidia0"; 3])] {
+        for node in nodes {
+            expect(&namespace, pod, &format!("/dev/{node}"), REFUSED)?;
+        }
+    }
+    let event =
+        |pod: &str, node: &str| denied(pod, "AcceleratorDenied", "was refused", &format!("/dev/{node}"));
+    wait_told(
+        &namespace,
+        &[event("first", "nvidia0"), event("first", "nvidia1"), event("second", "nvidia0")],
+    )?;
+    // Later, too, there is no second one: what is told of another device afterwards is told behind it.
+    expect(&namespace, "first", "/dev/nvidia0", REFUSED)?;
+    let count = r#"spillway_isolation_denials_total{namespace="told",pod="first",node="/dev/nvidia0"}"#;
+    wait("the denial to be counted", || Ok((metric(pool, count)? == Some(3)).then_some(())))
+        .with_context(|| format!("last: {:?}", metric(pool, count)))?;
+    expect(&namespace, "second", "/dev/nvidia1", REFUSED)?;
+    let all = [("first", "nvidia0"), ("first", "nvidia1"), ("second", "nvidia0"), ("second", "nvidia1")];
+    wait_told(&namespace, &all.map(|(pod, node)| event(pod, node)))
 }
