@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::Write as _,
+    path::Path,
     process::Stdio,
     time::{Duration, Instant},
 };
@@ -45,12 +46,8 @@ impl Agent {
     }
 
     /// Resident memory.
-    pub(crate) fn resident_mib(&self) -> anyhow::Result<f64> {
-        let status = self.file("status")?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kibibytes: f64 =
-            line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).context("no VmRSS")?;
-        Ok(kibibytes / 1024.0)
+    pub(crate) fn memory(&self) -> anyhow::Result<Memory> {
+        Ok(Memory::of(&self.file("smaps")?))
     }
 
     /// Time on a CPU, of all threads, in nanoseconds.
@@ -65,12 +62,67 @@ impl Agent {
         Ok(sum)
     }
 
-    /// How much of one CPU it uses during `span`.
-    pub(crate) async fn cpu_percent(&self, span: Duration) -> anyhow::Result<f64> {
-        let (before, began) = (self.on_cpu()?, Instant::now());
+    /// How much of one CPU it uses during `span`, and how much of that the stand-in of NVML does, which adds up its time in the file `spent`.
+    pub(crate) async fn idle(&self, span: Duration, spent: &Path) -> anyhow::Result<Idle> {
+        let standin = || -> anyhow::Result<u64> {
+            let bytes = fs::read(spent).with_context(|| format!("can't read {}", spent.display()))?;
+            Ok(u64::from_ne_bytes(bytes[..].try_into().context("no number of 64 bits")?))
+        };
+        let (before, standin_before, began) = (self.on_cpu()?, standin()?, Instant::now());
         tokio::time::sleep(span).await;
-        let used = Duration::from_nanos(self.on_cpu()?.saturating_sub(before));
-        Ok(100.0 * used.as_secs_f64() / began.elapsed().as_secs_f64())
+        let (after, standin_after) = (self.on_cpu()?, standin()?);
+        let percent = |before: u64, after: u64| {
+            let used = Duration::from_nanos(after.saturating_sub(before));
+            100.0 * used.as_secs_f64() / began.elapsed().as_secs_f64()
+        };
+        Ok(Idle { percent: percent(before, after), standin_percent: percent(standin_before, standin_after) })
+    }
+}
+
+/// Time on a CPU, in percent of one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Idle {
+    pub(crate) percent: f64,
+    pub(crate) standin_percent: f64,
+}
+
+/// Resident memory in MiB, and what it is made of.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Memory {
+    pub(crate) resident: f64,
+    /// Heap, stacks, and what a program or library has changed of its own data.
+    pub(crate) anonymous: f64,
+    /// Pages of the program's file; the kernel drops them when it needs room.
+    pub(crate) program: f64,
+    /// Pages of libraries' files, which other processes use, too.
+    pub(crate) libraries: f64,
+}
+
+impl Memory {
+    /// Reads `/proc/PID/smaps` (proc(5)).
+    fn of(smaps: &str) -> Self {
+        let mut sum = Self::default();
+        let (mut library, mut resident) = (false, 0.0);
+        for line in smaps.lines() {
+            let mut words = line.split_whitespace();
+            let value =
+                |word: Option<&str>| word.and_then(|word| word.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0;
+            match words.next() {
+                Some("Rss:") => resident = value(words.next()),
+                Some("Anonymous:") => {
+                    let anonymous = value(words.next());
+                    sum.resident += resident;
+                    sum.anonymous += anonymous;
+                    *(if library { &mut sum.libraries } else { &mut sum.program }) += resident - anonymous;
+                }
+                // A mapping's first line: addresses, permissions, offset, device, inode, path.
+                Some(word) if !word.ends_with(':') => {
+                    library = words.nth(4).is_some_and(|path| path.contains(".so"))
+                }
+                _ => {}
+            }
+        }
+        sum
     }
 }
 
@@ -104,4 +156,27 @@ pub(crate) async fn sicken(kubelet: &StandinKubelet, measure: &Measure) -> anyho
         longest = longest.max(Some(began.elapsed()));
     }
     Ok(longest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_told_apart_by_what_is_behind_it() {
+        let mapping = |first: &str, rss: u32, anonymous: u32| {
+            format!(
+                "{first}\nSize: 9999 kB\nRss: {rss} kB\nPss: 1 kB\nAnonymous: {anonymous} kB\nVmFlags: rd mr\n"
+            )
+        };
+        let smaps = [
+            mapping("5560-5570 r-xp 00000000 fe:00 12 /usr/bin/spillway-agent", 3072, 0),
+            mapping("5570-5580 rw-p 00000000 fe:00 12 /usr/bin/spillway-agent", 1024, 512),
+            mapping("5590-55a0 rw-p 00000000 00:00 0 [heap]", 1024, 1024),
+            mapping("7f00-7f10 r-xp 00000000 fe:00 13 /usr/lib/libc.so.6", 2048, 0),
+            mapping("7f20-7f30 rw-p 00000000 00:00 0", 512, 512),
+        ];
+        let expected = Memory { resident: 7.5, anonymous: 2.0, program: 3.5, libraries: 2.0 };
+        assert_eq!(Memory::of(&smaps.concat()), expected);
+    }
 }

@@ -45,6 +45,9 @@ struct Measure {
     /// The kubelet's device plugin folder, which the agent is told by its command line.
     #[arg(long)]
     folder: PathBuf,
+    /// Where the stand-in of NVML adds up its CPU time.
+    #[arg(long)]
+    spent: PathBuf,
     /// The resource that is asked for.
     #[arg(long)]
     resource: String,
@@ -102,18 +105,22 @@ impl Measure {
         let (agent, registered) = agent::Agent::start(&self.agent, &kubelet, self).await?;
         let unhealthy = agent::sicken(&kubelet, self).await?;
         let latencies = wire::measure(&kubelet, self).await?;
-        let resident = agent.resident_mib()?;
+        let memory = agent.memory()?;
         drop(kubelet);
         let kubelet = standin_kubelet::StandinKubelet::start(&self.folder);
         let reregistered = agent::listed(&kubelet, self).await?;
         tokio::time::sleep(Duration::from_secs(3)).await;
-        let idle_cpu_percent = agent.cpu_percent(Duration::from_secs(self.idle_seconds)).await?;
+        let idle = agent.idle(Duration::from_secs(self.idle_seconds), &self.spent).await?;
         Ok(serde_json::json!({
             "registered_s": registered.as_secs_f64(),
             "reregistered_s": reregistered.as_secs_f64(),
             "unhealthy_s": unhealthy.map(|unhealthy| unhealthy.as_secs_f64()),
-            "rss_mib": resident,
-            "idle_cpu_percent": idle_cpu_percent,
+            "rss_mib": memory.resident,
+            "anonymous_mib": memory.anonymous,
+            "program_mib": memory.program,
+            "libraries_mib": memory.libraries,
+            "idle_cpu_percent": idle.percent,
+            "standin_cpu_percent": idle.standin_percent,
             "allocate": latencies.allocate.json(),
             "allocate_echo": latencies.allocate_echo.json(),
             "preferred": latencies.preferred.json(),

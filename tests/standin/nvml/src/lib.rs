@@ -37,6 +37,7 @@
 //!       profile             1g.5gb
 //!       utilization         percent
 //!       memory-total multiprocessors slices-gi slices-ci engines-copy engines-decoder engines-encoder engines-jpeg engines-ofa
+//!   spent                   if it exists when the library is loaded and has 8 bytes: the CPU time of answering, in nanoseconds, is added to it
 //!   xids                    one line an event, `<uuid> <xid> [<GPU instance> <compute instance>]` appended at the end; `-` for the
 //!                           UUID names no GPU. An event of another kind has `type=<nvmlEventType…>` instead of the number
 //! ```
@@ -52,6 +53,7 @@
 mod folder;
 pub mod gpu;
 pub mod mig;
+mod spent;
 pub mod usage;
 
 use std::{
