@@ -67,7 +67,7 @@ mod tests {
             id: DeviceId::new("GPU-0").unwrap(),
             resource: resource.clone(),
             health: Health::Healthy,
-            nodes: Vec::new(),
+            nodes: [].into(),
             listed_in: None,
             accelerator: Arc::new(Accelerator::new(DeviceId::new("GPU-0").unwrap())),
             partition: None,

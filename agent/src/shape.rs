@@ -83,7 +83,7 @@ mod tests {
             id: DeviceId::new(id).unwrap(),
             resource: resource.clone(),
             health: Health::Healthy,
-            nodes: Vec::new(),
+            nodes: [].into(),
             listed_in: None,
             accelerator: Arc::new(Accelerator { numa_node, ..Accelerator::new(DeviceId::new(id).unwrap()) }),
             partition: None,

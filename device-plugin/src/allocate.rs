@@ -102,7 +102,7 @@ pub fn allocate<'a>(
 
     let mut answer = ContainerAllocateResponse::default();
     let plugin = &manner.flags.plugin;
-    let mut nodes: BTreeSet<&PathBuf> = unlisted.iter().flat_map(|device| &device.nodes).collect();
+    let mut nodes: BTreeSet<&PathBuf> = unlisted.iter().flat_map(|device| device.nodes.iter()).collect();
     if !listed.is_empty() {
         by_cdi(plugin, resource, &listed, &mut answer);
         if manner.way == Some(Way::Mps) {
@@ -113,7 +113,7 @@ pub fn allocate<'a>(
             by_list(plugin, &listed, &mut answer);
             features(manner.flags, &mut answer);
             if plugin.pass_device_specs {
-                nodes.extend(listed.iter().flat_map(|device| &device.nodes));
+                nodes.extend(listed.iter().flat_map(|device| device.nodes.iter()));
             }
         }
     }

@@ -114,8 +114,11 @@ pub(crate) fn qualified_name(strategy: DeviceIdStrategy, device: &Device) -> Str
 
 fn spec(devices: &[&Device], mounts: Vec<Mount>) -> Option<Spec> {
     let nodes = |devices: &[&Device]| {
-        let mut paths: Vec<_> =
-            devices.iter().flat_map(|device| &device.nodes).map(|path| path.display().to_string()).collect();
+        let mut paths: Vec<_> = devices
+            .iter()
+            .flat_map(|device| device.nodes.iter())
+            .map(|path| path.display().to_string())
+            .collect();
         paths.sort();
         paths.dedup();
         let device_nodes = paths.into_iter().map(|path| Node { path, permissions: "rw" }).collect();

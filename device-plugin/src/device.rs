@@ -50,13 +50,13 @@ impl fmt::Display for DeviceId {
 
 /// An extended resource's name, such as `nvidia.com/gpu`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ResourceName(String);
+pub struct ResourceName(Arc<str>);
 
 impl ResourceName {
     /// Takes `name` if a kubelet would (`IsExtendedResourceName` in `pkg/apis/core/v1/helper`).
     pub fn new(name: impl Into<String>) -> Result<Self, NameError> {
         let name = name.into();
-        if is_extended_resource(&name) { Ok(Self(name)) } else { Err(NameError::ResourceName(name)) }
+        if is_extended_resource(&name) { Ok(Self(name.into())) } else { Err(NameError::ResourceName(name)) }
     }
 
     /// The name as pods spell it.
@@ -220,7 +220,7 @@ pub struct Device {
     /// Whether it may be handed out.
     pub health: Health,
     /// The host's device nodes that a container needs to use it, those that it shares with its siblings included.
-    pub nodes: Vec<PathBuf>,
+    pub nodes: Arc<[PathBuf]>,
     /// The environment variable in which the vendor's software expects the IDs of a container's devices, if there is one.
     pub listed_in: Option<&'static str>,
     /// The accelerator that it is, or is a part of.

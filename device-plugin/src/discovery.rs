@@ -20,11 +20,12 @@ use std::{
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
+        mpsc::Receiver,
     },
     time::{Duration, Instant},
 };
 
-use tokio::{runtime::Handle, sync::watch, time::timeout};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use {kinds::run, supervise::supervise};
@@ -135,9 +136,10 @@ pub struct Reporter {
     backend: &'static str,
     inventory: watch::Sender<Inventory>,
     last_sign: Arc<Mutex<Instant>>,
-    runtime: Handle,
     /// Its own: it is told to stop when it is given up, too.
     stop: CancellationToken,
+    /// Hung up on when it is to stop, which ends a pause: a thread that waits here wakes nobody else.
+    pausing: Receiver<()>,
     given_up: Arc<AtomicBool>,
 }
 
@@ -172,8 +174,7 @@ impl Reporter {
 
     /// Waits, but no longer than until it is time to stop.
     pub fn pause(&self, duration: Duration) {
-        // The timer is made inside the runtime, which this thread is not in.
-        let _ = self.runtime.block_on(async { timeout(duration, self.stop.cancelled()).await });
+        let _ = self.pausing.recv_timeout(duration);
         self.alive();
     }
 
@@ -204,13 +205,15 @@ fn publish(
         for device in refused {
             tracing::warn!(device.id = %device.id, resource = %device.resource, "device listed twice: the second is ignored");
         }
+        if next == *current {
+            return false;
+        }
         for change in next.changes(current) {
             log(&change);
         }
         log_refused(current, &next);
-        let modified = next != *current;
         *current = next;
-        modified
+        true
     });
 }
 

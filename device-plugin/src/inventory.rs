@@ -23,12 +23,13 @@ pub enum BackendState {
     Unavailable(String),
 }
 
+/// Shared by all copies of an inventory: shares of devices can be thousands.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Part {
     state: BackendState,
-    found: Vec<Device>,
-    offer: Offer,
-    labels: BTreeMap<String, String>,
+    found: Arc<[Device]>,
+    offer: Arc<Offer>,
+    labels: Arc<BTreeMap<String, String>>,
 }
 
 /// Programs without which a resource's replicas are of no use, by the resource: running, or why not.
@@ -85,8 +86,8 @@ impl Inventory {
 
     fn offer_anew(&mut self) {
         for part in self.parts.values_mut() {
-            part.offer = self.rules.offer(&part.found);
-            for device in &mut part.offer.devices {
+            let mut offer = self.rules.offer(&part.found);
+            for device in &mut offer.devices {
                 let served = device.replica.is_some() && self.rules.need_service(&device.resource);
                 if !served || !device.health.is_healthy() {
                     continue;
@@ -98,6 +99,7 @@ impl Inventory {
                 };
                 device.health = Health::Unhealthy(trouble);
             }
+            part.offer = Arc::new(offer);
         }
     }
 
@@ -132,8 +134,11 @@ impl Inventory {
         }
         let mut next = self.clone();
         let part = next.parts.entry(backend).or_default();
-        (part.state, part.found) = (state, kept.into_values().collect());
-        next.offer_anew();
+        part.state = state;
+        if !part.found.iter().eq(kept.values()) {
+            part.found = kept.into_values().collect();
+            next.offer_anew();
+        }
         (next, refused)
     }
 
@@ -157,13 +162,14 @@ impl Inventory {
     #[must_use]
     pub fn with_labels(&self, backend: &'static str, labels: BTreeMap<String, String>) -> Self {
         let mut next = self.clone();
-        next.parts.entry(backend).or_default().labels = labels;
+        next.parts.entry(backend).or_default().labels = Arc::new(labels);
         next
     }
 
     /// What the back ends say of the machine as a whole, as node labels; keys and values have the syntax of labels.
     pub fn labels(&self) -> BTreeMap<String, String> {
-        self.parts.values().flat_map(|part| part.labels.clone()).collect()
+        let all = self.parts.values().flat_map(|part| part.labels.iter());
+        all.map(|(key, value)| (key.clone(), value.clone())).collect()
     }
 
     /// All devices as they are offered, in a stable order.
@@ -173,7 +179,7 @@ impl Inventory {
 
     /// All devices as they were found: without replicas, by their first names.
     pub fn found(&self) -> impl Iterator<Item = &Device> {
-        self.parts.values().flat_map(|part| &part.found)
+        self.parts.values().flat_map(|part| part.found.iter())
     }
 
     /// The devices that one back end found.
@@ -188,7 +194,8 @@ impl Inventory {
 
     /// Every resource that has a device, healthy or not.
     pub fn resources(&self) -> BTreeSet<ResourceName> {
-        self.devices().map(|device| device.resource.clone()).collect()
+        let distinct: BTreeSet<_> = self.devices().map(|device| &device.resource).collect();
+        distinct.into_iter().cloned().collect()
     }
 
     /// How each back end is doing.
@@ -239,7 +246,7 @@ pub(crate) mod tests {
             id: DeviceId::new(id).unwrap(),
             resource: ResourceName::new(resource).unwrap(),
             health: Health::Healthy,
-            nodes: vec![format!("/dev/{id}").into(), "/dev/shared".into()],
+            nodes: [format!("/dev/{id}").into(), "/dev/shared".into()].into(),
             listed_in: None,
             accelerator: Arc::new(Accelerator { numa_node, ..Accelerator::new(DeviceId::new(id).unwrap()) }),
             partition: None,

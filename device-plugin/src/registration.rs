@@ -40,8 +40,10 @@ const SUFFIX: &str = ".sock";
 /// Written and removed at once, to learn whether the folder can be written to.
 const PROBE: &str = ".spillway-probe";
 
-/// inotify tells of changes at once. It can lose them, or be unavailable: so the sockets are looked at in any case this often.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// inotify tells of changes at once. It can lose them: so the sockets are looked at in any case this often; and this often where it is not
+/// available.
+const LOOK_EVERY: Duration = Duration::from_secs(3);
+const LOOK_WITHOUT_INOTIFY_EVERY: Duration = Duration::from_millis(500);
 /// How soon a failed Register is tried again, at first and at most. Any change in the folder brings it forward.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// After our stream has ended and the kubelet has hung up, it still marks the resource as disconnected; a registration that arrives
@@ -82,7 +84,7 @@ pub struct KubeletFolder {
     path: PathBuf,
     /// Ticks at every change in the folder; never, where inotify is not available.
     changes: watch::Sender<()>,
-    _watcher: Option<notify::RecommendedWatcher>,
+    watcher: Option<notify::RecommendedWatcher>,
     _lock: File,
 }
 
@@ -116,10 +118,14 @@ impl KubeletFolder {
         })
         .and_then(|mut watcher| watcher.watch(path, RecursiveMode::NonRecursive).map(|()| watcher))
         .inspect_err(|error| {
-            tracing::warn!(folder = %path.display(), %error, "inotify is not available: looking every {LOOK_EVERY:?} instead");
+            tracing::warn!(folder = %path.display(), %error, "inotify is not available: looking every {LOOK_WITHOUT_INOTIFY_EVERY:?} instead");
         })
         .ok();
-        Ok(Self { path: path.to_owned(), changes, _watcher: watcher, _lock: lock })
+        Ok(Self { path: path.to_owned(), changes, watcher, _lock: lock })
+    }
+
+    fn look_every(&self) -> Duration {
+        if self.watcher.is_some() { LOOK_EVERY } else { LOOK_WITHOUT_INOTIFY_EVERY }
     }
 
     fn kubelet(&self) -> PathBuf {
@@ -297,7 +303,7 @@ impl Registration<'_> {
             tokio::select! {
                 _ = changes.changed() => {}
                 _ = streams.changed() => {}
-                () = sleep(LOOK_EVERY) => {}
+                () = sleep(self.folder.look_every()) => {}
             }
         }
     }

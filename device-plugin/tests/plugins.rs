@@ -31,7 +31,7 @@ fn device(resource: &str, id: &str) -> Device {
         id: DeviceId::new(id).unwrap(),
         resource: ResourceName::new(resource).unwrap(),
         health: Health::Healthy,
-        nodes: vec![PathBuf::from(format!("/dev/{id}"))],
+        nodes: [PathBuf::from(format!("/dev/{id}"))].into(),
         listed_in: (resource == GPU).then_some("NVIDIA_VISIBLE_DEVICES"),
         accelerator: Arc::new(Accelerator {
             numa_node: Some(1),

@@ -9,6 +9,7 @@ use std::{
     fs,
     io::Read as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use spillway_device_plugin::{
@@ -80,15 +81,21 @@ impl Nodes {
         let management = management(&roots.proc);
         let rendering = rendering(&roots.sys);
         let (mut users, mut listed) = (BTreeMap::<Number, usize>::new(), BTreeMap::<&Path, usize>::new());
+        let mut last = None::<(&Device, Result<BTreeSet<Number>, String>)>;
         for device in inventory.devices() {
-            for node in &device.nodes {
+            for node in device.nodes.iter() {
                 *listed.entry(node).or_default() += 1;
             }
-            let own = nodes.of_device(device, &numbers, &rendering, &management);
+            // Shares of one device have its nodes, and follow each other.
+            let own = match last.take() {
+                Some((before, own)) if Arc::ptr_eq(&before.nodes, &device.nodes) => own,
+                _ => nodes.of_device(device, &numbers, &rendering, &management),
+            };
             for number in own.iter().flatten() {
                 *users.entry(*number).or_default() += 1;
             }
-            nodes.devices.insert((device.resource.clone(), device.id.clone()), own);
+            nodes.devices.insert((device.resource.clone(), device.id.clone()), own.clone());
+            last = Some((device, own));
         }
         // A device that lacks one of its nodes counts as a user of the others.
         let alone = |number: &Number| {
@@ -116,7 +123,7 @@ impl Nodes {
         management: &BTreeSet<u32>,
     ) -> Result<BTreeSet<Number>, String> {
         let mut own = BTreeSet::new();
-        for node in &device.nodes {
+        for node in device.nodes.iter() {
             let number = numbers.of(node).map_err(|error| {
                 self.doubt(&error);
                 error.to_string()

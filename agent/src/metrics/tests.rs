@@ -23,7 +23,7 @@ fn gpu(name: &str, health: Health, readings: Readings) -> Device {
         id: id(name),
         resource: ResourceName::new("nvidia.com/gpu").unwrap(),
         health,
-        nodes: Vec::new(),
+        nodes: [].into(),
         listed_in: None,
         accelerator: Arc::new(Accelerator {
             product: Some("NVIDIA \"Stand-in\"\n80GB".to_owned()),

@@ -15,7 +15,7 @@ pub(super) fn gpu(id: &str) -> Device {
         id: id.clone(),
         resource: ResourceName::new("nvidia.com/gpu").unwrap(),
         health: Health::Healthy,
-        nodes: Vec::new(),
+        nodes: [].into(),
         listed_in: None,
         accelerator: Arc::new(Accelerator::new(id)),
         partition: None,

@@ -36,7 +36,7 @@ fn whole(accelerator: Accelerator) -> Device {
         id: accelerator.id.clone(),
         resource: ResourceName::new("nvidia.com/gpu").unwrap(),
         health: Health::Healthy,
-        nodes: Vec::new(),
+        nodes: [].into(),
         listed_in: None,
         accelerator: Arc::new(accelerator),
         partition: None,

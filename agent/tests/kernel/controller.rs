@@ -147,7 +147,7 @@ impl Node {
             id: DeviceId::new(format!("gpu{}", number.minor)).unwrap(),
             resource: ResourceName::new(RESOURCE).unwrap(),
             health: Health::Healthy,
-            nodes: vec![format!("/dev/nvidia{}", number.minor).into()],
+            nodes: [format!("/dev/nvidia{}", number.minor).into()].into(),
             listed_in: None,
             accelerator: Arc::new(Accelerator::new(DeviceId::new(format!("gpu{}", number.minor)).unwrap())),
             partition: None,

@@ -11,7 +11,7 @@ fn ids(of: &[&str]) -> Vec<String> {
 
 fn gpu(minor: u32, numa_node: Option<u32>) -> Device {
     Device {
-        nodes: vec![format!("/dev/nvidia{minor}").into(), "/dev/nvidiactl".into()],
+        nodes: [format!("/dev/nvidia{minor}").into(), "/dev/nvidiactl".into()].into(),
         listed_in: Some("NVIDIA_VISIBLE_DEVICES"),
         ..device("nvidia.com/gpu", &format!("GPU-{minor}"), numa_node)
     }

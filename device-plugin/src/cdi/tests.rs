@@ -14,7 +14,7 @@ fn gpu(index: u32) -> Device {
         ..Accelerator::new(DeviceId::new(format!("GPU-{index}")).unwrap())
     };
     Device {
-        nodes: vec![format!("/dev/nvidia{index}").into(), "/dev/nvidiactl".into()],
+        nodes: [format!("/dev/nvidia{index}").into(), "/dev/nvidiactl".into()].into(),
         listed_in: Some(LISTED_IN),
         accelerator: Arc::new(accelerator),
         ..base
@@ -107,7 +107,7 @@ fn names_that_the_specification_refuses_are_left_out() {
     for bad in ["", "-GPU", "GPU-", "GPU=0", "GPU 0", "é"] {
         assert!(!is_name(bad), "{bad}");
     }
-    let nodeless = Device { nodes: Vec::new(), ..gpu(0) };
+    let nodeless = Device { nodes: [].into(), ..gpu(0) };
     assert_eq!(spec(&[&nodeless], Vec::new()), None, "an entry that changes nothing is not valid");
     assert_eq!(spec(&[], Vec::new()), None);
 }

@@ -123,7 +123,7 @@ impl FpgaRegions {
             resource: ResourceName::new(format!("fpga.spillway.dev/region-{}", fits.unwrap_or(name)))
                 .map_err(|error| error.to_string())?,
             health: self.faults.health(&id, now),
-            nodes,
+            nodes: nodes.into(),
             listed_in: None,
             accelerator: Arc::new(accelerator),
             partition: None,

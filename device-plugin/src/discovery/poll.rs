@@ -8,6 +8,9 @@ use crate::device::Device;
 /// Time between two looks: well within the second in which the kubelet is to know of a fault.
 const LOOK_EVERY: Duration = Duration::from_millis(750);
 
+/// The same while there is nothing: a device that appears is to be offered within two seconds.
+const LOOK_FOR_FIRST_EVERY: Duration = Duration::from_secs(1);
+
 /// How old a publication may get: whoever watches over the back end may have overwritten it meanwhile.
 const PUBLISH_EVERY: Duration = Duration::from_secs(5);
 
@@ -45,7 +48,8 @@ impl<L: Look> Backend for Polled<L> {
                 reporter.devices(devices.clone());
                 published = Some((Instant::now(), devices));
             }
-            reporter.pause(LOOK_EVERY);
+            let none = published.as_ref().is_some_and(|(_, devices)| devices.is_empty());
+            reporter.pause(if none { LOOK_FOR_FIRST_EVERY } else { LOOK_EVERY });
         }
     }
 }

@@ -5,14 +5,14 @@ use std::{
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
+        mpsc,
     },
     time::{Duration, Instant},
 };
 
 use tokio::{
-    runtime::Handle,
     sync::{oneshot, watch},
-    time::{MissedTickBehavior, interval, timeout},
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -57,6 +57,8 @@ struct Run {
     last_sign: Arc<Mutex<Instant>>,
     given_up: Arc<AtomicBool>,
     stop: CancellationToken,
+    /// Dropped when it is to stop.
+    pausing: Option<mpsc::Sender<()>>,
     end: oneshot::Receiver<()>,
 }
 
@@ -69,12 +71,13 @@ impl Run {
         let name = backend.name();
         let last_sign = Arc::new(Mutex::new(Instant::now()));
         let (given_up, stop) = (Arc::new(AtomicBool::new(false)), stop.child_token());
+        let (pausing, paused) = mpsc::channel();
         let reporter = Reporter {
             backend: name,
             inventory: inventory.clone(),
             last_sign: last_sign.clone(),
-            runtime: Handle::current(),
             stop: stop.clone(),
+            pausing: paused,
             given_up: given_up.clone(),
         };
         let (ended, end) = oneshot::channel();
@@ -86,7 +89,7 @@ impl Run {
                 let _ = ended.send(());
             })
             .map_err(|source| DiscoveryError::Thread { backend: name, source })?;
-        Ok(Self { last_sign, given_up, stop, end })
+        Ok(Self { last_sign, given_up, stop, pausing: Some(pausing), end })
     }
 
     fn silent(&self) -> Duration {
@@ -94,9 +97,10 @@ impl Run {
     }
 
     /// From now on nothing is heard of it; should it come back to its senses, it ends.
-    fn give_up(&self) {
+    fn give_up(&mut self) {
         self.given_up.store(true, Ordering::Release);
         self.stop.cancel();
+        self.pausing = None;
     }
 }
 
@@ -157,11 +161,12 @@ async fn watch_over(
     inventory: &watch::Sender<Inventory>,
     stop: &CancellationToken,
 ) -> Outcome {
-    let mut look = interval(patience.silent / 12);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        // When it could have been silent for too long, and from then on more often.
+        let due = patience.silent.saturating_sub(run.silent()).max(patience.silent / 12);
         tokio::select! {
             () = stop.cancelled() => {
+                run.pausing = None;
                 if timeout(STOP_WITHIN, &mut run.end).await.is_err() {
                     tracing::warn!(backend = name, "the back end hangs: stopping without it");
                     run.give_up();
@@ -169,7 +174,7 @@ async fn watch_over(
                 return Outcome::Stopped;
             }
             _ = &mut run.end => return if stop.is_cancelled() { Outcome::Stopped } else { Outcome::Died },
-            _ = look.tick() => {
+            () = sleep(due) => {
                 let silent = run.silent();
                 if silent > patience.hanging {
                     return Outcome::Hangs;

@@ -106,7 +106,7 @@ impl Xrt {
         Ok(Device {
             resource: ResourceName::new(format!("amd.com/{shell}")).map_err(|error| error.to_string())?,
             health: self.faults.health(&id, now),
-            nodes,
+            nodes: nodes.into(),
             // XRT finds its card by the nodes that it can open.
             listed_in: None,
             accelerator: Arc::new(accelerator),

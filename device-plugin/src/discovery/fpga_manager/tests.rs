@@ -74,7 +74,7 @@ fn a_region_is_offered_with_the_nodes_of_what_is_in_it() {
     let [device] = devices.as_slice() else { panic!("{devices:#?}") };
     assert_eq!(device.resource.as_str(), "fpga.spillway.dev/region-fpga-full");
     assert_eq!((device.id.as_str(), &device.health), ("fpga-full-region0", &Health::Healthy));
-    assert_eq!(device.nodes, [PathBuf::from("/dev/uio0")]);
+    assert_eq!(*device.nodes, [PathBuf::from("/dev/uio0")]);
 
     let fits = "0123456789abcdef0123456789abcdef";
     machine.set("class/fpga_region/region0/compat_id", &format!("{fits}\n"));
@@ -152,5 +152,5 @@ fn a_tree_without_end_is_not_walked_to_its_end() {
     let deep = format!("devices/platform/fpga-full/{}/uio/uio7/dev", ["x"; 8].join("/"));
     machine.set(&deep, "");
     machine.write("dev/uio7", "");
-    assert_eq!(machine.look()[0].nodes, [PathBuf::from("/dev/uio0")]);
+    assert_eq!(*machine.look()[0].nodes, [PathBuf::from("/dev/uio0")]);
 }

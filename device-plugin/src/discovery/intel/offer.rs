@@ -159,7 +159,7 @@ fn one_port(
     Device {
         health: memory.health(&port.id, fault.as_deref(), now),
         resource,
-        nodes: port.nodes,
+        nodes: port.nodes.into(),
         // OPAE finds its port by the device node; there is no variable that it reads.
         listed_in: None,
         accelerator,

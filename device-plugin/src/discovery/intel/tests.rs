@@ -213,7 +213,7 @@ fn virtual_function<T: Tree>() {
     assert_eq!(devices.len(), 2);
     assert_eq!(devices[1].id.as_str(), "0000:5e:00.1-port0");
     assert_eq!(devices[1].resource, devices[0].resource);
-    assert_eq!(devices[1].nodes, [PathBuf::from(format!("/dev/{}4", T::PORT))]);
+    assert_eq!(*devices[1].nodes, [PathBuf::from(format!("/dev/{}4", T::PORT))]);
     assert_eq!(devices[1].accelerator.id.as_str(), "0000:5e:00.0", "it is the same card");
     assert_eq!(devices[1].accelerator.numa_node, None, "but the function's own NUMA node");
     assert_eq!(machine.look_in(FpgaMode::RegionDevel).len(), 1, "who programs the card has all of it");
@@ -366,7 +366,7 @@ fn what_userspace_drivers_serve_of_a_port_goes_with_it() {
     machine.set_card("dfl-fme.0/dfl_dev.1/uio/uio0/name", "dfl-uio");
     machine.node("uio3");
     machine.node("uio0");
-    assert_eq!(machine.look()[0].nodes, [PathBuf::from("/dev/dfl-port.0"), PathBuf::from("/dev/uio3")]);
+    assert_eq!(*machine.look()[0].nodes, [PathBuf::from("/dev/dfl-port.0"), PathBuf::from("/dev/uio3")]);
 }
 
 #[test]

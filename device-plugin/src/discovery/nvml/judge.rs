@@ -178,7 +178,7 @@ impl Judge {
                 id: unit.clone(),
                 resource: offer.resource,
                 health,
-                nodes,
+                nodes: nodes.into(),
                 listed_in: Some("NVIDIA_VISIBLE_DEVICES"),
                 accelerator: accelerator.clone(),
                 partition: instance.map(|instance| Arc::new(partition(instance))),

@@ -90,7 +90,7 @@ fn a_pod_gets_the_user_function_and_nothing_of_the_management_function() {
     let devices = machine.look();
     let [device] = devices.as_slice() else { panic!("{devices:#?}") };
     assert_eq!((device.id.as_str(), device.resource.as_str()), (USER, RESOURCE));
-    assert_eq!(device.nodes, [PathBuf::from("/dev/dri/renderD129")]);
+    assert_eq!(*device.nodes, [PathBuf::from("/dev/dri/renderD129")]);
     assert_eq!(device.health, Health::Healthy);
     assert_eq!(
         (device.accelerator.numa_node, device.accelerator.product.as_deref()),
@@ -101,7 +101,7 @@ fn a_pod_gets_the_user_function_and_nothing_of_the_management_function() {
     machine.set("dma.qdma.u.23068672/name", "");
     machine.write("dev/xfpga/dma.qdma.u25857.0", "");
     let nodes = ["/dev/dri/renderD129", "/dev/xfpga/dma.qdma.u25857.0"].map(PathBuf::from);
-    assert_eq!(machine.look()[0].nodes, nodes);
+    assert_eq!(*machine.look()[0].nodes, nodes);
 }
 
 #[test]

@@ -137,7 +137,7 @@ async fn gpus_are_found_come_and_go() {
                     (Some(0), Some(35))
                 );
                 let nodes = ["nvidia0", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset"];
-                assert_eq!(gpu.nodes, nodes.map(|name| PathBuf::from("/dev").join(name)));
+                assert_eq!(*gpu.nodes, nodes.map(|name| PathBuf::from("/dev").join(name)));
             }
             machine.gpus.add(2).unwrap();
             machine.until(&[(0, None), (1, None), (2, None)]).await;

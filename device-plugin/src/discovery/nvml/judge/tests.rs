@@ -143,7 +143,7 @@ fn a_gpu_comes_with_its_nodes_its_place_and_its_links() {
             id: DeviceId::new("GPU-0").unwrap(),
             resource: mig::gpu_resource(),
             health: Health::Healthy,
-            nodes: ["/dev/nvidia0", "/dev/nvidiactl", "/dev/nvidia-uvm"].map(PathBuf::from).to_vec(),
+            nodes: ["/dev/nvidia0", "/dev/nvidiactl", "/dev/nvidia-uvm"].map(PathBuf::from).into(),
             listed_in: Some("NVIDIA_VISIBLE_DEVICES"),
             accelerator: Arc::new(Accelerator {
                 index: Some(0),
@@ -177,7 +177,7 @@ fn a_partition_comes_with_the_nodes_that_open_it() {
     );
     let nodes =
         ["nvidia0", "nvidia-caps/nvidia-cap20", "nvidia-caps/nvidia-cap21", "nvidiactl", "nvidia-uvm"];
-    assert_eq!(devices[1].nodes, nodes.map(|node| PathBuf::from("/dev").join(node)));
+    assert_eq!(*devices[1].nodes, nodes.map(|node| PathBuf::from("/dev").join(node)));
     let partition = devices[1].partition.as_ref().unwrap();
     assert_eq!((partition.profile.as_str(), partition.instance), ("2g.10gb", Some((2, 0))));
     assert_eq!(sick(&devices), [""; 0]);
