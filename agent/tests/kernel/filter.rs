@@ -21,14 +21,14 @@ use crate::machine::{Cgroups, GPU, OTHER_GPU, again_with, left_out, make_node, o
 const FREE: Number = Number { major: 240, minor: 7 };
 
 /// A made-up node: kubepods with three pods, device nodes, and a bpffs. Everything goes when it is dropped.
-struct Node {
-    folder: TempDir,
-    cgroups: Cgroups,
+pub(crate) struct Node {
+    pub(crate) folder: TempDir,
+    pub(crate) cgroups: Cgroups,
 }
 
 impl Node {
     /// None without root, which is said.
-    fn new(name: &str) -> Option<Self> {
+    pub(crate) fn new(name: &str) -> Option<Self> {
         let hierarchy = match cgroup::hierarchy(Path::new("/sys/fs/cgroup")) {
             Ok(hierarchy) => hierarchy,
             Err(error) => return left_out(&error.to_string()),
@@ -45,19 +45,19 @@ impl Node {
         Some(node)
     }
 
-    fn bpffs(&self) -> PathBuf {
+    pub(crate) fn bpffs(&self) -> PathBuf {
         self.folder.path().join("bpf")
     }
 
-    fn device(&self, number: Number) -> PathBuf {
+    pub(crate) fn device(&self, number: Number) -> PathBuf {
         self.folder.path().join(number.to_string())
     }
 
-    fn make(&self, cgroup: &Path) {
+    pub(crate) fn make(&self, cgroup: &Path) {
         fs::create_dir_all(self.cgroups.path().join(cgroup)).unwrap();
     }
 
-    fn kubepods(&self) -> Kubepods {
+    pub(crate) fn kubepods(&self) -> Kubepods {
         self.kubepods_named("kubepods")
     }
 
@@ -66,22 +66,22 @@ impl Node {
         cgroup::find(&all, Some(&self.cgroups.name().join(name)), None).unwrap()
     }
 
-    fn id(&self, uid: &str) -> u64 {
+    pub(crate) fn id(&self, uid: &str) -> u64 {
         self.kubepods().pods().unwrap().into_iter().find(|pod| pod.uid == uid).unwrap().id
     }
 
-    fn entry(&self, uid: &str, number: Number) -> (AllowKey, Owner) {
+    pub(crate) fn entry(&self, uid: &str, number: Number) -> (AllowKey, Owner) {
         (AllowKey { cgroup: self.id(uid), number }, Owner::of(uid))
     }
 
-    fn recipe(&self, effect: Effect) -> Recipe {
+    pub(crate) fn recipe(&self, effect: Effect) -> Recipe {
         let mut rules = Rules::default();
         rules.protect_major(195);
         Recipe { rules, kubepods: self.kubepods(), effect }
     }
 
     /// What becomes of a process in this cgroup that opens the node.
-    fn open(&self, cgroup: &str, number: Number) -> &'static str {
+    pub(crate) fn open(&self, cgroup: &str, number: Number) -> &'static str {
         open(&self.cgroups.path().join(cgroup), &self.device(number))
     }
 }
@@ -92,7 +92,7 @@ impl Drop for Node {
     }
 }
 
-fn allow(entries: impl IntoIterator<Item = (AllowKey, Owner)>) -> Changes {
+pub(crate) fn allow(entries: impl IntoIterator<Item = (AllowKey, Owner)>) -> Changes {
     Changes { allow: entries.into_iter().collect(), ..Changes::default() }
 }
 
