@@ -273,7 +273,7 @@ impl Agent {
             id: id(minor),
             resource: ResourceName::new(RESOURCE).unwrap(),
             health: Health::Healthy,
-            nodes: vec![format!("/dev/nvidia{minor}").into()],
+            nodes: [format!("/dev/nvidia{minor}").into()].into(),
             listed_in: None,
             accelerator: Arc::new(Accelerator::new(id(minor))),
             partition: None,

@@ -2,6 +2,7 @@
 //! through fails with ENXIO, one that is refused with EPERM. The machines' pods are below a `--cgroup-root`, on a host with cgroup v2 or with
 //! both versions side by side.
 
+mod attacks;
 mod lasting;
 
 use anyhow::{Context as _, bail, ensure};
@@ -15,6 +16,7 @@ use crate::{
 
 pub(crate) const TESTS: &[Test] = &[
     ("isolation::no_pod_reaches_anothers_accelerator", no_pod_reaches_anothers_accelerator),
+    ("isolation::pods_that_try_harder_gain_nothing", attacks::pods_that_try_harder_gain_nothing),
     ("isolation::every_kind_of_pod_gets_its_own", every_kind_of_pod_gets_its_own),
     ("isolation::a_device_passes_on_when_its_pod_has_ended", a_device_passes_on_when_its_pod_has_ended),
     ("isolation::it_outlives_agent_and_kubelet_and_is_put_back", lasting::it_outlives_and_is_put_back),
