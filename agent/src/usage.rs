@@ -1,8 +1,10 @@
 //! What pods do with the devices that they hold: who uses how much accelerator memory, who computes, who only holds.
 //!
 //! Devices say which processes use them, a process's cgroup says which pod it is in, the kubelet says which of the pod's containers holds
-//! what. Which container a process is in is not asked: what several containers of one pod use of the same device is the pod's. What can't be known is absent, never zero: a shared accelerator's utilisation is nobody's in particular, and idleness is only
-//! claimed of what would show otherwise.
+//! what. Which container a process is in is not asked: what several containers of one pod use of the same device is the pod's.
+//!
+//! Of an accelerator or a partition that a pod holds alone, utilisation is the pod's; of a shared one it is that of the pod's processes,
+//! where the driver tells it. What can't be known is absent, never zero, and idleness is only claimed of what would show otherwise.
 
 pub mod processes;
 #[cfg(test)]
@@ -16,6 +18,7 @@ use std::{
 use spillway_device_plugin::{
     device::{Accelerator, Device, DeviceId, ResourceName},
     inventory::Inventory,
+    sharing::shared_by,
 };
 use tokio::{
     sync::watch,
@@ -54,7 +57,7 @@ pub struct Use {
     pub memory_limit: Option<u64>,
     /// The accelerator memory that its processes hold, in bytes.
     pub memory_used: Option<u64>,
-    /// From 0 to 1, where it alone holds the accelerator.
+    /// How much of the last moments it computed, from 0 to 1.
     pub utilization: Option<f64>,
     /// Whether it uses nothing of it now, where that shows.
     pub is_idle: Option<bool>,
@@ -94,41 +97,69 @@ struct Look<'a> {
     sees_processes: bool,
 }
 
-/// What a pod's containers hold of one unit.
-type Held<'a> = Vec<(&'a str, &'a Device)>;
+/// What a pod's containers hold of one unit: container, the resource that it asked for, and the device.
+type Held<'a> = Vec<(&'a str, &'a ResourceName, &'a Device)>;
+
+/// Looks devices up by what the kubelet has on record, which may be of another time: a device that was shared once, or wasn't, is still
+/// held by whoever got it then.
+struct Catalog<'a> {
+    offered: BTreeMap<(&'a ResourceName, &'a DeviceId), &'a Device>,
+    found: BTreeMap<&'a DeviceId, &'a Device>,
+}
+
+impl<'a> Catalog<'a> {
+    fn of(inventory: &'a Inventory) -> Self {
+        Self {
+            offered: inventory.devices().map(|device| ((&device.resource, &device.id), device)).collect(),
+            found: inventory.found().map(|device| (&device.id, device)).collect(),
+        }
+    }
+
+    fn get(&self, resource: &ResourceName, id: &DeviceId) -> Option<&'a Device> {
+        let domain = |name: &ResourceName| name.as_str().split('/').next().map(str::to_owned);
+        self.offered.get(&(resource, id)).copied().or_else(|| {
+            let whole = shared_by(id);
+            let device = *self.found.get(whole.as_ref().unwrap_or(id))?;
+            // IDs are a vendor's own; somebody else may hand out the same.
+            (domain(&device.resource) == domain(resource)).then_some(device)
+        })
+    }
+}
 
 impl Look<'_> {
     fn usage(&self) -> Usage {
-        let devices: BTreeMap<_, _> =
-            self.inventory.devices().map(|device| ((&device.resource, &device.id), device)).collect();
+        let devices = Catalog::of(self.inventory);
         let mut held: BTreeMap<Key, Held<'_>> = BTreeMap::new();
         for holding in &self.holders.holdings {
             for id in &holding.devices {
-                let Some(device) = devices.get(&(&holding.resource, id)) else { continue };
+                let Some(device) = devices.get(&holding.resource, id) else { continue };
                 let key = Key {
                     pod: holding.pod.clone(),
                     accelerator: device.accelerator.id.clone(),
                     partition: device.partition.as_ref().map(|partition| partition.id.clone()),
                 };
-                held.entry(key).or_default().push((&holding.container, device));
+                held.entry(key).or_default().push((&holding.container, &holding.resource, device));
             }
         }
         let mut pods: BTreeMap<&DeviceId, BTreeSet<&str>> = BTreeMap::new();
+        let mut units: BTreeMap<_, BTreeSet<&str>> = BTreeMap::new();
         for key in held.keys() {
             pods.entry(&key.accelerator).or_default().insert(&key.pod.uid);
+            units.entry((&key.accelerator, &key.partition)).or_default().insert(&key.pod.uid);
         }
-        let alone = |key: &Key| pods.get(&key.accelerator).is_some_and(|pods| pods.len() == 1);
+        let alone =
+            |key: &Key| units.get(&(&key.accelerator, &key.partition)).is_some_and(|pods| pods.len() == 1);
         let uses: Vec<_> =
             held.iter().take(LIMIT).map(|(key, held)| self.one(key, held, alone(key))).collect();
         Usage { left_out: held.len() - uses.len(), strangers: self.strangers(&pods), uses }
     }
 
     fn one(&self, key: &Key, held: &Held<'_>, alone: bool) -> Use {
-        let accelerator: &Accelerator = &held[0].1.accelerator;
+        let accelerator: &Accelerator = &held[0].2.accelerator;
         let readings = &accelerator.readings;
         let mut containers = BTreeMap::new();
-        for (container, device) in held {
-            *containers.entry(((*container).to_owned(), device.resource.clone())).or_default() += 1;
+        for (container, resource, _) in held {
+            *containers.entry(((*container).to_owned(), (*resource).clone())).or_default() += 1;
         }
         let processes: BTreeMap<_, _> = readings
             .processes
@@ -143,7 +174,20 @@ impl Look<'_> {
             None if processes.is_empty() && shows_processes => Some(0),
             other => other,
         };
-        let utilization = readings.utilization_percent.filter(|_| alone);
+        let whole = match &key.partition {
+            None => readings.utilization_percent,
+            Some(partition) => readings.partition_utilization_percent.get(partition).copied(),
+        };
+        let own = || match &readings.process_utilization_percent {
+            // Who has no process there computes nothing.
+            _ if processes.is_empty() && shows_processes => Some(0),
+            Some(each) if !processes.is_empty() => {
+                let own = processes.keys().filter_map(|pid| each.get(pid));
+                Some(own.fold(0, |sum: u32, percent| sum.saturating_add(*percent)))
+            }
+            _ => None,
+        };
+        let utilization = whole.filter(|_| alone).or_else(own);
         let is_idle = match utilization {
             Some(percent) => Some(percent == 0),
             // With a process there, it may well compute.
@@ -153,7 +197,7 @@ impl Look<'_> {
             key: key.clone(),
             containers,
             product: accelerator.product.clone(),
-            memory_limit: limit(held.iter().map(|(_, device)| *device)),
+            memory_limit: limit(held.iter().map(|(.., device)| *device)),
             memory_used,
             utilization: utilization.map(|percent| f64::from(percent.min(100)) / 100.0),
             is_idle,

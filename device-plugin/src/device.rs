@@ -160,6 +160,11 @@ pub struct Readings {
     pub power_milliwatts: Option<u64>,
     /// Percent of the last moments in which it computed. Absent under MIG.
     pub utilization_percent: Option<u32>,
+    /// Percent of the last moments in which each process computed, by its ID; one that is not in it did not. None where that is not
+    /// told.
+    pub process_utilization_percent: Option<BTreeMap<u32, u32>>,
+    /// Percent of the time since the last look in which each partition computed, where that is told.
+    pub partition_utilization_percent: BTreeMap<DeviceId, u32>,
     /// Memory in use, in MiB.
     pub memory_used_mib: Option<u64>,
     /// Error counters by name, such as `ecc_uncorrected`.

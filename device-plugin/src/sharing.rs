@@ -123,6 +123,13 @@ pub fn way_of(sharing: &Sharing, resource: &ResourceName) -> Option<Way> {
         .map(|(way, _)| way)
 }
 
+/// The device that a replica's ID names, whether it is shared now or not. None for the ID of a device that is not shared.
+pub fn shared_by(replica: &DeviceId) -> Option<DeviceId> {
+    let (device, number) = replica.as_str().rsplit_once(SEPARATOR)?;
+    number.parse::<u32>().ok()?;
+    DeviceId::new(device).ok()
+}
+
 type DeviceKey = (ResourceName, DeviceId);
 
 fn key(device: &Device) -> DeviceKey {

@@ -59,7 +59,8 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder<'_>, usage: &Usage) -> fmt:
     gauge(
         encoder,
         "container_device_utilization_ratio",
-        "How much of the last moments the accelerator computed, from 0 to 1, where nobody else holds it.",
+        "How much of the last moments a container computed, from 0 to 1: what its accelerator or partition tells if nobody else holds it, \
+         else the sum over its processes. Absent where the driver tells neither (partitions before Hopper, MPS).",
         of(usage, |one| one.utilization),
     )?;
     gauge(

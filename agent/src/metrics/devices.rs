@@ -122,5 +122,16 @@ fn health(encoder: &mut DescriptorEncoder<'_>, inventory: &Inventory) -> fmt::Re
         units.values().filter_map(|(device, _)| {
             Some((labels(device), device.partition.as_ref()?.memory_mib?.saturating_mul(MIB)))
         }),
+    )?;
+    gauge(
+        encoder,
+        "partition_utilization_ratio",
+        "How much of the time since the last look a partition of an accelerator computed, from 0 to 1, where the hardware measures it \
+         (Hopper and later).",
+        units.values().filter_map(|(device, _)| {
+            let all = &device.accelerator.readings.partition_utilization_percent;
+            let percent = all.get(&device.partition.as_ref()?.id)?;
+            Some((labels(device), f64::from(*percent.min(&100)) / 100.0))
+        }),
     )
 }

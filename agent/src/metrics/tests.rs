@@ -43,11 +43,17 @@ fn everything() -> (Now, BudgetMetrics) {
         power_milliwatts: Some(71_500),
         utilization_percent: Some(25),
         memory_used_mib: Some(1),
+        process_utilization_percent: None,
+        partition_utilization_percent: BTreeMap::new(),
         errors: BTreeMap::from([("ecc_uncorrected", 3)]),
         xids: BTreeMap::from([(79, 2)]),
         processes: Vec::new(),
     };
     let whole = gpu("GPU-0", Health::Healthy, readings);
+    let measured = Readings {
+        partition_utilization_percent: BTreeMap::from([(id("MIG-1"), 50)]),
+        ..Readings::default()
+    };
     let part = Device {
         id: id("MIG-1"),
         partition: Some(Arc::new(Partition {
@@ -56,7 +62,7 @@ fn everything() -> (Now, BudgetMetrics) {
             memory_mib: Some(1),
             instance: None,
         })),
-        ..gpu("GPU-1", Health::Unhealthy("XID 79".to_owned()), Readings::default())
+        ..gpu("GPU-1", Health::Unhealthy("XID 79".to_owned()), measured)
     };
     let (inventory, _) = Inventory::starting(["dfl"]).with("nvml", BackendState::Running, vec![whole, part]);
     let resource = ResourceName::new("nvidia.com/gpu").unwrap();
@@ -144,6 +150,9 @@ fn metrics_tell_devices_registrations_and_who_uses_what() {
             ),
             format!(
                 r#"spillway_partition_memory_total_bytes{{device="GPU-1",{model},partition="MIG-1",resource="nvidia.com/gpu"}} 1048576"#
+            ),
+            format!(
+                r#"spillway_partition_utilization_ratio{{device="GPU-1",{model},partition="MIG-1",resource="nvidia.com/gpu"}} 0.5"#
             ),
             format!(r#"spillway_device_utilization_ratio{{device="GPU-0",{model}}} 0.25"#),
             format!(r#"spillway_device_memory_used_bytes{{device="GPU-0",{model}}} 1048576"#),

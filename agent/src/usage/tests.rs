@@ -1,8 +1,10 @@
 use std::{fs, sync::Arc};
 
 use spillway_device_plugin::{
+    config::{Config, Overrides},
     device::{Health, Partition, Process, Readings, Replica},
     inventory::BackendState,
+    sharing::Rules,
 };
 
 use super::*;
@@ -124,7 +126,7 @@ fn a_gpu_of_its_own_is_all_its_holders() {
 }
 
 #[test]
-fn of_a_shared_gpu_each_pod_has_its_processes_and_nobody_the_utilisation() {
+fn of_a_shared_gpu_each_pod_has_its_processes() {
     let processes = [process(10, None, Some(300)), process(20, None, Some(700)), process(30, None, None)];
     let usage = look(
         replicas(gpu("GPU-0", Some(90), &processes), 4, Some(4_096)),
@@ -140,7 +142,8 @@ fn of_a_shared_gpu_each_pod_has_its_processes_and_nobody_the_utilisation() {
         [
             ("a", Some("main"), Some(300), None, Some(false)),
             ("b", Some("main"), Some(700), None, Some(false)),
-            ("idle", Some("main"), Some(0), None, Some(true)),
+            // Without a process nobody computes.
+            ("idle", Some("main"), Some(0), Some(0.0), Some(true)),
         ]
     );
     let limits: Vec<_> = usage.uses.iter().map(|one| one.memory_limit.map(|limit| limit / MIB)).collect();
@@ -160,8 +163,44 @@ fn partitions_of_one_gpu_are_told_apart() {
         [
             ("a", Some("main"), Some(300), None, Some(false)),
             ("a", Some("main"), Some(50), None, Some(false)),
-            ("c", Some("main"), Some(0), None, Some(true)),
+            ("c", Some("main"), Some(0), Some(0.0), Some(true)),
         ]
+    );
+}
+
+#[test]
+fn of_a_shared_gpu_utilisation_is_that_of_a_pods_processes_where_the_driver_tells() {
+    let processes = [10, 20, 21, 30].map(|pid| process(pid, None, Some(100)));
+    let mut gpu = gpu("GPU-0", Some(95), &processes);
+    // Samples of shared time add up to more than there is, at times.
+    let told = [(20, 60), (21, 55), (30, 5), (99, 50)];
+    gpu.readings.process_utilization_percent = Some(BTreeMap::from(told));
+    let holdings = ["a", "b", "c"]
+        .into_iter()
+        .zip(["GPU-0::0", "GPU-0::1", "GPU-0::2"])
+        .map(|(pod, id)| holding(pod, "main", &[id]));
+    let pods = [(10, "a"), (20, "b"), (21, "b"), (30, "c")];
+    let usage = look(replicas(gpu.clone(), 4, None), holdings.collect(), &pods);
+    let told: Vec<_> = usage.uses.iter().map(|one| (one.utilization, one.is_idle)).collect();
+    assert_eq!(told, [(Some(0.0), Some(true)), (Some(1.0), Some(false)), (Some(0.05), Some(false))]);
+    // Alone, it has the whole, which is more certain.
+    let usage = look(replicas(gpu, 4, None), vec![holding("b", "main", &["GPU-0::1"])], &pods);
+    assert_eq!((usage.uses[0].utilization, usage.uses[0].is_idle), (Some(0.95), Some(false)));
+}
+
+#[test]
+fn a_partition_has_a_utilisation_where_it_is_measured() {
+    let mut gpu =
+        gpu("GPU-0", None, &[process(10, Some("MIG-a"), Some(300)), process(11, Some("MIG-b"), None)]);
+    gpu.readings.partition_utilization_percent = BTreeMap::from([(id("MIG-a"), 0)]);
+    let usage = look(
+        partitions(gpu, &["MIG-a", "MIG-b"]),
+        vec![holding("a", "main", &["MIG-a"]), holding("b", "main", &["MIG-b"])],
+        &[(10, "a"), (11, "b")],
+    );
+    assert_eq!(
+        brief(&usage),
+        [("a", Some("main"), Some(300), Some(0.0), Some(true)), ("b", Some("main"), None, None, Some(false)),]
     );
 }
 
@@ -181,6 +220,51 @@ fn containers_of_one_pod_on_one_gpu_are_the_pod() {
         &[],
     );
     assert_eq!(usage.uses[0].memory_limit, Some(100 * MIB));
+}
+
+#[test]
+fn what_was_shared_otherwise_when_it_was_given_is_held_all_the_same() {
+    let processes = [process(10, None, Some(300)), process(20, None, Some(50))];
+    let shared = |pod, id| Holding {
+        resource: ResourceName::new("nvidia.com/gpu.shared").unwrap(),
+        ..holding(pod, "main", &[id])
+    };
+    // Shares of a GPU that is offered as a whole by now, and names that are of nobody here.
+    let holdings = vec![
+        shared("old", "GPU-0::1"),
+        holding("new", "main", &["GPU-0"]),
+        shared("unknown", "GPU-9::0"),
+        shared("unknown", "GPU-0::x"),
+        Holding {
+            resource: ResourceName::new("example.com/gpu").unwrap(),
+            ..holding("other", "main", &["GPU-0::0"])
+        },
+    ];
+    let pods = [(10, "old"), (20, "new")];
+    let usage = look(vec![whole(gpu("GPU-0", Some(50), &processes))], holdings, &pods);
+    assert_eq!(
+        brief(&usage),
+        [
+            ("new", Some("main"), Some(50), None, Some(false)),
+            ("old", Some("main"), Some(300), None, Some(false)),
+        ]
+    );
+    assert_eq!(usage.strangers[&id("GPU-0")], 0);
+    let (_, resource) = usage.uses[1].containers.keys().next().unwrap();
+    assert_eq!((resource.as_str(), usage.uses[1].memory_limit), ("nvidia.com/gpu.shared", None));
+    // And the other way round.
+    let sharing = b"sharing: {timeSlicing: {resources: [{name: nvidia.com/gpu, replicas: 2}]}}";
+    let config = Config::load("a test", sharing, &Overrides::default()).unwrap().config;
+    let found = vec![whole(gpu("GPU-0", Some(50), &processes))];
+    let (inventory, _) = Inventory::default().ruled_by(Arc::new(Rules::of(&config))).with(
+        "nvml",
+        BackendState::Running,
+        found,
+    );
+    let holders = Holders { holdings: vec![holding("old", "main", &["GPU-0"])] };
+    let pods = BTreeMap::from([(10, "uid-old".to_owned())]);
+    let usage = Look { inventory: &inventory, holders: &holders, pods: &pods, sees_processes: true }.usage();
+    assert_eq!(brief(&usage), [("old", Some("main"), Some(300), Some(0.5), Some(false))]);
 }
 
 #[test]

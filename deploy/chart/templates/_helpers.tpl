@@ -26,3 +26,27 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- define "spillway.image" -}}
 {{ .image.repository }}:{{ .image.tag | default .root.Chart.AppVersion }}
 {{- end -}}
+
+{{/*
+The agent's affinity: what the values say, and on no machine whose labels say that whoever has the driver open must leave. Labels that are absent
+say nothing. Takes .Values.agent.
+*/}}
+{{- define "spillway.agentAffinity" -}}
+{{- $affinity := deepCopy (.affinity | default dict) -}}
+{{- $leave := list -}}
+{{- range .nvidia.pauseLabels -}}
+{{- $leave = append $leave (dict "key" . "operator" "NotIn" "values" $.nvidia.pauseValues) -}}
+{{- end -}}
+{{- if $leave -}}
+{{- $node := $affinity.nodeAffinity | default dict -}}
+{{- $required := $node.requiredDuringSchedulingIgnoredDuringExecution | default dict -}}
+{{- $terms := list -}}
+{{- range $required.nodeSelectorTerms | default (list dict) -}}
+{{- $terms = append $terms (set . "matchExpressions" (concat (.matchExpressions | default list) $leave)) -}}
+{{- end -}}
+{{- $_ := set $required "nodeSelectorTerms" $terms -}}
+{{- $_ := set $node "requiredDuringSchedulingIgnoredDuringExecution" $required -}}
+{{- $_ := set $affinity "nodeAffinity" $node -}}
+{{- end -}}
+{{- with $affinity }}{{ toYaml . }}{{ end -}}
+{{- end -}}

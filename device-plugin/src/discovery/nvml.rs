@@ -14,6 +14,7 @@ pub mod look;
 pub mod mig;
 mod pulse;
 mod raw;
+mod usage;
 pub mod vitals;
 
 use std::{
@@ -133,10 +134,7 @@ impl NvmlBackend {
                         break;
                     }
                 }
-                if self.outside() != *outside {
-                    tracing::info!(
-                        "GPUs, their driver or their partitions are not what they were: looking anew"
-                    );
+                if self.is_elsewhere(outside) {
                     return Ok(());
                 }
                 match Looker::feel(nvml, &mut look) {
@@ -151,10 +149,20 @@ impl NvmlBackend {
                 }
                 next_pulse = Instant::now() + PULSE;
             }
-            if !look.unreadable.is_empty() && opened.elapsed() > REOPEN_FOR_LOST {
+            let reopen = !look.unreadable.is_empty() && opened.elapsed() > REOPEN_FOR_LOST;
+            if reopen || self.is_elsewhere(outside) {
                 return Ok(());
             }
         }
+    }
+
+    /// Whether the kernel shows something else than when NVML was started.
+    fn is_elsewhere(&self, outside: &Outside) -> bool {
+        let changed = self.outside() != *outside;
+        if changed {
+            tracing::info!("GPUs, their driver or their partitions are not what they were: looking anew");
+        }
+        changed
     }
 
     /// Tells the inventory what is known of the GPUs.

@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("usage::what_is_used_is_told_of_its_holder", attributed),
     ("usage::who_exceeds_a_memory_budget_is_killed_and_its_neighbour_is_not", budgets),
     ("usage::alert_rules_hold", alert_rules),
+    ("usage::the_agent_leaves_while_its_node_says_that_the_driver_is_changed", paused),
     ("usage::a_restart_on_a_sick_gpu_is_held_back", held_back),
 ];
 
@@ -91,7 +92,9 @@ struct Used(GpuStandin);
 impl Drop for Used {
     fn drop(&mut self) {
         for minor in 0..2 {
-            for (attribute, value) in [("processes", ""), ("utilization", "0"), ("memory-used", "0")] {
+            let clear =
+                [("processes", ""), ("process-utilization", ""), ("utilization", "0"), ("memory-used", "0")];
+            for (attribute, value) in clear {
                 let _ = self.0.set(minor, attribute, value);
             }
         }
@@ -224,7 +227,13 @@ fn budgets(pool: &Pool) -> anyhow::Result<()> {
         "processes",
         format!("{large} 700 compute\n{small} 400 compute\n{neighbour} 990 compute\n"),
     )?;
+    used.0.set(*number, "process-utilization", format!("{small} 30\n{neighbour} 55\n1 9\n"))?;
     used.0.set(*number, "memory-used", 2090)?;
+    for (pod, ratio) in [("greedy", 0.3), ("modest", 0.55)] {
+        let labels = [("namespace", "budget"), ("pod", pod)];
+        let shares = |value: Option<f64>| value.is_some_and(|value| (value - ratio).abs() < 1e-9);
+        wait_metric(pool, "spillway_container_device_utilization_ratio", &labels, shares)?;
+    }
     wait("the large process to be killed", || Ok((!alive(pool, *large)?).then_some(())))?;
     wait_metric(
         pool,
@@ -243,12 +252,62 @@ fn budgets(pool: &Pool) -> anyhow::Result<()> {
     for pod in ["greedy", "modest"] {
         let restarts = namespace.field("pod", pod, ".status.containerStatuses[0].restartCount")?;
         ensure!(restarts == "0", "{pod} was restarted {restarts} times");
-        namespace.kubectl(&["delete", "pod", pod])?;
     }
     drop(back);
     wait("two GPUs to be allocatable", || {
         Ok((pool.cluster.kubectl(&["get", "node", DEDICATED, "-o", path])? == "2").then_some(()))
-    })
+    })?;
+    // The GPU is not shared any more, and they hold their shares of it all the same.
+    for pod in ["greedy", "modest"] {
+        let labels = [("namespace", "budget"), ("pod", pod), ("device", &GpuStandin::uuid(*number))];
+        wait_metric(pool, "spillway_container_device_held", &labels, |value| value == Some(1.0))?;
+        namespace.kubectl(&["delete", "pod", pod])?;
+    }
+    Ok(())
+}
+
+/// The node without the label when it is dropped.
+struct Paused<'a>(&'a Pool);
+
+const PAUSE: &str = "nvidia.com/gpu.deploy.client";
+
+impl Drop for Paused<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.cluster.kubectl(&["label", "node", DEDICATED, &format!("{PAUSE}-")]) {
+            eprintln!("    the node's label was not removed: {error:#}");
+        }
+    }
+}
+
+/// By the GPU Operator's label, so that a driver can be unloaded. What pods hold stays theirs.
+fn paused(pool: &Pool) -> anyhow::Result<()> {
+    let namespace = pool.namespace("paused")?;
+    namespace.pod("worker", &spec("sleep 100000", "nvidia.com/gpu: 1", ""))?;
+    namespace.wait_ready("worker")?;
+    let agents = || pool.cluster.kubectl(&[AGENT, &["-o", "name"]].concat());
+    let before = agents()?;
+    let label = |value: &str| {
+        pool.cluster.kubectl(&["label", "--overwrite", "node", DEDICATED, &format!("{PAUSE}={value}")])
+    };
+    let back = Paused(pool);
+    // The value of every day.
+    label("true")?;
+    label("paused-for-driver-upgrade")?;
+    wait("the agent to leave", || Ok(agents()?.is_empty().then_some(())))?;
+    drop(back);
+    wait("an agent to be back", || {
+        let now = agents()?;
+        Ok((!now.is_empty() && now != before).then_some(()))
+    })?;
+    let held = [("namespace", "paused"), ("pod", "worker")];
+    wait_metric(pool, "spillway_container_device_held", &held, |value| value == Some(1.0))?;
+    let restarts = namespace.field("pod", "worker", ".status.containerStatuses[0].restartCount")?;
+    ensure!(restarts == "0", "the worker was restarted {restarts} times");
+    let path = "jsonpath={.status.allocatable.nvidia\\.com/gpu}";
+    wait("both GPUs to be allocatable", || {
+        Ok((pool.cluster.kubectl(&["get", "node", DEDICATED, "-o", path])? == "2").then_some(()))
+    })?;
+    namespace.kubectl(&["delete", "pod", "worker"]).map(drop)
 }
 
 /// By Prometheus' own tool: the rules are sound, fire when they should, and so are the dashboard's queries.

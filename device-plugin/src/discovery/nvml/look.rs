@@ -5,18 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use nvml_wrapper::{
     Device as NvmlDevice, Nvml,
     enum_wrappers::device::{EccCounter, MemoryError, TemperatureThreshold},
-    enums::device::UsedGpuMemory,
     error::NvmlError,
-    struct_wrappers::device::ProcessInfo,
 };
 
 use super::{
     links::{Linked, Weights, weights},
     mig::{Attributes, Instance, MOST_MIB, Mig, Profile},
     raw,
+    usage::Users,
     vitals::{HOTTEST_CELSIUS, Vitals},
 };
-use crate::device::{DeviceId, Process, Readings};
+use crate::device::{DeviceId, Readings};
 
 /// No GPU draws more; what NVML says beyond it is a placeholder for "not available".
 const MOST_MILLIWATTS: u32 = 100_000_000;
@@ -26,8 +25,6 @@ const LAST_GPU_MINOR: u32 = 253;
 const NVLINKS: u32 = 18;
 /// No GPU has more MIG devices.
 pub(super) const MOST_INSTANCES: u32 = 64;
-/// More processes than this on one GPU are not told apart.
-const MOST_PROCESSES: usize = 4096;
 const MIB: u64 = 1024 * 1024;
 
 /// One GPU.
@@ -101,14 +98,15 @@ pub(super) enum Felt {
 
 /// What is remembered from look to look while NVML runs.
 #[derive(Debug, Default)]
-pub(super) struct Looker {
+pub(super) struct Looker<'nvml> {
     fixed: BTreeMap<DeviceId, Fixed>,
     links: Weights,
     linked: BTreeSet<DeviceId>,
+    users: Users<'nvml>,
 }
 
-impl Looker {
-    pub(super) fn look(&mut self, nvml: &Nvml) -> Result<Look, NvmlError> {
+impl<'nvml> Looker<'nvml> {
+    pub(super) fn look(&mut self, nvml: &'nvml Nvml) -> Result<Look, NvmlError> {
         let mut look = Look::default();
         let mut handles = Vec::new();
         for index in 0..nvml.device_count()? {
@@ -152,36 +150,25 @@ impl Looker {
         if look.unreadable.keys().any(answers) { Felt::Lost } else { felt }
     }
 
-    fn read<'nvml>(&mut self, nvml: &'nvml Nvml, index: u32) -> Result<(Gpu, NvmlDevice<'nvml>), String> {
+    fn read(&mut self, nvml: &'nvml Nvml, index: u32) -> Result<(Gpu, NvmlDevice<'nvml>), String> {
         let device = nvml.device_by_index(index).map_err(|error| error.to_string())?;
         let uuid = device.uuid().map_err(|error| error.to_string())?;
         let id = DeviceId::new(uuid).map_err(|error| error.to_string())?;
         let fixed = self.fixed.entry(id.clone()).or_insert_with(|| fixed(&device)).clone();
         let vitals = Vitals::of(&device, &fixed).map_err(|error| error.to_string())?;
         let mig = mig(&device, fixed.memory_mib);
-        let readings = Readings {
+        let mut readings = Readings {
             temperature_celsius: vitals.celsius,
             power_milliwatts: device
                 .power_usage()
                 .ok()
                 .filter(|power| *power <= MOST_MILLIWATTS)
                 .map(u64::from),
-            // Under MIG it is no value of the whole GPU.
-            utilization_percent: (!mig.is_on())
-                .then(|| device.utilization_rates().ok())
-                .flatten()
-                .map(|utilization| utilization.gpu)
-                .filter(|percent| *percent <= 100),
-            memory_used_mib: device
-                .memory_info()
-                .ok()
-                .map(|memory| memory.used / MIB)
-                .filter(|mib| *mib <= MOST_MIB),
             errors: errors(&device, &vitals),
-            // Counted from events, not looked up.
-            xids: BTreeMap::new(),
-            processes: processes(&device, &mig),
+            // XIDs are counted from events, not looked up.
+            ..Readings::default()
         };
+        self.users.read(nvml, &device, &id, &mig, &mut readings);
         Ok((Gpu { id, index, fixed, mig, vitals, readings }, device))
     }
 }
@@ -290,34 +277,6 @@ fn errors(device: &NvmlDevice<'_>, vitals: &Vitals) -> BTreeMap<&'static str, u6
     errors
 }
 
-/// Who uses the GPU. A process is in the list of its kind, and may be in several.
-fn processes(device: &NvmlDevice<'_>, mig: &Mig) -> Vec<Process> {
-    let lists = [
-        device.running_compute_processes(),
-        device.mps_running_compute_processes(),
-        device.running_graphics_processes(),
-    ];
-    let mut found: BTreeMap<(u32, Option<DeviceId>), Option<u64>> = BTreeMap::new();
-    for process in lists.into_iter().filter_map(Result::ok).flatten().take(MOST_PROCESSES) {
-        let memory = match process.used_gpu_memory {
-            UsedGpuMemory::Used(bytes) => Some(bytes / MIB),
-            UsedGpuMemory::Unavailable => None,
-        };
-        let known = found.entry((process.pid, partition(&process, mig))).or_default();
-        *known = (*known).max(memory);
-    }
-    found.into_iter().map(|((pid, partition), memory_mib)| Process { pid, partition, memory_mib }).collect()
-}
-
-fn partition(process: &ProcessInfo, mig: &Mig) -> Option<DeviceId> {
-    let (gpu, compute) = (process.gpu_instance_id?, process.compute_instance_id);
-    let mut on = mig
-        .instances()
-        .iter()
-        .filter(|instance| instance.gi == gpu && compute.is_none_or(|compute| compute == instance.ci));
-    on.next().map(|instance| instance.id.clone())
-}
-
 /// NVML's `00000000:3B:00.0` as sysfs spells it.
 fn pci_address(bus_id: &str) -> Option<String> {
     let (domain, rest) = bus_id.split_once(':')?;
@@ -337,30 +296,5 @@ mod tests {
         for nonsense in ["", "N/A", "zz:00:00.0", "0:../..", "0000:3b/00.0"] {
             assert_eq!(pci_address(nonsense), None, "{nonsense:?}");
         }
-    }
-
-    #[test]
-    fn a_process_is_on_the_partition_of_its_instances() {
-        let id = |id: &str| DeviceId::new(id).unwrap();
-        let instance = |name: &str, gi, ci| Instance {
-            id: id(name),
-            gi,
-            ci,
-            profile: Profile::parse("1g.5gb").unwrap(),
-            attributes: None,
-        };
-        let mig = Mig::On(vec![instance("MIG-a", 7, 0), instance("MIG-b", 8, 0), instance("MIG-c", 8, 1)]);
-        let on = |gpu, compute| {
-            let process = ProcessInfo {
-                pid: 1,
-                used_gpu_memory: UsedGpuMemory::Unavailable,
-                gpu_instance_id: gpu,
-                compute_instance_id: compute,
-            };
-            partition(&process, &mig)
-        };
-        assert_eq!(on(Some(8), Some(1)), Some(id("MIG-c")));
-        assert_eq!(on(Some(7), None), Some(id("MIG-a")));
-        assert_eq!((on(None, None), on(Some(9), Some(0))), (None, None));
     }
 }

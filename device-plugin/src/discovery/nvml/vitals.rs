@@ -25,19 +25,28 @@ pub(super) const HOTTEST_CELSIUS: u32 = 200;
 /// A GPU's vital signs at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Vitals {
-    recovery: Option<u64>,
-    remap_failure: Option<u64>,
-    remap_pending: Option<u64>,
-    remapped_uncorrected: Option<u64>,
-    retirement_pending: Option<u64>,
-    nvlink_replay: Option<u64>,
-    nvlink_recovery: Option<u64>,
-    ecc_uncorrected: Option<u64>,
+    /// What the driver wants done: `nvmlDeviceGpuRecoveryAction_t`.
+    pub recovery: Option<u64>,
+    /// Whether a row of its memory could not be replaced.
+    pub remap_failure: Option<u64>,
+    /// Whether a row is to be replaced at the next reset.
+    pub remap_pending: Option<u64>,
+    /// Rows that were replaced for uncorrected errors.
+    pub remapped_uncorrected: Option<u64>,
+    /// Whether pages are to be retired at the next reset.
+    pub retirement_pending: Option<u64>,
+    /// Errors of its links that were mended by sending again.
+    pub nvlink_replay: Option<u64>,
+    /// Errors of its links that were mended by training them anew.
+    pub nvlink_recovery: Option<u64>,
+    /// Uncorrected errors of its memory since the driver was loaded.
+    pub ecc_uncorrected: Option<u64>,
     /// Links that were up at the first look and aren't now.
-    links_down: Vec<u32>,
-    pub(super) celsius: Option<u32>,
+    pub links_down: Vec<u32>,
+    /// Its temperature.
+    pub celsius: Option<u32>,
     /// The hardware halves its clocks because something of it is too hot.
-    slowed_by_heat: bool,
+    pub slowed_by_heat: bool,
 }
 
 impl Vitals {
@@ -129,12 +138,6 @@ impl Vitals {
         .into_iter()
         .filter_map(|(name, count)| Some((name, count?)))
         .collect()
-    }
-
-    /// Of a GPU that is to be reset.
-    #[cfg(test)]
-    pub(super) fn asking_for_a_reset() -> Self {
-        Self { recovery: Some(1), ..Self::default() }
     }
 
     /// Whether nothing has happened to the GPU's health between these two.

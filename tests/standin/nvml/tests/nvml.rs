@@ -432,6 +432,57 @@ async fn links_sensors_and_processes_are_read_and_sentinels_are_not() {
 }
 
 #[tokio::test]
+async fn who_computes_how_much_is_told_where_the_driver_tells() {
+    let mut machine = Machine::with_gpus(4);
+    machine.config = "flags: {migStrategy: mixed}";
+    let mig = [MigStandin::new(1, "1g.5gb"), MigStandin { gi: 2, ci: 1, profile: "1c.2g.10gb" }];
+    for gpu in 0..3 {
+        machine.gpus.set(gpu, "memory-used", 1000).unwrap();
+    }
+    machine.gpus.set(0, "processes", "10 500 compute\n11 500 graphics").unwrap();
+    machine.gpus.set(0, "process-utilization", "10 70").unwrap();
+    machine.gpus.set(1, "processes", "12 1000 compute").unwrap();
+    machine.gpus.set(2, "processes", "13 1000 mps").unwrap();
+    machine.gpus.set(2, "process-utilization", "13 1").unwrap();
+    machine.set_mig(3, &mig);
+    machine.gpus.set(3, "gpm", "").unwrap();
+    machine.gpus.set(3, &format!("mig/{}/utilization", mig[0].uuid(3)), "12.4").unwrap();
+    let partition = DeviceId::new(mig[0].uuid(3)).unwrap();
+    machine
+        .run(async {
+            let measured = |inventory: &Inventory| {
+                let shares =
+                    |device: &Device| device.accelerator.readings.partition_utilization_percent.clone();
+                inventory.devices().any(|device| shares(device) == [(partition.clone(), 12)].into())
+            };
+            let mut seen = machine.inventory.subscribe();
+            let waited = timeout(Duration::from_secs(20), seen.wait_for(measured)).await.map(|_| ());
+            assert!(waited.is_ok(), "never measured; last: {:#?}", *machine.inventory.borrow());
+            let told = |gpu: usize| {
+                let inventory = machine.inventory.borrow();
+                let uuid = GpuStandin::uuid(u32::try_from(gpu).unwrap());
+                let mut devices = inventory.devices();
+                let device = devices.find(|device| device.accelerator.id.as_str() == uuid).unwrap();
+                device.accelerator.readings.process_utilization_percent.clone()
+            };
+            assert_eq!(told(0), Some([(10, 70)].into()));
+            assert_eq!(told(1), None, "this driver doesn't tell");
+            assert_eq!(told(2), None, "it would be the server's");
+            // A process that goes takes its memory with it, and is seen to.
+            machine.gpus.set(0, "processes", "").unwrap();
+            machine.gpus.set(0, "memory-used", 1).unwrap();
+            let gone = |inventory: &Inventory| {
+                let mut devices = inventory.devices();
+                devices.all(|device| {
+                    device.accelerator.readings.processes.iter().all(|process| process.pid > 11)
+                })
+            };
+            timeout(Duration::from_secs(20), seen.wait_for(gone)).await.unwrap().unwrap();
+        })
+        .await;
+}
+
+#[tokio::test]
 async fn a_driver_that_goes_and_comes_is_noticed_between_looks() {
     let mut machine = Machine::with_gpus(1);
     machine.interval = Duration::from_mins(10);

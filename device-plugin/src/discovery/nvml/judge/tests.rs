@@ -235,7 +235,7 @@ fn a_lost_gpu_stays_listed_and_a_gone_one_does_not() {
 #[test]
 fn a_gpu_recovers_only_when_the_driver_asks_for_nothing() {
     let mut machine = Machine::new();
-    let asking = Gpu { vitals: Vitals::asking_for_a_reset(), ..gpu(0) };
+    let asking = Gpu { vitals: Vitals { recovery: Some(1), ..Vitals::default() }, ..gpu(0) };
     assert_eq!(
         health(&machine.see(std::slice::from_ref(&asking)), "GPU-0"),
         unhealthy("the driver asks for a reset of the GPU")
