@@ -1,11 +1,7 @@
 //! `spillway-agent check FILE`: whether a configuration is sound, and what it asks for, without a machine that has devices.
 
-use std::{
-    io::{self, Read as _},
-    path::Path,
-};
+use std::{io, path::Path};
 
-use anyhow::Context as _;
 use spillway_device_plugin::config::{Config, Loaded, Overrides};
 
 /// Prints what the file asks for, and what it says without effect.
@@ -14,9 +10,7 @@ use spillway_device_plugin::config::{Config, Loaded, Overrides};
 /// What is wrong with it.
 pub fn check(file: &Path, overrides: &Overrides) -> anyhow::Result<()> {
     let loaded = if file.as_os_str() == "-" {
-        let mut bytes = Vec::new();
-        io::stdin().read_to_end(&mut bytes).context("can't read standard input")?;
-        Config::load("of standard input", &bytes, overrides)?
+        Config::read_from("of standard input", io::stdin(), overrides)?
     } else {
         Config::read(file, overrides)?
     };

@@ -12,7 +12,8 @@ pub mod store;
 mod summary;
 
 use std::{
-    fs, io,
+    fs::File,
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -447,8 +448,17 @@ impl Overrides {
 impl Config {
     /// Reads the YAML file at `path`, with `overrides` going before it.
     pub fn read(path: &Path, overrides: &Overrides) -> Result<Loaded, ConfigError> {
-        let bytes = fs::read(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let bytes = File::open(path)
+            .and_then(parse::limited)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         Self::load(&path.display().to_string(), &bytes, overrides)
+    }
+
+    /// Reads YAML from anywhere else, which is called `name` in messages, with `overrides` going before it.
+    pub fn read_from(name: &str, input: impl io::Read, overrides: &Overrides) -> Result<Loaded, ConfigError> {
+        let bytes =
+            parse::limited(input).map_err(|source| ConfigError::Read { path: name.into(), source })?;
+        Self::load(name, &bytes, overrides)
     }
 
     /// Makes the most of `bytes`, which came from what is called `name` in messages.

@@ -145,8 +145,17 @@ fn replicas(
 ) -> Result<BTreeMap<DeviceKey, Vec<Device>>, String> {
     let name = &shared.name;
     let resource = shared.offered_as(renames_by_default).map_err(|error| format!("{name}: {error}"))?;
+    let chosen = chosen(shared, devices);
+    // Before there are that many: a machine's memory may not hold what no kubelet would receive.
+    let count = usize::try_from(shared.replicas).unwrap_or(usize::MAX);
+    let shortest = |device: &&Device| {
+        (device.id.as_str().len() + SEPARATOR.len() + 1 + ENTRY_OVERHEAD).saturating_mul(count)
+    };
+    if chosen.iter().map(shortest).fold(0, usize::saturating_add) > LIST_LIMIT {
+        return Err(too_many(&resource, chosen.len().saturating_mul(count), chosen.len()));
+    }
     let mut all = BTreeMap::new();
-    for device in chosen(shared, devices) {
+    for device in chosen {
         if way == Way::Mps && device.partition.is_some() {
             return Err(format!("{name}: {} is a partition of a GPU, which MPS can't share", device.id));
         }
@@ -175,20 +184,23 @@ fn chosen<'a>(shared: &Shared, devices: &'a [Device]) -> Vec<&'a Device> {
             all
         }
         SharedDevices::List(list) => {
-            of_name.filter(|device| list.iter().any(|reference| names(reference, device, devices))).collect()
+            let listed: BTreeSet<&DeviceRef> = list.iter().collect();
+            of_name.filter(|device| names(device, devices).iter().any(|name| listed.contains(name))).collect()
         }
     }
 }
 
-fn names(reference: &DeviceRef, device: &Device, devices: &[Device]) -> bool {
-    match reference {
-        DeviceRef::Index(index) => device.partition.is_none() && device.accelerator.index == Some(*index),
-        DeviceRef::Partition(index, number) => {
-            device.accelerator.index == Some(*index)
-                && partition_number(device, devices).is_some_and(|own| own == *number)
+/// All that a list may call a device by.
+fn names(device: &Device, devices: &[Device]) -> Vec<DeviceRef> {
+    let mut names = vec![DeviceRef::Id(device.id.clone()), DeviceRef::Id(device.unit().clone())];
+    names.extend(match (device.accelerator.index, &device.partition) {
+        (Some(index), None) => Some(DeviceRef::Index(index)),
+        (Some(index), Some(_)) => {
+            partition_number(device, devices).map(|number| DeviceRef::Partition(index, number))
         }
-        DeviceRef::Id(id) => device.id == *id || device.unit() == id,
-    }
+        (None, _) => None,
+    });
+    names
 }
 
 /// Which of its accelerator's partitions a device is, counted in the order of their instances.
@@ -244,14 +256,14 @@ fn too_long(devices: &[Device]) -> Vec<(ResourceName, String)> {
     lists
         .into_iter()
         .filter(|(_, (bytes, ..))| *bytes > LIST_LIMIT)
-        .map(|(resource, (_, entries, units))| {
-            let why = format!(
-                "{resource}: {entries} replicas of {} devices make a list of more than 4 MiB, which the kubelet refuses: fewer replicas",
-                units.len()
-            );
-            (resource.clone(), why)
-        })
+        .map(|(resource, (_, entries, units))| (resource.clone(), too_many(resource, entries, units.len())))
         .collect()
+}
+
+fn too_many(resource: &ResourceName, entries: usize, units: usize) -> String {
+    format!(
+        "{resource}: {entries} replicas of {units} devices make a list of more than 4 MiB, which the kubelet refuses: fewer replicas"
+    )
 }
 
 #[cfg(test)]

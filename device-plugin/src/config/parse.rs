@@ -1,6 +1,11 @@
 //! From bytes to values, with line and column where something is wrong, and the checks that need no devices. Bytes are hostile.
 
-use std::{fmt, marker::PhantomData, time::Duration};
+use std::{
+    fmt,
+    io::{self, Read},
+    marker::PhantomData,
+    time::Duration,
+};
 
 use serde::{
     Deserialize, Deserializer,
@@ -44,6 +49,13 @@ impl fmt::Display for Place {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "line {} column {}", self.line, self.column)
     }
+}
+
+/// All of it, or so much that it is refused for its size.
+pub(super) fn limited(input: impl Read) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    input.take(SIZE_LIMIT as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The whole file. One that says nothing says nothing wrong.

@@ -171,7 +171,7 @@ pub enum SharedDevices {
 }
 
 /// How the configuration names a device.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DeviceRef {
     /// An accelerator, by its index.
     Index(u32),
@@ -325,9 +325,11 @@ impl Sharing {
     pub(super) fn mistakes(&self, mig: MigStrategy) -> Vec<String> {
         let mut mistakes = Vec::new();
         let mut seen: BTreeMap<&ResourceName, (Way, Place)> = BTreeMap::new();
+        let mut offered: BTreeMap<ResourceName, (Way, Place)> = BTreeMap::new();
         for (way, shared) in self.all() {
             let (name, place) = (&shared.name, shared.place);
-            if let Some((before, at)) = seen.insert(name, (way, place)) {
+            let again = seen.insert(name, (way, place));
+            if let Some((before, at)) = again {
                 mistakes.push(if before == way {
                     format!("{place}: {way} names {name} again, which {at} did already")
                 } else {
@@ -340,8 +342,15 @@ impl Sharing {
             if shared.memory_mib == Some(0) {
                 mistakes.push(format!("{place}: a replica of {name} can't do without memory"));
             }
-            if let Err(error) = shared.offered_as(self.renames_by_default(way)) {
-                mistakes.push(format!("{place}: {error}"));
+            match shared.offered_as(self.renames_by_default(way)) {
+                // What a container is told depends on the way, and the way is known by the name that it asked for.
+                Ok(name) => match offered.get(&name) {
+                    Some((before, at)) if *before != way && again.is_none() => mistakes.push(format!(
+                        "{place}: {name} can't be what is shared by {way}, and what is shared by {before} ({at})"
+                    )),
+                    _ => drop(offered.insert(name, (way, place))),
+                },
+                Err(error) => mistakes.push(format!("{place}: {error}")),
             }
             if way == Way::Mps && (mig != MigStrategy::None || name.as_str().contains("/mig-")) {
                 mistakes.push(format!("{place}: MPS can't share partitions: {name} needs migStrategy none"));

@@ -223,6 +223,20 @@ fn what_contradicts_itself_is_refused() {
 }
 
 #[test]
+fn one_name_is_not_offered_for_two_ways_of_sharing() {
+    let text = |other: &str| {
+        format!(
+            "sharing:\n  timeSlicing: {{resources: [{{name: gpu, rename: part, replicas: 2}}]}}\n  \
+             {other}: {{resources: [{{name: a100, rename: part, replicas: 2}}]}}"
+        )
+    };
+    refused(&text("mps"), &["nvidia.com/part", "sharing.mps", "line 3", "sharing.timeSlicing (line 2"]);
+    refused(&text("memory"), &["nvidia.com/part", "sharing.memory", "line 3"]);
+    let one_way = "sharing: {timeSlicing: {resources: [{name: a, rename: x, replicas: 2}, {name: b, rename: x, replicas: 2}]}}";
+    load(one_way).unwrap();
+}
+
+#[test]
 fn giving_up_device_nodes_is_worth_a_warning() {
     let Loaded { warnings, .. } = load("flags: {plugin: {passDeviceSpecs: false}}").unwrap();
     assert!(warnings[0].contains("daemon-reload"), "{warnings:?}");
@@ -272,4 +286,10 @@ proptest! {
 fn a_missing_file_is_named() {
     let error = Config::read(Path::new("/nonexistent/agent.yaml"), &Overrides::default()).unwrap_err();
     assert!(error.to_string().contains("/nonexistent/agent.yaml"), "{error}");
+}
+
+#[test]
+fn a_file_without_an_end_is_refused() {
+    let error = Config::read(Path::new("/dev/zero"), &Overrides::default()).unwrap_err();
+    assert!(error.to_string().contains("larger than 1 MiB"), "{error}");
 }

@@ -173,6 +173,10 @@ fn a_list_that_the_kubelet_would_not_receive_is_refused_with_its_size() {
     let offer = with(50_000);
     assert!(offer.devices.is_empty());
     assert!(offer.refused[0].contains("200000 replicas of 4 devices"), "{:?}", offer.refused);
+    let many: Vec<_> = (0..400).map(gpu).collect();
+    let offer = rules("sharing: {timeSlicing: {resources: [{name: gpu, replicas: 50000}]}}").offer(&many);
+    let why = &offer.refused[0];
+    assert!(why.contains("20000000 replicas of 400 devices"), "before they fill the memory: {why}");
     let offer = with(20_000);
     assert_eq!(offer.refused, Vec::<String>::new());
     let list = spillway_proto::deviceplugin::ListAndWatchResponse {
