@@ -6,6 +6,7 @@ pub mod bench;
 pub mod cluster;
 pub mod components;
 pub mod demo;
+pub mod fuzz;
 pub mod image;
 pub mod photos;
 pub mod standin;

@@ -11,10 +11,10 @@ use clap::{Parser, Subcommand};
 use spillway_tests::{
     bench,
     cluster::{self, Cluster, forward, node, registry, serverless, signals},
-    components, demo, vm,
+    components, demo, fuzz, vm,
 };
 
-/// Spillway's development tasks. All but `cluster status` need root.
+/// Spillway's development tasks. All but `cluster status` and `fuzz` need root.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", version, disable_help_subcommand = true)]
 struct Arguments {
@@ -45,6 +45,8 @@ enum Task {
         #[command(subcommand)]
         bench: bench::Bench,
     },
+    /// Feed the parsers of foreign bytes with whatever reaches something new in them.
+    Fuzz(fuzz::FuzzOptions),
     #[command(name = forward::SUBCOMMAND, hide = true)]
     Forward { first: i32, target: SocketAddr },
 }
@@ -147,6 +149,7 @@ fn run(task: Task) -> anyhow::Result<()> {
             vm::run(&build_test("spillway-tests", "e2e")?, filter.as_deref())
         }
         Task::Cluster { action } => by_hand(action),
+        Task::Fuzz(options) => fuzz::run(&options),
         Task::Bench { bench } => {
             let binaries = cluster::current_binaries()?;
             if matches!(bench, bench::Bench::DevicePlugin(_)) {

@@ -1,0 +1,11 @@
+//! What the fuzz targets do with their bytes. Each module is one target: `run` feeds the bytes to the real parsers, and panics when what
+//! comes out breaks a promise. An ordinary test runs the seeds below `seeds/`, too.
+
+pub mod bitstream;
+pub mod config;
+pub mod gpu;
+pub mod holders;
+pub mod isolation;
+pub mod machine;
+pub mod sysfs;
+pub mod tree;
