@@ -1,7 +1,10 @@
 //! Who may open what: the kernel's lists, names of cgroups and exemptions, and rounds of decisions about pods that come, hold, end and go
 //! in any order.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use arbitrary::{Result, Unstructured};
 use spillway_agent::{
@@ -9,16 +12,16 @@ use spillway_agent::{
     isolation::{
         cgroup::{PodCgroup, pod_uid},
         exempt::Exemption,
-        nodes::{Nodes, Roots, drivers},
-        policy::{Changes, Entries, Owner, View, decide},
+        nodes::{Nodes, Roots},
+        policy::{Changes, Entries, Owner, View, after, between, decide},
         program::{AllowKey, Number},
     },
     pods::PodInfo,
     usage::processes::pod_in,
 };
 use spillway_device_plugin::{
-    device::{DeviceId, ResourceName},
-    inventory::Inventory,
+    device::{Accelerator, Device, DeviceId, Health, ResourceName},
+    inventory::{BackendState, Inventory},
 };
 
 use crate::tree::Tree;
@@ -38,7 +41,6 @@ pub fn run(bytes: &[u8]) {
 }
 
 fn texts(text: &str) {
-    assert!(drivers(text).len() <= text.lines().count());
     if let Some(uid) = pod_in(text) {
         assert!(is_uid(&uid) && !uid.contains('/'), "{uid:?}");
     }
@@ -53,6 +55,7 @@ fn texts(text: &str) {
             namespace: "no such/namespace".to_owned(),
             name: "x".to_owned(),
             labels: None,
+            certain: true,
         };
         assert_eq!(exemption.covers(&stranger), Some(false), "{text:?}");
         assert!(exemption.nodes.is_none_or(|nodes| !nodes.matches("/etc/passwd".as_ref())), "{text:?}");
@@ -70,16 +73,42 @@ fn files(bytes: &mut Unstructured<'_>) -> Result<()> {
     tree.set("sys/devices/pci0000:64/0000:65:00.1/drm/renderD129/dev", "226:129\n");
     tree.link("sys/devices/pci0000:64/0000:65:00.1/drm/renderD129/device", "../..");
     tree.link("sys/class/drm/renderD129", "../../devices/pci0000:64/0000:65:00.1/drm/renderD129");
+    for (number, device) in [("391:0", "0000:5e:00.0/fpga_region/region0/dfl-port.0"), ("226:129", "0000:65:00.1/drm/renderD129")] {
+        tree.link(&format!("sys/dev/char/{number}"), &format!("../../devices/pci0000:5d/{device}"));
+    }
+    tree.set("dev/dfl-port.0", "");
     tree.set("dev/nvidia0", "");
     tree.set("dev/xfpga/dma.qdma.u0.0", "");
     tree.spoil(bytes)?;
     let roots = Roots { sys: tree.at("sys"), dev: tree.at("dev"), proc: tree.at("proc") };
-    let nodes = Nodes::look(&Inventory::default(), &roots);
+    let devices = [port("dfl-port.0"), port("dfl-port.1"), port("nvidia0"), port("../etc/passwd")].to_vec();
+    let (inventory, _) = Inventory::default().with("a target", BackendState::Running, devices);
+    let nodes = Nodes::look(&inventory, &roots);
+    let escaped = (port("../etc/passwd").resource, DeviceId::new("---etc-passwd").expect("a sound ID"));
+    assert!(nodes.devices[&escaped].is_err(), "it leaves /dev");
+    for number in nodes.devices.values().flatten().flatten() {
+        assert!(nodes.rules.protects(*number), "{number} is given to one pod, and open to all");
+    }
     assert!(nodes.rules.protects(Number { major: 195, minor: 7 }), "NVIDIA's own major is always protected");
     for (number, path) in &nodes.names {
         assert!(path.starts_with("/dev") && nodes.rules.protects(*number), "{}", path.display());
     }
     Ok(())
+}
+
+/// A device with one node.
+fn port(name: &str) -> Device {
+    let id = DeviceId::new(name.replace(['/', '.'], "-")).expect("a sound ID");
+    Device {
+        resource: ResourceName::new("fpga.intel.com/region-0").expect("a sound name"),
+        health: Health::Healthy,
+        nodes: vec![format!("/dev/{name}").into()],
+        listed_in: None,
+        accelerator: Arc::new(Accelerator::new(id.clone())),
+        partition: None,
+        replica: None,
+        id,
+    }
 }
 
 /// A machine with three GPUs of their own and one in two shares, and its pods.
@@ -170,6 +199,7 @@ impl World {
                         namespace: namespace.to_owned(),
                         name: uid.to_owned(),
                         labels: None,
+                        certain: bytes.arbitrary()?,
                     });
                 }
             }
@@ -204,8 +234,10 @@ impl World {
         let changes = self.decide();
         self.granted(&changes);
         self.revoked(&changes);
-        self.entries.retain(|key, _| !changes.revoke.contains(key));
-        self.entries.extend(changes.allow.clone());
+        let next = after(&self.entries, &changes);
+        let again = between(&self.entries, &next);
+        assert_eq!(after(&self.entries, &again), next, "what makes one of the other does so");
+        self.entries = next;
         for (key, owner) in &self.entries {
             let pod = self.cgroups.iter().find(|pod| pod.id == key.cgroup);
             assert_eq!(pod.map(|pod| Owner::of(&pod.uid)), Some(*owner), "an entry of nobody's");
@@ -213,6 +245,10 @@ impl World {
         self.shared_by_nobody(&changes);
         let again = self.decide();
         assert!(again.allow.is_empty() && again.revoke.is_empty(), "{again:?}: it was decided before");
+    }
+
+    fn is_certain(&self, uid: &str) -> bool {
+        self.pods.iter().any(|pod| pod.uid == uid && pod.certain)
     }
 
     fn holds(&self, uid: &str, number: Number) -> bool {
@@ -229,7 +265,7 @@ impl World {
             let pod = self.cgroups.iter().find(|pod| pod.id == key.cgroup).expect("a pod that is there");
             assert_eq!(*owner, Owner::of(&pod.uid));
             let exempt = key.number == Number::ALL
-                && (pod.uid == "agent" || (pod.uid == "dcgm" && self.pods.iter().any(|pod| pod.uid == "dcgm")));
+                && (pod.uid == "agent" || (pod.uid == "dcgm" && self.is_certain("dcgm")));
             assert!(exempt || self.holds(&pod.uid, key.number), "{key:?} is not {}'s", pod.uid);
         }
     }
@@ -242,7 +278,7 @@ impl World {
                 continue;
             };
             let listed = self.holders.holdings.iter().any(|holding| holding.pod.uid == pod.uid);
-            let known = self.pods.iter().any(|known| known.uid == pod.uid);
+            let known = self.is_certain(&pod.uid);
             let wanted = self.cgroups.iter().any(|other| other.id != pod.id && self.holds(&other.uid, key.number));
             let reason = if key.number == Number::ALL { known } else { (listed && known) || (!pod.populated && wanted) };
             assert!(reason, "{key:?} is taken from {} for no reason", pod.uid);
