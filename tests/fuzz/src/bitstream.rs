@@ -33,7 +33,9 @@ pub fn run(bytes: &[u8]) {
         }
         Ok(Bitstream::Xclbin(xclbin)) => {
             id(&xclbin.id);
-            assert!(xclbin.platform.len() <= 64 && xclbin.platform.bytes().all(|byte| byte.is_ascii_graphic()));
+            assert!(
+                xclbin.platform.len() <= 64 && xclbin.platform.bytes().all(|byte| byte.is_ascii_graphic())
+            );
             None
         }
         Ok(Bitstream::Green(green)) => {
@@ -44,7 +46,11 @@ pub fn run(bytes: &[u8]) {
         }
     };
     let programmed = asked(bytes);
-    assert_eq!(programmed.as_slice(), fits.map(<[u8]>::to_vec).as_slice(), "only what fits is written, and all of it");
+    assert_eq!(
+        programmed.as_slice(),
+        fits.map(<[u8]>::to_vec).as_slice(),
+        "only what fits is written, and all of it"
+    );
 }
 
 fn id(id: &str) {
@@ -64,7 +70,8 @@ fn asked(file: &[u8]) -> Vec<Vec<u8>> {
         "fpga:\n  bitstreamFolder: {}\n  functions: [{{interface: {INTERFACE}, function: {FUNCTION}}}]\n",
         tree.at("srv").display()
     );
-    let config = Config::load("a target", text.as_bytes(), &Overrides::default()).expect("a sound configuration");
+    let config =
+        Config::load("a target", text.as_bytes(), &Overrides::default()).expect("a sound configuration");
     let configs = watch::Sender::new(Arc::new(config.config));
     let roots = Roots { sys: tree.at("sys"), dev: tree.at("dev"), proc: tree.at("proc") };
     let programming = Programming::new(roots, configs.subscribe(), recorder.clone());

@@ -44,8 +44,13 @@ fn overrides(bits: u8) -> Overrides {
     Overrides {
         mig_strategy: set(0).then_some(MigStrategy::Mixed),
         pass_device_specs: set(1).then_some(false),
-        device_list_strategy: set(2)
-            .then(|| vec![DeviceListStrategy::VolumeMounts, DeviceListStrategy::CdiAnnotations, DeviceListStrategy::CdiCri]),
+        device_list_strategy: set(2).then(|| {
+            vec![
+                DeviceListStrategy::VolumeMounts,
+                DeviceListStrategy::CdiAnnotations,
+                DeviceListStrategy::CdiCri,
+            ]
+        }),
         device_id_strategy: set(3).then_some(DeviceIdStrategy::Index),
         ..Overrides::default()
     }
@@ -68,7 +73,8 @@ fn refused(file: &[u8], error: &ConfigError) {
             let (line, rest) = number(&message[at + 5..]);
             let Some(line) = line else { continue };
             assert!((1..=lines.len()).contains(&line), "{message:?}: the file has {} lines", lines.len());
-            if let (Some(column), _) = number(rest.trim_start_matches([' ', ',', ':']).trim_start_matches("column "))
+            if let (Some(column), _) =
+                number(rest.trim_start_matches([' ', ',', ':']).trim_start_matches("column "))
                 && rest.contains("column")
             {
                 let length = lines[line - 1].chars().count();
@@ -110,9 +116,11 @@ fn offered(config: &Config, found: &[Device], offer: &Offer) {
         };
         assert_eq!(shares.len(), of as usize, "{unit} has {of} shares");
         let way = way_of(&config.sharing, &shares[0].resource);
-        let memory = shares[0].partition.as_ref().map_or(shares[0].accelerator.memory_mib, |part| part.memory_mib);
+        let memory =
+            shares[0].partition.as_ref().map_or(shares[0].accelerator.memory_mib, |part| part.memory_mib);
         if let (Some(Way::Memory | Way::Mps), Some(memory)) = (way, memory) {
-            let promised = shares.iter().map(|share| share.replica.as_ref().and_then(|share| share.memory_mib));
+            let promised =
+                shares.iter().map(|share| share.replica.as_ref().and_then(|share| share.memory_mib));
             let promised: u64 = promised.map(Option::unwrap_or_default).sum();
             assert!(promised <= memory, "{promised} MiB of the {memory} MiB of {unit} are promised");
         }
@@ -130,7 +138,9 @@ fn asked(config: &Config, resource: &ResourceName, offer: &Offer, rest: &mut Uns
             pick => slice[usize::from(pick) % slice.len()].id.to_string(),
         });
     }
-    let Ok(answer) = allocate(Manner::of(config, resource), resource, slice.iter().copied(), &ids) else { return };
+    let Ok(answer) = allocate(Manner::of(config, resource), resource, slice.iter().copied(), &ids) else {
+        return;
+    };
     let named: Vec<&&Device> = slice.iter().filter(|device| ids.contains(&device.id.to_string())).collect();
     assert_eq!(named.len(), ids.len(), "each of {ids:?} is one device");
     assert!(named.iter().all(|device| device.health.is_healthy()));
@@ -139,7 +149,8 @@ fn asked(config: &Config, resource: &ResourceName, offer: &Offer, rest: &mut Uns
 
 fn granted(named: &[&&Device], answer: &ContainerAllocateResponse) {
     for node in &answer.devices {
-        let own = named.iter().any(|device| device.nodes.iter().any(|path| path.to_str() == Some(&node.host_path)));
+        let own =
+            named.iter().any(|device| device.nodes.iter().any(|path| path.to_str() == Some(&node.host_path)));
         assert!(own && node.permissions == "rw", "{node:?} is not of what was asked for");
     }
     let texts = answer.envs.iter().chain(&answer.annotations);

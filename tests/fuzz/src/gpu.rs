@@ -24,8 +24,16 @@ use spillway_device_plugin::{
 
 use crate::tree::Tree;
 
-const PROFILES: [&str; 8] =
-    ["1g.5gb", "3g.20gb", "1g.5gb+me", "1c.2g.10gb", "7g.40gb", "4294967295g.4294967295gb+abcdefghijklmno", "+", "1g.5gb-.+"];
+const PROFILES: [&str; 8] = [
+    "1g.5gb",
+    "3g.20gb",
+    "1g.5gb+me",
+    "1c.2g.10gb",
+    "7g.40gb",
+    "4294967295g.4294967295gb+abcdefghijklmno",
+    "+",
+    "1g.5gb-.+",
+];
 const SHARING: [&str; 4] = [
     "",
     "sharing: {timeSlicing: {resources: [{name: gpu, replicas: 3}, {name: mig-1g.5gb, replicas: 2}]}}",
@@ -172,9 +180,13 @@ fn mig(bytes: &mut Unstructured<'_>, gpu: u32) -> Result<Mig> {
 
 fn offered(tree: &Tree, devices: &[Device]) {
     for device in devices {
-        for node in &device.nodes {
+        for node in device.nodes.iter() {
             let below = node.strip_prefix("/dev").unwrap_or_else(|_| panic!("{} is no node", node.display()));
-            assert!(below.components().all(|part| matches!(part, Component::Normal(_))), "{}", node.display());
+            assert!(
+                below.components().all(|part| matches!(part, Component::Normal(_))),
+                "{}",
+                node.display()
+            );
             assert!(tree.at("dev").join(below).exists(), "the host has no {}", node.display());
         }
         if device.health.is_healthy() {
@@ -200,7 +212,10 @@ fn allocated(config: &Config, devices: &[Device]) {
         let answer = allocate(manner, &device.resource, alike.iter().copied(), &[device.id.to_string()]);
         let answer = answer.expect("it is known and well");
         for value in answer.envs.values() {
-            assert!(!value.contains(',') && !matches!(value.as_str(), "all" | "none" | "void" | ""), "{value:?}");
+            assert!(
+                !value.contains(',') && !matches!(value.as_str(), "all" | "none" | "void" | ""),
+                "{value:?}"
+            );
         }
         for cdi in &answer.cdi_devices {
             assert!(!cdi.name.ends_with("=all"), "{cdi:?} is every device");

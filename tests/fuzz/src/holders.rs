@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message as _;
 use spillway_agent::holders::{
-    Holders, Name, checkpoint, compare, is_name, is_uid,
-    pod_logs,
+    Holders, Name, checkpoint, compare, is_name, is_uid, pod_logs,
     pod_resources::{Listing, listed},
 };
 use spillway_proto::podresources::ListPodResourcesResponse;
@@ -44,7 +43,10 @@ fn answered(listing: &Listing) {
         let containers = listing.pods.get(&(held.namespace.clone(), held.name.clone()));
         assert!(containers.is_some_and(|pod| pod.contains(&held.container)), "{held:?} is of no pod");
         assert!(!held.devices.is_empty());
-        assert!(seen.insert((&held.namespace, &held.name, &held.container, &held.resource)), "{held:?} twice");
+        assert!(
+            seen.insert((&held.namespace, &held.name, &held.container, &held.resource)),
+            "{held:?} twice"
+        );
     }
     assert!(listing.pods.keys().all(|(namespace, name)| is_name(namespace) && is_name(name)));
 }
@@ -97,10 +99,13 @@ fn joined(listing: &Listing, file: &[u8]) {
         assert_eq!(pod_logs::parse(&format!("{namespace}_{name}_uid-{number}")).as_ref(), Some(&pod));
         folders.push(pod);
     }
-    assert!(folders.iter().all(|(uid, (namespace, name))| is_uid(uid) && is_name(namespace) && is_name(name)));
+    assert!(
+        folders.iter().all(|(uid, (namespace, name))| is_uid(uid) && is_name(namespace) && is_name(name))
+    );
     let joined = compare::join(&listing.held, &folders);
     for holding in &joined.holdings {
-        let name = (holding.pod.namespace.clone().unwrap_or_default(), holding.pod.name.clone().unwrap_or_default());
+        let name =
+            (holding.pod.namespace.clone().unwrap_or_default(), holding.pod.name.clone().unwrap_or_default());
         let uids: Vec<_> = folders.iter().filter(|(_, other)| *other == name).collect();
         assert!(uids.len() == 1 && uids[0].0 == holding.pod.uid, "which {name:?} it is can't be told");
     }

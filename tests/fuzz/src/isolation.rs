@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -73,7 +74,9 @@ fn files(bytes: &mut Unstructured<'_>) -> Result<()> {
     tree.set("sys/devices/pci0000:64/0000:65:00.1/drm/renderD129/dev", "226:129\n");
     tree.link("sys/devices/pci0000:64/0000:65:00.1/drm/renderD129/device", "../..");
     tree.link("sys/class/drm/renderD129", "../../devices/pci0000:64/0000:65:00.1/drm/renderD129");
-    for (number, device) in [("391:0", "0000:5e:00.0/fpga_region/region0/dfl-port.0"), ("226:129", "0000:65:00.1/drm/renderD129")] {
+    for (number, device) in
+        [("391:0", "0000:5e:00.0/fpga_region/region0/dfl-port.0"), ("226:129", "0000:65:00.1/drm/renderD129")]
+    {
         tree.link(&format!("sys/dev/char/{number}"), &format!("../../devices/pci0000:5d/{device}"));
     }
     tree.set("dev/dfl-port.0", "");
@@ -102,7 +105,7 @@ fn port(name: &str) -> Device {
     Device {
         resource: ResourceName::new("fpga.intel.com/region-0").expect("a sound name"),
         health: Health::Healthy,
-        nodes: vec![format!("/dev/{name}").into()],
+        nodes: [PathBuf::from(format!("/dev/{name}"))].into(),
         listed_in: None,
         accelerator: Arc::new(Accelerator::new(id.clone())),
         partition: None,
@@ -147,11 +150,17 @@ fn exclusive() -> BTreeSet<Number> {
 
 impl World {
     fn new() -> Self {
-        let numbers = |minor: u32| Ok(BTreeSet::from([Number { major: 195, minor: minor.min(SHARED.minor) }, CONTROL]));
+        let numbers =
+            |minor: u32| Ok(BTreeSet::from([Number { major: 195, minor: minor.min(SHARED.minor) }, CONTROL]));
         let devices = (0..5_u32).map(|minor| ((resource(), device(minor as usize)), numbers(minor)));
         let names = (0..4).map(|minor| (Number { major: 195, minor }, format!("/dev/nvidia{minor}").into()));
         Self {
-            nodes: Nodes { devices: devices.collect(), exclusive: exclusive(), names: names.collect(), ..Nodes::default() },
+            nodes: Nodes {
+                devices: devices.collect(),
+                exclusive: exclusive(),
+                names: names.collect(),
+                ..Nodes::default()
+            },
             holders: Holders::default(),
             cgroups: Vec::new(),
             pods: Vec::new(),
@@ -174,7 +183,10 @@ impl World {
             }
             0..=3 => {
                 let populated = bytes.arbitrary()?;
-                self.cgroups.iter_mut().filter(|pod| pod.uid == uid).for_each(|pod| pod.populated = populated);
+                self.cgroups
+                    .iter_mut()
+                    .filter(|pod| pod.uid == uid)
+                    .for_each(|pod| pod.populated = populated);
             }
             4 => self.cgroups.retain(|pod| pod.uid != uid),
             // The kubelet gives it something, or forgets it; or everything, as a new one has.
@@ -274,13 +286,20 @@ impl World {
     fn revoked(&self, changes: &Changes) {
         for key in &changes.revoke {
             let owner = self.entries[key];
-            let Some(pod) = self.cgroups.iter().find(|pod| pod.id == key.cgroup && Owner::of(&pod.uid) == owner) else {
+            let Some(pod) =
+                self.cgroups.iter().find(|pod| pod.id == key.cgroup && Owner::of(&pod.uid) == owner)
+            else {
                 continue;
             };
             let listed = self.holders.holdings.iter().any(|holding| holding.pod.uid == pod.uid);
             let known = self.is_certain(&pod.uid);
-            let wanted = self.cgroups.iter().any(|other| other.id != pod.id && self.holds(&other.uid, key.number));
-            let reason = if key.number == Number::ALL { known } else { (listed && known) || (!pod.populated && wanted) };
+            let wanted =
+                self.cgroups.iter().any(|other| other.id != pod.id && self.holds(&other.uid, key.number));
+            let reason = if key.number == Number::ALL {
+                known
+            } else {
+                (listed && known) || (!pod.populated && wanted)
+            };
             assert!(reason, "{key:?} is taken from {} for no reason", pod.uid);
             if self.holds(&pod.uid, key.number) {
                 assert!(!pod.populated && wanted, "{key:?} is taken from {}, who holds it and runs", pod.uid);
@@ -291,7 +310,9 @@ impl World {
     /// An exclusive device that somebody gets is nobody else's who runs.
     fn shared_by_nobody(&self, changes: &Changes) {
         let mut users: BTreeMap<Number, Vec<&PodCgroup>> = BTreeMap::new();
-        for AllowKey { cgroup, number } in self.entries.keys().filter(|key| self.nodes.exclusive.contains(&key.number)) {
+        for AllowKey { cgroup, number } in
+            self.entries.keys().filter(|key| self.nodes.exclusive.contains(&key.number))
+        {
             users.entry(*number).or_default().extend(self.cgroups.iter().find(|pod| pod.id == *cgroup));
         }
         for (number, pods) in users {

@@ -1,6 +1,6 @@
 //! Accelerators made of bytes.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use arbitrary::{Result, Unstructured};
 use spillway_device_plugin::device::{Accelerator, Device, DeviceId, Health, Partition, ResourceName};
@@ -21,18 +21,23 @@ pub fn gpus(bytes: &mut Unstructured<'_>) -> Result<Vec<Device>> {
         let id = DeviceId::new(name(bytes, 'G', number)?).expect("a sound ID");
         let accelerator = Arc::new(Accelerator {
             index: bytes.arbitrary::<bool>()?.then_some(number),
-            product: bytes.arbitrary::<bool>()?.then(|| bytes.choose(&PRODUCTS)).transpose()?.map(ToString::to_string),
+            product: bytes
+                .arbitrary::<bool>()?
+                .then(|| bytes.choose(&PRODUCTS))
+                .transpose()?
+                .map(ToString::to_string),
             memory_mib: memory(bytes)?,
             ..Accelerator::new(id.clone())
         });
-        let health = if bytes.ratio(1, 8)? { Health::Unhealthy("it is sick".to_owned()) } else { Health::Healthy };
+        let health =
+            if bytes.ratio(1, 8)? { Health::Unhealthy("it is sick".to_owned()) } else { Health::Healthy };
         let mixed = bytes.arbitrary()?;
         let partitions = bytes.int_in_range(0..=7_u32)?;
         let whole = Device {
             id,
             resource: ResourceName::new("nvidia.com/gpu").expect("a sound name"),
             health,
-            nodes: vec![format!("/dev/nvidia{number}").into(), "/dev/nvidiactl".into()],
+            nodes: [PathBuf::from(format!("/dev/nvidia{number}")), PathBuf::from("/dev/nvidiactl")].into(),
             listed_in: Some("NVIDIA_VISIBLE_DEVICES"),
             accelerator: accelerator.clone(),
             partition: None,
@@ -45,7 +50,11 @@ pub fn gpus(bytes: &mut Unstructured<'_>) -> Result<Vec<Device>> {
         for partition in 0..partitions {
             let profile = *bytes.choose(&PROFILES)?;
             let id = DeviceId::new(name(bytes, 'M', number * 8 + partition)?).expect("a sound ID");
-            let resource = if mixed { format!("nvidia.com/mig-{}", profile.replace('+', ".")) } else { "nvidia.com/gpu".to_owned() };
+            let resource = if mixed {
+                format!("nvidia.com/mig-{}", profile.replace('+', "."))
+            } else {
+                "nvidia.com/gpu".to_owned()
+            };
             devices.push(Device {
                 id: id.clone(),
                 resource: ResourceName::new(resource).expect("a sound name"),

@@ -75,7 +75,9 @@ fn setting(bytes: &mut Unstructured<'_>) -> Result<Fpga> {
         2 => "{mode: regiondevel}".to_owned(),
         _ => {
             let (interface, function) = (INTERFACE.trim(), FUNCTION.trim());
-            format!("{{mode: region, functions: [{{interface: {interface}, function: {function}, ports: 1}}]}}")
+            format!(
+                "{{mode: region, functions: [{{interface: {interface}, function: {function}, ports: 1}}]}}"
+            )
         }
     };
     let loaded = Config::load("a target", format!("fpga: {text}").as_bytes(), &Overrides::default());
@@ -109,9 +111,13 @@ impl Looking {
 /// What must be true of devices whatever sysfs says.
 fn sound(tree: &Tree, fpga: &Fpga, devices: &[Device]) {
     for device in devices {
-        for node in &device.nodes {
+        for node in device.nodes.iter() {
             let below = node.strip_prefix("/dev").unwrap_or_else(|_| panic!("{} is no node", node.display()));
-            assert!(below.components().all(|part| matches!(part, Component::Normal(_))), "{}", node.display());
+            assert!(
+                below.components().all(|part| matches!(part, Component::Normal(_))),
+                "{}",
+                node.display()
+            );
             assert!(tree.at("dev").join(below).exists(), "the host has no {}", node.display());
             let name = below.to_str().expect("a node's name is a text");
             let management = ["xclmgmt", "nvidia-cap"].iter().any(|name| below.starts_with(name));
@@ -136,7 +142,9 @@ fn well(tree: &Tree, device: &Device) {
     let port = tree.at("sys").join(DFL_CARD).join("fpga_region/region0").join(name);
     // Only the port that the name is of: others may have been copied elsewhere.
     let link = fs::read_link(tree.at("sys/class/fpga_region/region0"));
-    if !port.join("id").is_file() || link.ok().as_deref() != Some(Path::new(&format!("../../{DFL_CARD}/fpga_region/region0"))) {
+    if !port.join("id").is_file()
+        || link.ok().as_deref() != Some(Path::new(&format!("../../{DFL_CARD}/fpga_region/region0")))
+    {
         return;
     }
     let copies = fs::read_dir(tree.at("sys/class/fpga_region")).map(Iterator::count).unwrap_or_default();
@@ -147,7 +155,11 @@ fn well(tree: &Tree, device: &Device) {
         let errors = fs::read(port.join("errors/errors")).unwrap_or_default();
         let text = String::from_utf8_lossy(&errors);
         let digits = text.trim().trim_start_matches("0x").trim_start_matches('+');
-        assert!(!digits.is_empty() && digits.bytes().all(|digit| digit == b'0'), "{} is Healthy with {text:?}", device.id);
+        assert!(
+            !digits.is_empty() && digits.bytes().all(|digit| digit == b'0'),
+            "{} is Healthy with {text:?}",
+            device.id
+        );
     }
 }
 
@@ -158,7 +170,9 @@ fn dfl(tree: &mut Tree) {
     for register in ["fme_errors", "catfatal_errors", "nonfatal_errors", "pcie0_errors", "pcie1_errors"] {
         tree.set(&format!("{region}/dfl-fme.0/errors/{register}"), "0x0\n");
     }
-    for (name, value) in [("temp1_input", "41000\n"), ("temp1_crit_alarm", "0\n"), ("power1_input", "61000000\n")] {
+    for (name, value) in
+        [("temp1_input", "41000\n"), ("temp1_crit_alarm", "0\n"), ("power1_input", "61000000\n")]
+    {
         tree.set(&format!("{region}/dfl-fme.0/hwmon/hwmon3/{name}"), value);
     }
     for port in 0..2 {
@@ -177,7 +191,8 @@ fn opae(tree: &mut Tree) {
     let card = format!("sys/{OPAE_CARD}/fpga/intel-fpga-dev.0");
     tree.set(&format!("sys/{OPAE_CARD}/numa_node"), "1\n");
     tree.set(&format!("{card}/intel-fpga-fme.0/pr/interface_id"), INTERFACE);
-    for register in ["fme-errors/errors", "catfatal_errors", "nonfatal_errors", "pcie0_errors", "bbs_errors"] {
+    for register in ["fme-errors/errors", "catfatal_errors", "nonfatal_errors", "pcie0_errors", "bbs_errors"]
+    {
         tree.set(&format!("{card}/intel-fpga-fme.0/errors/{register}"), "0x0\n");
     }
     tree.set(&format!("{card}/intel-fpga-fme.0/thermal_mgmt/temperature"), "47\n");

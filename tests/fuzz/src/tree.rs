@@ -140,7 +140,9 @@ impl Tree {
                     remove(&place).and_then(|()| make_link(&place, &target))
                 }
                 8 => fs::rename(&place, sibling(&place, bytes)?),
-                _ => copy(place.parent().unwrap_or(&place), &sibling(place.parent().unwrap_or(&place), bytes)?),
+                _ => {
+                    copy(place.parent().unwrap_or(&place), &sibling(place.parent().unwrap_or(&place), bytes)?)
+                }
             };
         }
         Ok(edits)
