@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     io::Read as _,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -33,6 +34,9 @@ const RENDERING_DRIVERS: [&str; 3] = ["nvidia", "xocl", "xclmgmt"];
 const LIST_LIMIT: u64 = 64 << 10;
 /// Nodes that are looked at in one folder of `/dev`. A machine whose GPUs are all cut up has about two thousand.
 const FOLDER_LIMIT: usize = 1 << 14;
+/// Majors that the kernel gives to drivers which have none of their own, as all of these but NVIDIA's first (`linux/fs.h`,
+/// `CHRDEV_MAJOR_DYN_*`). The others are everybody's: a name alone makes none of them an accelerator's.
+const DYNAMIC: [RangeInclusive<u32>; 2] = [234..=254, 384..=511];
 /// Nodes that are protected for their names alone. Drivers' majors and what they have registered are not among these.
 const NAMED_LIMIT: usize = 256;
 
@@ -167,6 +171,12 @@ impl Nodes {
                     Err(error) => self.doubt(&error),
                     Ok(number) if self.rules.protects(number) => {
                         self.names.entry(number).or_insert(path);
+                    }
+                    Ok(number) if !DYNAMIC.iter().any(|majors| majors.contains(&number.major)) => {
+                        self.doubts.insert(format!(
+                            "{} has the number {number}, which is no accelerator's: somebody has changed the host's /dev",
+                            path.display()
+                        ));
                     }
                     Ok(_) if room == 0 => {
                         self.doubts.insert(format!(

@@ -2,7 +2,8 @@
 //!
 //! Access is a pod's: the union of what its containers hold. It is given to pods that are known to hold something. It is taken away only for
 //! a reason: the pod's cgroup is gone, or is another pod's; another pod holds the device while nothing runs in this one any more; or
-//! the kubelet lists the pod and everything that it holds, and this isn't among it. A list that lacks a pod is no reason.
+//! the kubelet lists the pod and everything that it holds, and this, which is known to be something else, isn't among it. A list that lacks
+//! a pod is no reason, and neither is a node that is missing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -229,7 +230,8 @@ impl<'a> Pod<'a> {
             // It was exempt once. Whether it still is can't be said of a pod whose name is not known.
             return !self.named;
         }
-        if self.complete && self.named {
+        // What has no name now, as when its node was removed from /dev, may still be what the pod was given.
+        if self.complete && self.named && nodes.names.contains_key(&number) {
             return false;
         }
         let other_holds =

@@ -370,14 +370,13 @@ async fn whoever_changes_the_hosts_dev_gains_nothing() {
     assert_eq!([GPU, OTHER_GPU].map(|number| agent.opens(number)), ["ENXIO", "EPERM"]);
     assert_eq!(agent.node.open(GUARANTEED, OTHER_GPU), "ENXIO", "and whoever holds it keeps it");
     // A node of everybody's, called like an accelerator's.
-    fs::write(agent.node.folder.path().join("proc/devices"), "Character devices:\n  1 mem\n").unwrap();
     make_node(&agent.dev("nvidia-zero"), ZERO);
     agent.round().await;
     let said = script(&agent.node, UNPRIVILEGED, &agent.dev("nvidia-zero"), &format!("exec 3<$node; {READ}"));
     assert_eq!(said, "4\n");
     // As many as fit into no program.
     for minor in 0..600 {
-        make_node(&agent.dev(&format!("nvidia-x{minor}")), Number { major: 300 + minor % 7, minor });
+        make_node(&agent.dev(&format!("nvidia-x{minor}")), Number { major: 400 + minor % 7, minor });
     }
     agent.round().await;
     assert_eq!([GPU, OTHER_GPU].map(|number| agent.opens(number)), ["ENXIO", "EPERM"]);
@@ -400,12 +399,12 @@ async fn what_somebody_writes_to_the_map_is_noticed_and_undone() {
 async fn drivers_and_nodes_that_appear_are_protected_at_once() {
     let Some(mut agent) = Agent::new("appear") else { return };
     agent.run().await;
-    let (by_driver, by_node) = (Number { major: 300, minor: 5 }, Number { major: 301, minor: 5 });
+    let (by_driver, by_node) = (Number { major: 400, minor: 5 }, Number { major: 401, minor: 5 });
     for number in [by_driver, by_node] {
         make_node(&agent.node.device(number), number);
         assert_eq!(agent.opens(number), "ENXIO");
     }
-    fs::write(agent.node.folder.path().join("proc/devices"), "Character devices:\n300 dfl-port\n").unwrap();
+    fs::write(agent.node.folder.path().join("proc/devices"), "Character devices:\n400 dfl-port\n").unwrap();
     until("the driver is known", || agent.opens(by_driver) == "EPERM").await;
     make_node(&agent.dev("dfl-port.5"), by_node);
     until("the node is known", || agent.opens(by_node) == "EPERM").await;

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod attacks;
+mod claims;
 mod controller;
 mod filter;
 mod machine;

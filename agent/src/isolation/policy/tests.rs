@@ -207,11 +207,25 @@ fn a_pod_that_has_ended_and_is_still_listed_takes_nothing_back() {
 
 #[test]
 fn what_a_pod_certainly_does_not_hold_is_taken_away() {
-    // Somebody wrote to the map; or a driver came back with another major.
-    let stale = entry(1, Number { major: 510, minor: 0 }, "a");
+    // A driver came back with another major, and its old one is something else now.
+    let stale = entry(1, Number { major: 510, minor: 1 }, "a");
     let had = [entry(1, gpu(0), "a"), entry(1, CONTROL, "a"), stale];
-    let moment = Moment::new(vec![holding("a", &["gpu0"])], vec![cgroup("a", 1, true)]).with(had);
+    let mut moment = Moment::new(vec![holding("a", &["gpu0"])], vec![cgroup("a", 1, true)]).with(had);
+    assert_eq!(moment.decide(), Changes::default(), "nobody knows what it is");
+    moment.nodes.names.insert(stale.0.number, PathBuf::from("/dev/nvidia-caps/nvidia-cap1"));
     assert_eq!(moment.decide(), Changes { revoke: keys(&[stale]), ..Changes::default() });
+}
+
+#[test]
+fn a_node_that_somebody_removes_from_dev_is_still_its_pods() {
+    let had = [entry(1, gpu(0), "a"), entry(1, CONTROL, "a")];
+    let mut moment = Moment::new(vec![holding("a", &["gpu0"])], vec![cgroup("a", 1, true)]).with(had);
+    moment.nodes.names.clear();
+    let own = (resource(), DeviceId::new("gpu0").unwrap());
+    for left in [BTreeSet::from([gpu(0)]), BTreeSet::from([CONTROL]), BTreeSet::new()] {
+        moment.nodes.devices.insert(own.clone(), Ok(left));
+        assert_eq!(moment.decide(), Changes::default());
+    }
 }
 
 #[test]

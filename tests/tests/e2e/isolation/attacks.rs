@@ -35,8 +35,8 @@ fn try_harder(pool: &Pool, namespace: &Namespace<'_>, own: u32, folder: &str) ->
     // As a pod that collects logs could: as if this were an exempt pod.
     pool.on(DEDICATED, &format!("mkdir {folder}"))?;
     // When the agent has seen this node, it has seen all of the above.
-    make(namespace, "greedy", "/tmp/witness", 300, 77)?;
-    make(namespace, "greedy", "/host-dev/dfl-port.77", 300, 77)?;
+    make(namespace, "greedy", "/tmp/witness", 400, 77)?;
+    make(namespace, "greedy", "/host-dev/dfl-port.77", 400, 77)?;
     wait("the agent to have looked at /dev", || {
         Ok((open(namespace, "greedy", "/tmp/witness")? == REFUSED).then_some(()))
     })?;
