@@ -133,11 +133,11 @@ fn look(bytes: &mut Unstructured<'_>) -> Result<Look> {
     Ok(look)
 }
 
-/// What NVML might call a device, if it can be called so at all.
+/// What NVML might call a device, if it can be called so at all: all begin alike, or are refused before.
 fn id(bytes: &mut Unstructured<'_>, kind: &str, index: u32) -> Result<Option<DeviceId>> {
     let name = match bytes.int_in_range(0..=3_u8)? {
-        0 => bytes.arbitrary::<&str>()?.to_owned(),
-        1 => (*bytes.choose(&["all", "none", "void", "0", "GPU-0", "..", "a/b", "a,b"])?).to_owned(),
+        0 => format!("{kind}-{}", bytes.arbitrary::<&str>()?),
+        1 => format!("{kind}-{}", bytes.choose(&["", "all", "0", "..", "a/b", "a,b", "=all", "%"])?),
         _ => format!("{kind}-fef8089b-4820-abfc-e83e-9431819757{index:02}"),
     };
     Ok(DeviceId::new(name).ok())

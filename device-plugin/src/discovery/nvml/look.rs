@@ -6,6 +6,7 @@ use nvml_wrapper::{
     Device as NvmlDevice, Nvml,
     enum_wrappers::device::{EccCounter, MemoryError, TemperatureThreshold},
     error::NvmlError,
+    struct_wrappers::device::DeviceAttributes,
 };
 
 use super::{
@@ -25,6 +26,8 @@ const LAST_GPU_MINOR: u32 = 253;
 const NVLINKS: u32 = 18;
 /// No GPU has more MIG devices.
 pub(super) const MOST_INSTANCES: u32 = 64;
+/// No partition has more of anything that is counted.
+const MOST_OF_ANYTHING: u32 = 1 << 16;
 const MIB: u64 = 1024 * 1024;
 
 /// One GPU.
@@ -153,7 +156,7 @@ impl<'nvml> Looker<'nvml> {
     fn read(&mut self, nvml: &'nvml Nvml, index: u32) -> Result<(Gpu, NvmlDevice<'nvml>), String> {
         let device = nvml.device_by_index(index).map_err(|error| error.to_string())?;
         let uuid = device.uuid().map_err(|error| error.to_string())?;
-        let id = DeviceId::new(uuid).map_err(|error| error.to_string())?;
+        let id = id(uuid, "GPU-")?;
         let fixed = self.fixed.entry(id.clone()).or_insert_with(|| fixed(&device)).clone();
         let vitals = Vitals::of(&device, &fixed).map_err(|error| error.to_string())?;
         let mig = mig(&device, fixed.memory_mib);
@@ -243,19 +246,9 @@ fn mig(device: &NvmlDevice<'_>, gpu_mib: Option<u64>) -> Mig {
 
 fn instance(device: &NvmlDevice<'_>, gpu_mib: Option<u64>) -> Result<Instance, String> {
     let uuid = device.uuid().map_err(|error| error.to_string())?;
-    let id = DeviceId::new(uuid).map_err(|error| error.to_string())?;
+    let id = id(uuid, "MIG-")?;
     let (gi, ci) = raw::instance(device).map_err(|error| error.to_string())?;
-    let attributes = device.attributes().ok().map(|said| Attributes {
-        memory_mib: said.memory_size_mb.min(MOST_MIB),
-        multiprocessors: said.multiprocessor_count,
-        gpu_slices: said.gpu_instance_slice_count,
-        compute_slices: said.compute_instance_slice_count,
-        copy_engines: said.shared_copy_engine_count,
-        decoders: said.shared_decoder_count,
-        encoders: said.shared_encoder_count,
-        jpegs: said.shared_jpeg_count,
-        ofas: said.shared_ofa_count,
-    });
+    let attributes = device.attributes().ok().and_then(|said| attributes(&said));
     let by_size = || {
         let has = attributes.as_ref()?;
         Profile::of_size(has.gpu_slices, has.compute_slices, has.memory_mib, gpu_mib?)
@@ -267,6 +260,40 @@ fn instance(device: &NvmlDevice<'_>, gpu_mib: Option<u64>) -> Result<Instance, S
         .or_else(by_size)
         .ok_or("neither its name nor its size tells its profile")?;
     Ok(Instance { id, gi, ci, profile, attributes })
+}
+
+/// A UUID as NVML spells it. In a container's list other words mean something else: `all`, `none`, or the GPU of that index.
+fn id(uuid: String, begin: &str) -> Result<DeviceId, String> {
+    if !uuid.starts_with(begin) {
+        return Err(format!("{uuid:?} is no UUID: it does not begin with {begin}"));
+    }
+    DeviceId::new(uuid).map_err(|error| error.to_string())
+}
+
+/// What a partition has, if all of it is numbers: placeholders for "not available" are larger than any.
+fn attributes(said: &DeviceAttributes) -> Option<Attributes> {
+    let has = Attributes {
+        memory_mib: said.memory_size_mb,
+        multiprocessors: said.multiprocessor_count,
+        gpu_slices: said.gpu_instance_slice_count,
+        compute_slices: said.compute_instance_slice_count,
+        copy_engines: said.shared_copy_engine_count,
+        decoders: said.shared_decoder_count,
+        encoders: said.shared_encoder_count,
+        jpegs: said.shared_jpeg_count,
+        ofas: said.shared_ofa_count,
+    };
+    let counts = [
+        has.multiprocessors,
+        has.gpu_slices,
+        has.compute_slices,
+        has.copy_engines,
+        has.decoders,
+        has.encoders,
+        has.jpegs,
+        has.ofas,
+    ];
+    (has.memory_mib <= MOST_MIB && counts.iter().all(|count| *count <= MOST_OF_ANYTHING)).then_some(has)
 }
 
 fn errors(device: &NvmlDevice<'_>, vitals: &Vitals) -> BTreeMap<&'static str, u64> {
@@ -296,5 +323,32 @@ mod tests {
         for nonsense in ["", "N/A", "zz:00:00.0", "0:../..", "0000:3b/00.0"] {
             assert_eq!(pci_address(nonsense), None, "{nonsense:?}");
         }
+    }
+
+    #[test]
+    fn a_uuid_means_one_device_in_every_list() {
+        assert_eq!(id("GPU-0".to_owned(), "GPU-").unwrap().as_str(), "GPU-0");
+        for bad in ["all", "none", "void", "", "0", "MIG-0", "GPU-0,all", "GPU-../x", "GPU-\u{0}"] {
+            assert!(id(bad.to_owned(), "GPU-").is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_partition_has_numbers_or_nothing_is_said_of_it() {
+        let said = DeviceAttributes {
+            multiprocessor_count: 14,
+            shared_copy_engine_count: 1,
+            shared_decoder_count: 0,
+            shared_encoder_count: 0,
+            shared_jpeg_count: 0,
+            shared_ofa_count: 0,
+            gpu_instance_slice_count: 1,
+            compute_instance_slice_count: 1,
+            memory_size_mb: 4_864,
+        };
+        assert_eq!(attributes(&said).map(|has| (has.memory_mib, has.multiprocessors)), Some((4_864, 14)));
+        let memory = DeviceAttributes { memory_size_mb: u64::MAX, ..said.clone() };
+        let count = DeviceAttributes { shared_ofa_count: u32::MAX, ..said };
+        assert_eq!((attributes(&memory), attributes(&count)), (None, None));
     }
 }

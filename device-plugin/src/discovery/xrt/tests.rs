@@ -120,6 +120,11 @@ fn what_the_driver_says_is_the_cards_health() {
         machine.set(attribute, good);
         machine.health().unwrap();
     }
+    for (value, why) in [(&b"\xff\xfe\0"[..], "ready is no text"), (&[b'1'; 5000], "ready is no attribute")] {
+        machine.set("ready", value);
+        assert!(machine.health().unwrap_err().contains(why), "{why}");
+    }
+    machine.set("ready", "0x1");
     machine.set("xclbinuuid", "a1b2c3d4-0000-0000-0000-000000000000\n");
     assert!(machine.health().unwrap_err().contains("not calibrated"), "a program is in it now");
     machine.set("mig_calibration", "0x1\n");
