@@ -227,7 +227,12 @@ fn driver_and_health(pool: &Pool) -> anyhow::Result<()> {
         gpus.set_driver_loaded(true)?;
         wait_allocatable(pool, &format!("when it is loaded{round}"), &[(GPU, both.clone())])?;
     }
-    for (attribute, broken, sane) in [("remapped-failure", "1", "0"), ("temperature", "95", "40")] {
+    for (attribute, broken, sane) in [
+        ("remapped-failure", "1", "0"),
+        ("temperature", "95", "40"),
+        ("clocks-event-reasons", "64", "0"),
+        ("ecc-uncorrected", "1", "1"),
+    ] {
         gpus.set(1, attribute, broken)?;
         wait_allocatable(pool, &format!("when {attribute} is {broken}"), &[(GPU, both[..1].to_vec())])?;
         gpus.set(1, attribute, sane)?;
