@@ -199,6 +199,7 @@ impl Args {
         neighbours::Folders {
             device_plugins: self.device_plugin_dir.clone(),
             plugins_registry: self.plugins_registry_dir.clone(),
+            pod_resources: self.pod_resources_socket.clone(),
         }
     }
 

@@ -1,11 +1,16 @@
 //! Others on the machine who offer its devices to the kubelet, too: the vendors' own device plugins and DRA drivers. They are known by
-//! the names of their sockets, and by an answer on them: a socket that a dead plugin left says nothing.
+//! the names of their sockets, and by an answer on them (a socket that a dead plugin left says nothing); and, whatever they are called,
+//! by what the kubelet has from them ([`listed`]).
 //!
-//! Nobody is asked what they serve: NVIDIA's plugin, for one, gives each health event to only one of its listeners, and a second one would
-//! take it from the kubelet. A plugin whose socket has an unknown name is therefore not noticed.
+//! They themselves are not asked what they serve: NVIDIA's plugin, for one, gives each health event to only one of its listeners, and a
+//! second one would take it from the kubelet.
+
+mod listed;
 
 use std::{
+    collections::BTreeSet,
     io,
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -13,18 +18,26 @@ use std::{
 use spillway_device_plugin::{
     inventory::Inventory,
     plugins::{Neighbour, Offers, objection},
+    registration::KubeletFolder,
 };
 use tokio::{
     net::UnixStream,
     sync::watch,
-    time::{MissedTickBehavior, interval, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
+
+use listed::{Listing, Sight, Suspects};
 
 use crate::node::events::{EventSink, Kind};
 
 /// How often to look.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How soon to look again, a few times, at what the kubelet had when this agent started: it may be an earlier agent's.
+const LOOK_AGAIN: (Duration, u32) = (Duration::from_millis(200), 5);
+/// How often to ask the kubelet what it has, and how long at every look: a plugin needs a moment from its socket to its registration.
+const ASK_EVERY: Duration = Duration::from_secs(30);
+const ASK_ON: Duration = Duration::from_secs(10);
 /// How long a socket may take to let us in; one that takes longer belongs to somebody who is alive but busy.
 const DIAL_WITHIN: Duration = Duration::from_secs(1);
 /// NVIDIA's devices, by what lists them.
@@ -37,6 +50,8 @@ pub struct Folders {
     pub device_plugins: PathBuf,
     /// The kubelet's folder for DRA drivers and CSI, `plugins_registry`.
     pub plugins_registry: PathBuf,
+    /// The socket of the kubelet's pod resources API.
+    pub pod_resources: PathBuf,
 }
 
 /// Whose socket in the device plugin folder it is, by its name.
@@ -61,8 +76,83 @@ fn driver(name: &str) -> Option<(&'static str, Offers)> {
     (rest.is_empty() || rest.starts_with('-')).then_some(("NVIDIA's DRA driver", NVIDIA))
 }
 
-/// Who is there now.
-pub async fn look(folders: &Folders) -> Vec<Neighbour> {
+/// Keeps an eye on who else is there.
+#[derive(Debug)]
+pub struct Lookout {
+    folders: Folders,
+    suspects: Suspects,
+    /// What the sockets of the device plugin folder were, to tell new ones.
+    sockets: BTreeSet<Socket>,
+    /// When the kubelet is asked again though nothing seems new, and until when it is asked each time.
+    ask: (Instant, Instant),
+    looks: u32,
+}
+
+/// A socket's name, and what tells it from an earlier one of that name.
+type Socket = (String, u64, i64, i64);
+
+impl Lookout {
+    /// One that has not looked yet.
+    pub fn new(folders: Folders) -> Self {
+        let now = Instant::now();
+        Self { folders, suspects: Suspects::default(), sockets: BTreeSet::new(), ask: (now, now), looks: 0 }
+    }
+
+    /// Who is there now. `inventory`: what this agent offers.
+    pub async fn look(&mut self, inventory: &watch::Receiver<Inventory>) -> Vec<Neighbour> {
+        let mut found = known(&self.folders).await;
+        self.looks = self.looks.saturating_add(1);
+        let (now, sockets) = (Instant::now(), sockets(&self.folders.device_plugins));
+        if sockets != self.sockets {
+            self.sockets = sockets;
+            self.ask.1 = now + ASK_ON;
+        }
+        let hurried = self.hurries() || self.suspects.concern(&inventory.borrow());
+        if now >= self.ask.0 || now < self.ask.1 || hurried {
+            match listed::ask(&self.folders.pod_resources).await {
+                Ok(listing) => {
+                    self.ask.0 = now + ASK_EVERY;
+                    let sight = self.sight(listing, inventory).await;
+                    self.suspects.see(&sight);
+                }
+                // It tells nothing of anybody: what was found stands.
+                Err(why) => tracing::debug!(why, "the kubelet does not say which devices it has"),
+            }
+        }
+        found.extend(self.suspects.neighbours());
+        found.sort();
+        found
+    }
+
+    async fn sight(&self, listing: Listing, inventory: &watch::Receiver<Inventory>) -> Sight {
+        let folder = &self.folders.device_plugins;
+        let (mut ours, mut strangers) = (Listing::new(), BTreeSet::new());
+        for resource in listing.keys() {
+            if alive(&folder.join(KubeletFolder::endpoint(resource))).await {
+                let devices = inventory.borrow().slice(resource).map(|device| device.id.clone()).collect();
+                ours.insert(resource.clone(), devices);
+            }
+        }
+        for (name, ..) in &self.sockets {
+            if plugin(name).is_none() && alive(&folder.join(name)).await {
+                strangers.insert(name.clone());
+            }
+        }
+        Sight { listing, ours, strangers }
+    }
+
+    /// How long to wait before the next look.
+    fn pause(&self) -> Duration {
+        if self.hurries() { LOOK_AGAIN.0 } else { LOOK_EVERY }
+    }
+
+    fn hurries(&self) -> bool {
+        self.suspects.any() && self.looks <= LOOK_AGAIN.1
+    }
+}
+
+/// Who is there by the names of their sockets.
+async fn known(folders: &Folders) -> Vec<Neighbour> {
     let mut found = Vec::new();
     for (folder, known) in [
         (&folders.device_plugins, plugin as fn(&str) -> Option<(&'static str, Offers)>),
@@ -76,8 +166,17 @@ pub async fn look(folders: &Folders) -> Vec<Neighbour> {
             }
         }
     }
-    found.sort();
     found
+}
+
+/// The sockets of the device plugin folder but for the kubelet's and this program's.
+fn sockets(folder: &Path) -> BTreeSet<Socket> {
+    let foreign = |name: &String| name != KubeletFolder::KUBELET && !KubeletFolder::is_endpoint(name);
+    let socket = |name: String| {
+        let meta = std::fs::symlink_metadata(folder.join(&name)).ok()?;
+        meta.file_type().is_socket().then(|| (name, meta.ino(), meta.ctime(), meta.ctime_nsec()))
+    };
+    names(folder).into_iter().filter(foreign).filter_map(socket).collect()
 }
 
 /// The names in a folder; none where it can't be read, such as where the kubelet has no such folder.
@@ -99,17 +198,15 @@ async fn alive(socket: &Path) -> bool {
 
 /// Keeps looking until `stop`.
 pub async fn run(
-    folders: Folders,
+    mut lookout: Lookout,
     neighbours: watch::Sender<Vec<Neighbour>>,
     inventory: watch::Receiver<Inventory>,
     events: EventSink,
     stop: CancellationToken,
 ) {
-    let mut tick = interval(LOOK_EVERY);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut told = Vec::new();
-    while stop.run_until_cancelled(tick.tick()).await.is_some() {
-        let now = look(&folders).await;
+    while stop.run_until_cancelled(sleep(lookout.pause())).await.is_some() {
+        let now = lookout.look(&inventory).await;
         neighbours.send_if_modified(|before| {
             let news = *before != now;
             before.clone_from(&now);
@@ -174,15 +271,19 @@ mod tests {
         let folders = Folders {
             device_plugins: root.path().join("device-plugins"),
             plugins_registry: root.path().join("plugins_registry"),
+            pod_resources: root.path().join("kubelet.sock"),
         };
-        assert_eq!(look(&folders).await, [], "without the folders");
+        let mut lookout = Lookout::new(folders.clone());
+        let inventory = watch::Sender::new(Inventory::default()).subscribe();
+        assert_eq!(lookout.look(&inventory).await, [], "without the folders");
         for folder in [&folders.device_plugins, &folders.plugins_registry] {
             std::fs::create_dir(folder).unwrap();
         }
         let plugin = UnixListener::bind(folders.device_plugins.join("nvidia-gpu.sock")).unwrap();
         let driver = UnixListener::bind(folders.plugins_registry.join("gpu.nvidia.com-reg.sock")).unwrap();
         drop(UnixListener::bind(folders.device_plugins.join("fpga.intel.com-af-x.sock")).unwrap());
-        let who = async || look(&folders).await.into_iter().map(|one| one.name).collect::<Vec<_>>();
+        let mut who =
+            async || lookout.look(&inventory).await.into_iter().map(|one| one.name).collect::<Vec<_>>();
         assert_eq!(
             who().await,
             ["NVIDIA's DRA driver (gpu.nvidia.com-reg.sock)", "NVIDIA's device plugin (nvidia-gpu.sock)"]

@@ -35,7 +35,7 @@ use crate::{
     holders::{Holders, HoldersReader},
     isolation::{self, Sources},
     metrics::{self, Now},
-    neighbours,
+    neighbours::{self, Lookout},
     node::{EventSink, Node, PodMeta, Wiring},
     offering, readiness,
     shape::{self, LargestGroup},
@@ -219,10 +219,10 @@ async fn start_neighbours(
     inventory: &watch::Sender<Inventory>,
     events: EventSink,
 ) -> watch::Receiver<Vec<Neighbour>> {
-    let folders = args.neighbour_folders();
-    let neighbours = watch::Sender::new(neighbours::look(&folders).await);
+    let mut lookout = Lookout::new(args.neighbour_folders());
+    let neighbours = watch::Sender::new(lookout.look(&inventory.subscribe()).await);
     let seen = neighbours.subscribe();
-    let watching = neighbours::run(folders, neighbours, inventory.subscribe(), events, supervisor.stop());
+    let watching = neighbours::run(lookout, neighbours, inventory.subscribe(), events, supervisor.stop());
     supervisor.start("neighbours", async move {
         watching.await;
         Ok(())

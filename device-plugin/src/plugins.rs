@@ -1,13 +1,16 @@
 //! One plugin per resource that the inventory has. Plugins come and go with their resources; none outlives this. What somebody else on the
 //! machine offers to the kubelet is left to them: two who hand out the same device would hand it out twice.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    device::{Device, ResourceName},
+    device::{Device, DeviceId, ResourceName},
     inventory::Inventory,
     registration::{KubeletFolder, Registration, Registrations},
     server::Shared,
@@ -23,20 +26,36 @@ pub struct Neighbour {
 }
 
 /// Which devices somebody else offers, as far as that can be told from outside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Offers {
     /// Those whose IDs this environment variable lists.
     ListedIn(&'static str),
     /// Those whose resources are of this domain.
     Domain(&'static str),
+    /// What the kubelet has from it: this resource, and these devices under whatever resource.
+    Listed {
+        /// The resource.
+        resource: ResourceName,
+        /// Its devices' IDs.
+        devices: BTreeSet<DeviceId>,
+    },
 }
 
 impl Offers {
-    fn covers(self, device: &Device) -> bool {
+    /// Whether `device` is one of them.
+    pub fn covers(&self, device: &Device) -> bool {
         match self {
-            Self::ListedIn(variable) => device.listed_in == Some(variable),
+            Self::ListedIn(variable) => device.listed_in == Some(*variable),
             Self::Domain(domain) => {
-                device.resource.as_str().split_once('/').is_some_and(|(found, _)| found == domain)
+                device.resource.as_str().split_once('/').is_some_and(|(found, _)| found == *domain)
+            }
+            Self::Listed { resource, devices } => {
+                device.resource == *resource
+                    || devices.iter().any(|id| {
+                        // NVIDIA's plugin, and this one, call the shares of a device by its ID and a number.
+                        let unit = id.as_str().split("::").next().unwrap_or_default();
+                        [device.unit(), &device.accelerator.id].iter().any(|own| own.as_str() == unit)
+                    })
             }
         }
     }
@@ -141,4 +160,38 @@ fn tell(
         }
         modified
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::{Accelerator, Health};
+
+    #[test]
+    fn what_the_kubelet_has_from_another_covers_its_resource_and_its_hardware() {
+        let device = |resource: &str, id: &str, hardware: &str| Device {
+            id: DeviceId::new(id).unwrap(),
+            resource: ResourceName::new(resource).unwrap(),
+            health: Health::Healthy,
+            nodes: Arc::default(),
+            listed_in: None,
+            accelerator: Arc::new(Accelerator::new(DeviceId::new(hardware).unwrap())),
+            partition: None,
+            replica: None,
+        };
+        let listed = |resource: &str, ids: &[&str]| Offers::Listed {
+            resource: ResourceName::new(resource).unwrap(),
+            devices: ids.iter().map(|id| DeviceId::new(*id).unwrap()).collect(),
+        };
+        let own = device("nvidia.com/gpu", "GPU-1::3", "GPU-1");
+        for (offers, covered) in [
+            (listed("nvidia.com/gpu", &["0"]), true),
+            (listed("nvidia.com/gpu.shared", &["GPU-0::0", "GPU-1::0"]), true),
+            (listed("example.com/gpu", &["GPU-1"]), true),
+            (listed("nvidia.com/gpu.shared", &["GPU-0::0", "GPU-10"]), false),
+            (listed("rdma/hca", &[]), false),
+        ] {
+            assert_eq!(offers.covers(&own), covered, "{offers:?}");
+        }
+    }
 }

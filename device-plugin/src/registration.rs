@@ -33,7 +33,6 @@ use crate::{
 
 /// The device plugin API's version, as Register spells it.
 const VERSION: &str = "v1beta1";
-const KUBELET_SOCKET: &str = "kubelet.sock";
 /// Sockets of ours start so; a starting agent removes what an earlier one left.
 const PREFIX: &str = "spillway-";
 const SUFFIX: &str = ".sock";
@@ -89,6 +88,9 @@ pub struct KubeletFolder {
 }
 
 impl KubeletFolder {
+    /// The name of the kubelet's own socket.
+    pub const KUBELET: &str = "kubelet.sock";
+
     /// Takes the folder: locks out other agents, removes the sockets of earlier ones, and watches it. Nothing but sockets is left in
     /// it: the lock is on the folder itself, and ends with the process.
     pub fn open(path: &Path) -> Result<Self, FolderError> {
@@ -105,7 +107,7 @@ impl KubeletFolder {
         File::create(&probe).and_then(|_| fs::remove_file(&probe)).map_err(unwritable)?;
         for entry in fs::read_dir(path).map_err(unwritable)?.flatten() {
             let name = entry.file_name();
-            if name.to_str().is_some_and(is_endpoint) {
+            if name.to_str().is_some_and(Self::is_endpoint) {
                 tracing::info!(socket = %entry.path().display(), "removing the socket of an earlier agent");
                 fs::remove_file(entry.path()).map_err(unwritable)?;
             }
@@ -129,12 +131,12 @@ impl KubeletFolder {
     }
 
     fn kubelet(&self) -> PathBuf {
-        self.path.join(KUBELET_SOCKET)
+        self.path.join(Self::KUBELET)
     }
 
     /// The plugin's socket: one per resource, the same at every start. A resource's name may be far longer than a socket's path: of a long one the
     /// beginning stays, for people, and a digest of the whole.
-    fn endpoint(resource: &ResourceName) -> String {
+    pub fn endpoint(resource: &ResourceName) -> String {
         let name = resource.as_str().replace('/', "_");
         match name.get(..NAME_SHOWN).filter(|_| name.len() > NAME_LIMIT) {
             Some(beginning) => {
@@ -145,10 +147,11 @@ impl KubeletFolder {
             None => format!("{PREFIX}{name}{SUFFIX}"),
         }
     }
-}
 
-fn is_endpoint(name: &str) -> bool {
-    name.starts_with(PREFIX) && name.ends_with(SUFFIX)
+    /// Whether a socket's name is that of a plugin of this program.
+    pub fn is_endpoint(name: &str) -> bool {
+        name.starts_with(PREFIX) && name.ends_with(SUFFIX)
+    }
 }
 
 /// Resource names that fit a socket's path in the kubelet's folder (107 bytes), and how much of a longer one is shown.
@@ -379,7 +382,7 @@ mod tests {
         assert_ne!(functions[0], functions[1]);
         let longest = endpoint(&format!("{}.example.com/{}", "d".repeat(60), "x".repeat(63)));
         for name in functions.iter().chain([&longest]) {
-            assert!(is_endpoint(name) && name.starts_with("spillway-"), "{name}");
+            assert!(KubeletFolder::is_endpoint(name) && name.starts_with("spillway-"), "{name}");
             assert!("/var/lib/kubelet/device-plugins/".len() + name.len() <= 107, "{name}");
         }
     }

@@ -1,5 +1,5 @@
 //! Beside NVIDIA's device plugin, and moving from it to the agent: the devices are left to it as long as it is there, and pods that got
-//! theirs from it keep them. The plugin is a stand-in: a device plugin of the same resource, socket name and device IDs.
+//! theirs from it keep them. The same of a plugin that nobody knows. Both are stand-ins: device plugins of the same resource.
 
 use std::{
     os::unix::fs::FileTypeExt as _,
@@ -40,11 +40,10 @@ pub(crate) const TESTS: &[Test] =
     &[("node::pods_of_nvidias_plugin_survive_the_move", pods_of_nvidias_plugin_survive_the_move)];
 
 const FOLDER: &str = "/var/lib/kubelet/device-plugins";
-const SOCKET: &str = "nvidia-gpu.sock";
 
-/// A stand-in for NVIDIA's plugin; gone when it is dropped.
+/// A stand-in for somebody else's plugin of `nvidia.com/gpu`; gone when it is dropped.
 struct Standin {
-    stop: watch::Sender<Stage>,
+    stage: watch::Sender<Stage>,
     thread: Option<JoinHandle<anyhow::Result<()>>>,
     socket: PathBuf,
 }
@@ -57,7 +56,10 @@ enum Stage {
 }
 
 #[derive(Clone)]
-struct Service(watch::Receiver<Stage>);
+struct Service {
+    stage: watch::Receiver<Stage>,
+    devices: Vec<String>,
+}
 
 #[tonic::async_trait]
 impl DevicePlugin for Service {
@@ -72,10 +74,10 @@ impl DevicePlugin for Service {
 
     async fn list_and_watch(&self, _: Request<Empty>) -> Result<Response<Self::ListAndWatchStream>, Status> {
         let device =
-            |minor| Device { id: GpuStandin::uuid(minor), health: "Healthy".to_owned(), ..Device::default() };
-        let list = ListAndWatchResponse { devices: vec![device(0), device(1)] };
+            |id: &String| Device { id: id.clone(), health: "Healthy".to_owned(), ..Device::default() };
+        let list = ListAndWatchResponse { devices: self.devices.iter().map(device).collect() };
         let end = stream::once({
-            let mut stage = self.0.clone();
+            let mut stage = self.stage.clone();
             async move {
                 let _ = stage.wait_for(|stage| *stage == Stage::Gone).await;
                 Err(Status::cancelled("the plugin ends"))
@@ -115,15 +117,16 @@ impl DevicePlugin for Service {
 }
 
 impl Standin {
-    fn start(pool: &Pool) -> anyhow::Result<Self> {
+    /// One that listens, and is not registered yet.
+    fn start(pool: &Pool, socket: &'static str, devices: Vec<String>) -> anyhow::Result<Self> {
         let folder = pool.cluster.machine(DEDICATED)?.live_path(FOLDER);
-        let (stop, stage) = watch::channel(Stage::Listening);
-        let socket = folder.join(SOCKET);
+        let (stage, stages) = watch::channel(Stage::Listening);
+        let path = folder.join(socket);
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(serve(folder, stage))
+            runtime.block_on(serve(folder, socket, Service { stage: stages, devices }))
         });
-        let standin = Self { stop, thread: Some(thread), socket };
+        let standin = Self { stage, thread: Some(thread), socket: path };
         wait("the stand-in's socket", || {
             let made =
                 std::fs::symlink_metadata(&standin.socket).is_ok_and(|meta| meta.file_type().is_socket());
@@ -132,8 +135,14 @@ impl Standin {
         Ok(standin)
     }
 
+    /// Registers with the kubelet, soon.
+    fn register(&self) {
+        self.stage.send_replace(Stage::Registered);
+    }
+
+    /// Ends it, and says what failed in it.
     fn end(&mut self) -> anyhow::Result<()> {
-        self.stop.send_replace(Stage::Gone);
+        self.stage.send_replace(Stage::Gone);
         let result = match self.thread.take() {
             Some(thread) => thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked"))),
             None => Ok(()),
@@ -149,9 +158,10 @@ impl Drop for Standin {
     }
 }
 
-async fn serve(folder: PathBuf, stage: watch::Receiver<Stage>) -> anyhow::Result<()> {
-    let listener = UnixListener::bind(folder.join(SOCKET)).context("can't bind the stand-in's socket")?;
-    let service = TowerToHyperService::new(DevicePluginServer::new(Service(stage.clone())));
+async fn serve(folder: PathBuf, socket: &str, service: Service) -> anyhow::Result<()> {
+    let listener = UnixListener::bind(folder.join(socket)).context("can't bind the stand-in's socket")?;
+    let stage = service.stage.clone();
+    let service = TowerToHyperService::new(DevicePluginServer::new(service));
     let mut end = stage.clone();
     let server = async {
         // They end with it.
@@ -183,7 +193,7 @@ async fn serve(folder: PathBuf, stage: watch::Receiver<Stage>) -> anyhow::Result
         let channel = Endpoint::from_static("http://kubelet").connect_with_connector(connect).await?;
         let request = RegisterRequest {
             version: "v1beta1".to_owned(),
-            endpoint: SOCKET.to_owned(),
+            endpoint: socket.to_owned(),
             resource_name: "nvidia.com/gpu".to_owned(),
             options: None,
         };
@@ -212,6 +222,7 @@ fn wait_metric(pool: &Pool, name: &str, value: &str) -> anyhow::Result<()> {
     wait(&format!("{name} {value}"), || Ok((metric(pool, name)?.as_deref() == Some(value)).then_some(())))
 }
 
+/// Waits until the node has so many GPUs to give.
 fn wait_allocatable(pool: &Pool, count: &str) -> anyhow::Result<()> {
     wait(&format!("{count} GPUs"), || {
         let path = "jsonpath={.status.allocatable.nvidia\\.com/gpu}";
@@ -226,15 +237,22 @@ fn pods_of_nvidias_plugin_survive_the_move(pool: &Pool) -> anyhow::Result<()> {
     // A socket that nobody listens on is no plugin.
     let dead = pool.cluster.machine(DEDICATED)?.live_path(&format!("{FOLDER}/nvidia-old.sock"));
     drop(std::os::unix::net::UnixListener::bind(&dead)?);
+    let dead = tempfile::TempPath::try_from_path(dead)?;
 
-    let mut theirs = Standin::start(pool)?;
+    let both = || (0..2).map(GpuStandin::uuid).collect();
+    let mut theirs = Standin::start(pool, "nvidia-gpu.sock", both())?;
     wait_metric(pool, CONTESTED, "1")?;
     wait_metric(pool, REGISTERED, "0")?;
     wait_allocatable(pool, "0")?;
-    theirs.stop.send_replace(Stage::Registered);
+    theirs.register();
     wait_allocatable(pool, "2").context("the stand-in's devices are not offered")?;
-    let events = pool.cluster.kubectl(&["-n", "default", "get", "events"])?;
-    ensure!(events.contains("NVIDIA's device plugin (nvidia-gpu.sock)"), "nothing said: {events}");
+    let said = |words: &str| {
+        wait(&format!("an event with {words:?}"), || {
+            let events = pool.cluster.kubectl(&["-n", "default", "get", "events"])?;
+            Ok(events.contains(words).then_some(()))
+        })
+    };
+    said("NVIDIA's device plugin (nvidia-gpu.sock)")?;
     let pods = ["-n", "spillway-system", "get", "pods", "-l", "app.kubernetes.io/component=agent", "-o"];
     let ready = "jsonpath={.items[0].status.conditions[?(@.type=='Ready')].status}";
     wait("the agent to be not ready", || {
@@ -256,6 +274,18 @@ fn pods_of_nvidias_plugin_survive_the_move(pool: &Pool) -> anyhow::Result<()> {
     let second = holder(&namespace, "from-ours")?;
     ensure!(first != second, "one GPU for two pods: {first}");
     ensure!(state()? == before, "the running pod was touched: {before} became {}", state()?);
-    std::fs::remove_file(&dead)?;
-    Ok(())
+    dead.close()?;
+
+    // One that nobody knows, and that calls the GPUs by other names, comes while the agent serves: the kubelet would hand them out twice.
+    let mut late = Standin::start(pool, "their-gpu.sock", vec!["0".to_owned(), "1".to_owned()])?;
+    late.register();
+    wait_metric(pool, CONTESTED, "1").context("a plugin of an unknown name is not noticed")?;
+    wait_metric(pool, REGISTERED, "0")?;
+    said(
+        "another device plugin (the kubelet has nvidia.com/gpu from it; its socket seems to be their-gpu.sock)",
+    )?;
+    wait_allocatable(pool, "0")?;
+    late.end()?;
+    wait_metric(pool, REGISTERED, "1").context("it was not taken over")?;
+    wait_allocatable(pool, "2")
 }
