@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::{api::apps::v1::DaemonSet, apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry};
 use kube::{
     Api, Client, Config,
     api::{Patch, PatchParams},
@@ -13,6 +13,8 @@ use tokio::time::{Instant, sleep};
 
 /// The variable that says what isolation does.
 const MODE: &str = "SPILLWAY_ISOLATION";
+/// Who changes the `DaemonSet`.
+const MANAGER: &str = "spillway-agent-uninstall";
 /// How long the agents may take. Helm itself gives up after 5 minutes, unless it is told otherwise.
 const WITHIN: Duration = Duration::from_mins(4);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -31,10 +33,7 @@ pub(super) async fn run(set: &str) -> anyhow::Result<()> {
         tracing::info!("isolation is off already");
         return Ok(());
     }
-    let patch = Patch::Strategic(switched_off());
-    sets.patch(name, &PatchParams::default(), &patch)
-        .await
-        .with_context(|| format!("can't change DaemonSet {set}"))?;
+    change(&sets, name).await.with_context(|| format!("can't change DaemonSet {set}"))?;
     let begin = Instant::now();
     loop {
         let now = sets.get(name).await.with_context(|| format!("can't read DaemonSet {set}"))?;
@@ -49,6 +48,31 @@ pub(super) async fn run(set: &str) -> anyhow::Result<()> {
         }
         sleep(LOOK_EVERY).await;
     }
+}
+
+/// Switches it off, and leaves what was changed to whoever applies it next: Helm, too, refuses to set what another manager has set.
+async fn change(sets: &Api<DaemonSet>, name: &str) -> kube::Result<()> {
+    let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+    let mut set = sets.patch(name, &params, &Patch::Strategic(switched_off())).await?;
+    while let Some(patch) = release(&set) {
+        match sets.patch(name, &params, &Patch::Merge(patch)).await {
+            Ok(now) => set = now,
+            // Somebody else has written meanwhile.
+            Err(kube::Error::Api(status)) if status.code == 409 => set = sets.get(name).await?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Takes this manager out of those that have a say, if it is among them. Only what was read is replaced.
+fn release(set: &DaemonSet) -> Option<Value> {
+    let managers = set.metadata.managed_fields.as_ref()?;
+    let ours = |one: &ManagedFieldsEntry| one.manager.as_deref() == Some(MANAGER);
+    managers.iter().any(ours).then(|| {
+        let others: Vec<_> = managers.iter().filter(|one| !ours(one)).collect();
+        json!({ "metadata": { "resourceVersion": set.metadata.resource_version, "managedFields": others } })
+    })
 }
 
 /// All at once: devices go on being used while no agent runs.
@@ -78,6 +102,20 @@ fn is_done(set: &DaemonSet) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_changed_is_left_to_others() {
+        let managed = |managers: &[&str]| -> DaemonSet {
+            let fields: Vec<_> = managers.iter().map(|name| json!({ "manager": name })).collect();
+            serde_json::from_value(json!({ "metadata": { "resourceVersion": "7", "managedFields": fields } }))
+                .unwrap()
+        };
+        assert_eq!(release(&managed(&[])), None);
+        assert_eq!(release(&managed(&["helm", "kube-controller-manager"])), None);
+        let patch = release(&managed(&["helm", MANAGER, "kube-controller-manager"])).unwrap();
+        let left = json!([{ "manager": "helm" }, { "manager": "kube-controller-manager" }]);
+        assert_eq!(patch, json!({ "metadata": { "resourceVersion": "7", "managedFields": left } }));
+    }
 
     fn set(mode: &str, generation: i64, numbers: [i32; 3]) -> DaemonSet {
         let [wanted, updated, ready] = numbers;

@@ -25,8 +25,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("isolation::nothing_is_left_when_the_chart_goes", lasting::nothing_is_left_when_the_chart_goes),
 ];
 
-const LET_THROUGH: &str = "ENXIO";
-const REFUSED: &str = "EPERM";
+/// What an open says that is let through: no driver is there.
+pub(crate) const LET_THROUGH: &str = "ENXIO";
+/// What an open says that is refused.
+pub(crate) const REFUSED: &str = "EPERM";
 
 /// Waits until earlier tests' pods have gone, and with them what they held; and sees to it that isolation is enforced.
 fn settle(pool: &Pool) -> anyhow::Result<()> {
@@ -40,7 +42,7 @@ fn settle(pool: &Pool) -> anyhow::Result<()> {
 }
 
 /// A privileged pod that sees all nodes of its machine and all of its processes. `more` is put into the container.
-fn greedy(namespace: &Namespace<'_>, name: &str, more: &str) -> anyhow::Result<()> {
+pub(crate) fn greedy(namespace: &Namespace<'_>, name: &str, more: &str) -> anyhow::Result<()> {
     namespace.pod(
         name,
         &format!(
@@ -83,7 +85,8 @@ fn open(namespace: &Namespace<'_>, pod: &str, path: &str) -> anyhow::Result<&'st
     told(&said).with_context(|| format!("{pod} opening {path}: {said:?}"))
 }
 
-fn expect(namespace: &Namespace<'_>, pod: &str, path: &str, expected: &str) -> anyhow::Result<()> {
+/// Opens `path` in a pod, and compares what becomes of it.
+pub(crate) fn expect(namespace: &Namespace<'_>, pod: &str, path: &str, expected: &str) -> anyhow::Result<()> {
     let found = open(namespace, pod, path)?;
     ensure!(found == expected, "{pod} opening {path}: {found} instead of {expected}");
     Ok(())

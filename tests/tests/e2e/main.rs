@@ -2,6 +2,7 @@
 //! cluster, each in a namespace of its own, when `cargo xtask test` asks for them; otherwise they are listed as ignored.
 
 mod agent;
+mod chart;
 mod cluster;
 mod fpga;
 mod gpu;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         node::TESTS,
         neighbour::TESTS,
         privileges::TESTS,
+        chart::TESTS,
         isolation::TESTS,
         gpu::TESTS,
         sharing::TESTS,
