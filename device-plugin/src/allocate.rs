@@ -2,8 +2,8 @@
 //! granted that was not named, known and healthy.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, btree_map::Entry},
-    path::PathBuf,
+    collections::{BTreeMap, btree_map::Entry},
+    path::{Path, PathBuf},
 };
 
 use spillway_proto::deviceplugin::{CdiDevice, ContainerAllocateResponse, DeviceSpec, Mount};
@@ -102,7 +102,8 @@ pub fn allocate<'a>(
 
     let mut answer = ContainerAllocateResponse::default();
     let plugin = &manner.flags.plugin;
-    let mut nodes: BTreeSet<&PathBuf> = unlisted.iter().flat_map(|device| device.nodes.iter()).collect();
+    let mut nodes: BTreeMap<&Path, PathBuf> =
+        unlisted.iter().flat_map(|device| device.host_nodes()).collect();
     if !listed.is_empty() {
         by_cdi(plugin, resource, &listed, &mut answer);
         if manner.way == Some(Way::Mps) {
@@ -113,15 +114,15 @@ pub fn allocate<'a>(
             by_list(plugin, &listed, &mut answer);
             features(manner.flags, &mut answer);
             if plugin.pass_device_specs {
-                nodes.extend(listed.iter().flat_map(|device| device.nodes.iter()));
+                nodes.extend(listed.iter().flat_map(|device| device.host_nodes()));
             }
         }
     }
     answer.devices = nodes
         .into_iter()
-        .map(|node| DeviceSpec {
+        .map(|(node, host)| DeviceSpec {
             container_path: node.display().to_string(),
-            host_path: node.display().to_string(),
+            host_path: host.display().to_string(),
             permissions: PERMISSIONS.to_owned(),
         })
         .collect();

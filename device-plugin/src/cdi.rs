@@ -93,8 +93,11 @@ struct Edits {
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Node {
     path: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_path: Option<String>,
     permissions: &'static str,
 }
 
@@ -114,14 +117,13 @@ pub(crate) fn qualified_name(strategy: DeviceIdStrategy, device: &Device) -> Str
 
 fn spec(devices: &[&Device], mounts: Vec<Mount>) -> Option<Spec> {
     let nodes = |devices: &[&Device]| {
-        let mut paths: Vec<_> = devices
-            .iter()
-            .flat_map(|device| device.nodes.iter())
-            .map(|path| path.display().to_string())
-            .collect();
-        paths.sort();
-        paths.dedup();
-        let device_nodes = paths.into_iter().map(|path| Node { path, permissions: "rw" }).collect();
+        let paths: BTreeMap<_, _> = devices.iter().flat_map(|device| device.host_nodes()).collect();
+        let node = |(path, host): (&Path, PathBuf)| Node {
+            path: path.display().to_string(),
+            host_path: (host != path).then(|| host.display().to_string()),
+            permissions: "rw",
+        };
+        let device_nodes = paths.into_iter().map(node).collect();
         Edits { device_nodes, ..Edits::default() }
     };
     let mut entries = BTreeMap::new();

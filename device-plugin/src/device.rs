@@ -1,7 +1,12 @@
 //! What a device is to the kubelet: a name it is asked for by, an ID, a health, a place on the machine, and what a container needs
 //! to use it. Nothing here touches the machine.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// The longest device ID and the longest resource name (after its slash) that Kubernetes takes.
 const NAME_LIMIT: usize = 63;
@@ -133,6 +138,8 @@ pub struct Accelerator {
     pub links: BTreeMap<DeviceId, u32>,
     /// What its sensors said at the last look.
     pub readings: Readings,
+    /// The host's folder that has its nodes, where that is not `/dev`: a driver container makes them in its own.
+    pub dev: Option<PathBuf>,
 }
 
 impl Accelerator {
@@ -147,6 +154,7 @@ impl Accelerator {
             memory_mib: None,
             links: BTreeMap::new(),
             readings: Readings::default(),
+            dev: None,
         }
     }
 }
@@ -224,7 +232,8 @@ pub struct Device {
     pub resource: ResourceName,
     /// Whether it may be handed out.
     pub health: Health,
-    /// The host's device nodes that a container needs to use it, those that it shares with its siblings included.
+    /// The device nodes that a container needs to use it, those that it shares with its siblings included: paths below `/dev`, as on the
+    /// host unless its accelerator says otherwise.
     pub nodes: Arc<[PathBuf]>,
     /// The environment variable in which the vendor's software expects the IDs of a container's devices, if there is one.
     pub listed_in: Option<&'static str>,
@@ -237,6 +246,14 @@ pub struct Device {
 }
 
 impl Device {
+    /// Its nodes: what a container finds each as, and where the host has it.
+    pub fn host_nodes(&self) -> impl Iterator<Item = (&Path, PathBuf)> {
+        self.nodes.iter().map(|node| match (&self.accelerator.dev, node.strip_prefix("/dev")) {
+            (Some(dev), Ok(name)) => (node.as_path(), dev.join(name)),
+            _ => (node.as_path(), node.clone()),
+        })
+    }
+
     /// The ID of what is behind it in hardware: the partition's or the accelerator's. Replicas have it in common.
     pub fn unit(&self) -> &DeviceId {
         self.partition.as_ref().map_or(&self.accelerator.id, |partition| &partition.id)

@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use proptest::prelude::*;
 
@@ -46,6 +46,20 @@ fn indexed(index: u32) -> Device {
     let base = gpu(index, None);
     let accelerator = Accelerator { index: Some(index), ..(*base.accelerator).clone() };
     Device { accelerator: Arc::new(accelerator), ..base }
+}
+
+#[test]
+fn a_driver_containers_nodes_come_from_its_own_dev() {
+    let base = indexed(0);
+    let accelerator =
+        Accelerator { dev: Some("/run/nvidia/driver/dev".into()), ..(*base.accelerator).clone() };
+    let there = answer("{}", &[Device { accelerator: Arc::new(accelerator), ..base.clone() }]);
+    let here = answer("{}", &[base]);
+    assert!(!here.devices.is_empty());
+    for (there, here) in there.devices.iter().zip(&here.devices) {
+        assert_eq!(there.container_path, here.host_path);
+        assert_eq!(there.host_path, format!("/run/nvidia/driver{}", here.host_path));
+    }
 }
 
 /// The answers of NVIDIA's plugin (internal/plugin/server.go) to the same settings, but for the annotation's key, in which it has a

@@ -68,6 +68,23 @@ fn assert_valid(spec: &Value) {
 }
 
 #[test]
+fn a_driver_containers_nodes_are_where_the_host_has_them() {
+    let base = gpu(0);
+    let accelerator =
+        Accelerator { dev: Some("/run/nvidia/driver/dev".into()), ..(*base.accelerator).clone() };
+    let device = Device { accelerator: Arc::new(accelerator), ..base };
+    let spec = serde_json::to_value(spec(&[&device], Vec::new()).unwrap()).unwrap();
+    assert_valid(&spec);
+    let node = |name: &str| {
+        serde_json::json!({
+            "path": format!("/dev/{name}"), "hostPath": format!("/run/nvidia/driver/dev/{name}"), "permissions": "rw",
+        })
+    };
+    let expected = serde_json::json!([node("nvidia0"), node("nvidiactl")]);
+    assert_eq!(spec["devices"][0]["containerEdits"]["deviceNodes"], expected);
+}
+
+#[test]
 fn the_specification_is_valid_and_has_every_device_by_each_name() {
     let (gpus, root) = ([gpu(0), gpu(1)], tempfile::tempdir().unwrap());
     fs::create_dir_all(root.path().join("usr/lib")).unwrap();

@@ -41,6 +41,8 @@ const PULSE: Duration = Duration::from_millis(750);
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// How often NVML is started anew while a GPU is lost: a GPU that was reset is seen only then.
 const REOPEN_FOR_LOST: Duration = Duration::from_secs(30);
+/// The node that every driver has.
+const CONTROL: &str = "nvidiactl";
 /// What the firmware calls the machine, below sysfs.
 const MACHINE: &str = "class/dmi/id/product_name";
 
@@ -63,6 +65,16 @@ pub const KIND: Kind = Kind {
         alike && one.sharing == other.sharing
     },
 };
+
+/// Where the GPUs' nodes are looked at, and where the host has them if that is not `/dev`: a driver container makes them in its own `/dev`,
+/// which nothing puts into the host's. `here` and `host` are the driver's root as this process and as the host see it.
+fn nodes_at(roots: &Roots, here: &Path, host: &Path) -> (Roots, Option<PathBuf>) {
+    let theirs = here.join("dev");
+    if host == Path::new("/") || roots.dev.join(CONTROL).exists() || !theirs.join(CONTROL).exists() {
+        return (roots.clone(), None);
+    }
+    (Roots { dev: theirs, ..roots.clone() }, Some(host.join("dev")))
+}
 
 /// The NVML back end.
 #[derive(Debug, Clone)]
@@ -167,7 +179,11 @@ impl NvmlBackend {
 
     /// Tells the inventory what is known of the GPUs.
     fn tell(&self, look: &Look, reporter: &Reporter) {
-        let devices = self.judge().devices(look, &self.rules, &self.roots, Instant::now());
+        let (roots, dev) = nodes_at(&self.roots, &self.driver_root, self.config.flags.driver_root());
+        let mut judge = self.judge();
+        judge.set_dev(dev);
+        let devices = judge.devices(look, &self.rules, &roots, Instant::now());
+        drop(judge);
         reporter.devices(devices);
     }
 
@@ -280,4 +296,28 @@ fn short_text(path: &Path) -> Option<String> {
     let bytes = fs::read(path).ok()?;
     let text = String::from_utf8_lossy(&bytes);
     Some(text.lines().next()?.trim().chars().take(128).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_containers_nodes_are_taken_where_the_host_has_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let roots = Roots { sys: at("sys"), dev: at("dev"), proc: at("proc") };
+        let (here, host) = (at("driver"), Path::new("/run/nvidia/driver"));
+        let theirs = Roots { dev: here.join("dev"), ..roots.clone() };
+        for dev in [&roots.dev, &theirs.dev] {
+            fs::create_dir_all(dev).unwrap();
+        }
+        let hosts_own = (roots.clone(), None);
+        assert_eq!(nodes_at(&roots, &here, host), hosts_own, "nowhere");
+        fs::write(theirs.dev.join(CONTROL), "").unwrap();
+        assert_eq!(nodes_at(&roots, &here, host), (theirs, Some(host.join("dev"))));
+        assert_eq!(nodes_at(&roots, &here, Path::new("/")), hosts_own, "the driver is the host's");
+        fs::write(roots.dev.join(CONTROL), "").unwrap();
+        assert_eq!(nodes_at(&roots, &here, host), hosts_own, "the host has them");
+    }
 }

@@ -84,19 +84,26 @@ impl Numbers {
         {
             return Ok(*number);
         }
-        let found = self.in_dev(node, below)?;
+        let known = nvidia.and_then(|(driver, minor)| {
+            let major = if driver == "nvidia" { Some(NVIDIA_MAJOR) } else { self.major_of(driver) };
+            Some(Number { major: major?, minor })
+        });
+        let found = match (self.in_dev(node, below), known) {
+            // A driver container has it in a `/dev` of its own.
+            (Err(NoNumber::Look { .. }), Some(known)) => return Ok(known),
+            (found, _) => found?,
+        };
         let contradiction = |whose| Err(NoNumber::Contradiction { node: node.to_owned(), found, whose });
         match nvidia {
-            Some((driver, minor)) => {
-                let major = if driver == "nvidia" { Some(NVIDIA_MAJOR) } else { self.major_of(driver) };
-                if found.minor != minor || major.is_some_and(|major| found.major != major) {
-                    return contradiction(format!("another than the driver {driver} gives it"));
-                }
+            Some((driver, minor))
+                if found.minor != minor || known.is_some_and(|known| found.major != known.major) =>
+            {
+                return contradiction(format!("another than the driver {driver} gives it"));
             }
             None if found.major == NVIDIA_MAJOR && !name.starts_with("nvidia") => {
                 return contradiction("an NVIDIA device".to_owned());
             }
-            None => {}
+            Some(_) | None => {}
         }
         if let Some(kernels) = self.names.get(&found)
             && Path::new(kernels).file_name() != below.file_name()

@@ -172,6 +172,23 @@ fn where_the_kernel_says_a_nodes_number_dev_is_not_believed() {
 }
 
 #[test]
+fn nvidias_nodes_have_their_numbers_where_a_driver_container_keeps_them() {
+    let (folder, mut roots) = machine();
+    roots.dev = folder.path().join("dev");
+    let of = |roots: &Roots, node: &str| {
+        let nodes = Nodes::look(&inventory(vec![device("a", &[node], None)]), roots);
+        nodes.devices.into_values().next().unwrap()
+    };
+    let number = |major, minor| Ok(BTreeSet::from([Number { major, minor }]));
+    assert_eq!(of(&roots, "/dev/nvidia3"), number(195, 3));
+    assert!(of(&roots, "/dev/nvidia-uvm").is_err(), "its driver is not loaded");
+    fs::write(roots.proc.join("devices"), "Character devices:\n507 nvidia-uvm\n508 nvidia-caps\n").unwrap();
+    assert_eq!(of(&roots, "/dev/nvidia-uvm-tools"), number(507, 1));
+    assert_eq!(of(&roots, "/dev/nvidia-caps/nvidia-cap12"), number(508, 12));
+    assert!(of(&roots, "/dev/dfl-port.0").is_err(), "others' numbers are their drivers' to give");
+}
+
+#[test]
 fn a_node_that_contradicts_the_kernel_is_no_devices() {
     let of = |roots: &Roots| {
         let nodes = Nodes::look(&inventory(vec![device("a", &["/dev/null"], None)]), roots);

@@ -47,6 +47,7 @@ pub struct Judge {
     known: Vec<Device>,
     instances: BTreeMap<DeviceId, Vec<(DeviceId, u32, u32)>>,
     complaints: Complaints,
+    dev: Option<PathBuf>,
 }
 
 /// How soon something has to be done about an event.
@@ -83,7 +84,13 @@ impl Judge {
             known: Vec::new(),
             instances: BTreeMap::new(),
             complaints: Complaints::default(),
+            dev: None,
         }
+    }
+
+    /// From now on the host has the GPUs' nodes there; without a folder in `/dev`.
+    pub(super) fn set_dev(&mut self, dev: Option<PathBuf>) {
+        self.dev = dev;
     }
 
     /// From now on a GPU recovers this long after its last fault.
@@ -247,6 +254,7 @@ impl Judge {
             memory_mib: fixed.memory_mib,
             links: look.links.get(&gpu.id).cloned().unwrap_or_default(),
             readings,
+            dev: self.dev.clone(),
             ..Accelerator::new(gpu.id.clone())
         }
     }
