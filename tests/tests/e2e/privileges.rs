@@ -13,8 +13,10 @@ use crate::{
     harness::{DEDICATED, Pool, wait},
 };
 
-pub(crate) const TESTS: &[Test] =
-    &[("privileges::each_is_needed_and_only_for_its_purpose", each_is_needed_and_only_for_its_purpose)];
+pub(crate) const TESTS: &[Test] = &[
+    ("privileges::the_chart_says_of_each_what_it_is_for", the_chart_says_of_each_what_it_is_for),
+    ("privileges::each_is_needed_and_only_for_its_purpose", each_is_needed_and_only_for_its_purpose),
+];
 
 const SYSTEM: &str = "spillway-system";
 const AGENT: &str = "spillway-agent";
@@ -80,6 +82,16 @@ const NO_POD_LABELS: &str = "can't watch the node's pods";
 /// The first is taken away further below. What the others are for, no stand-in shows here: MIG devices' nodes are in the driver's procfs,
 /// and only a CDI strategy writes specifications.
 const ELSEWHERE: &[Privilege] = &[Mount("plugins-registry"), Mount("proc"), Mount("cdi")];
+
+/// Given only where a setting asks for it, and never taken away here.
+const ASKED_FOR: &[Privilege] = &[
+    Mount("bitstreams"),
+    Mount("driver-dev"),
+    Mount("mps"),
+    Mount("mps-shm"),
+    Capability("KILL"),
+    Capability("SYS_ADMIN"),
+];
 
 /// An agent that has all it needs.
 const ALL: &[&str] = &[
@@ -165,8 +177,8 @@ impl<'a> Instead<'a> {
     }
 }
 
-/// Whether the chart gives nothing that no case takes away.
-fn nothing_else_is_given(pod: &Value, rules: &Value) -> anyhow::Result<()> {
+/// What a pod and a role are given, each spelled as its privilege is.
+fn given(pod: &Value, rules: &Value) -> anyhow::Result<BTreeSet<String>> {
     let container = &pod["spec"]["containers"][0];
     let security = &container["securityContext"];
     ensure!(security["privileged"] != true, "the agent is privileged");
@@ -179,11 +191,72 @@ fn nothing_else_is_given(pod: &Value, rules: &Value) -> anyhow::Result<()> {
         list(rules).into_iter().map(|rule| format!("Rule({}, {})", rule["resources"][0], rule["verbs"][0]));
     let host = [("hostPID", "HostPid"), ("hostNetwork", "hostNetwork"), ("hostIPC", "hostIPC")];
     let host = host.into_iter().filter(|(key, _)| pod["spec"][*key] == true).map(|(_, name)| name.to_owned());
-    let given: BTreeSet<String> = mounts.chain(added).chain(granted).chain(host).collect();
-    let known = CASES.iter().flat_map(|(privileges, ..)| *privileges).chain(ELSEWHERE);
-    let known: BTreeSet<String> = known.map(|privilege| format!("{privilege:?}")).collect();
-    let unknown: Vec<_> = given.difference(&known).collect();
-    ensure!(unknown.is_empty(), "the chart gives what no case takes away: {unknown:?}");
+    Ok(mounts.chain(added).chain(granted).chain(host).collect())
+}
+
+fn named<'a>(privileges: impl IntoIterator<Item = &'a Privilege>) -> BTreeSet<String> {
+    privileges.into_iter().map(|privilege| format!("{privilege:?}")).collect()
+}
+
+fn taken_away() -> impl Iterator<Item = &'static Privilege> {
+    CASES.iter().flat_map(|(privileges, ..)| *privileges).chain(ELSEWHERE)
+}
+
+/// The chart with all that can be asked for: nothing of it is unknown here, and of each privilege a comment says what it is for.
+fn the_chart_says_of_each_what_it_is_for(pool: &Pool) -> anyhow::Result<()> {
+    let chart = spillway_tests::repository().join("deploy/chart");
+    let values = chart.join("../../tests/cluster/standin-values.yaml");
+    let (chart, values) = (chart.display().to_string(), values.display().to_string());
+    let rendered = pool.cluster.helm(&[
+        "template",
+        "spillway",
+        &chart,
+        "--namespace",
+        SYSTEM,
+        "--api-versions=admissionregistration.k8s.io/v1/ValidatingAdmissionPolicy",
+        "--values",
+        &values,
+        "--set=agent.isolation.devicesController=true",
+        "--set=agent.memoryBudgetKill=true",
+        "--set=agent.nvidia.driverDev=true",
+        "--set=agent.fpga.bitstreamFolder=/srv/intel.com/fpga",
+        "--set=agent.config.sharing.mps.resources[0].name=nvidia.com/gpu",
+    ])?;
+    let mut documents = Vec::new();
+    for text in rendered.split("\n---\n") {
+        let document: Value = serde_saphyr::from_str(text).with_context(|| text.to_owned())?;
+        documents.push(document);
+    }
+    let of = |kind: &str, name: &str| {
+        let found = documents.iter().find(|one| one["kind"] == kind && one["metadata"]["name"] == name);
+        found.with_context(|| format!("the chart has no {kind} {name}"))
+    };
+    let (set, role) = (of("DaemonSet", AGENT)?, of("ClusterRole", AGENT)?);
+    let given = given(&set["spec"]["template"], &role["rules"])?;
+    let known = named(taken_away().chain(ASKED_FOR));
+    ensure!(given == known, "the chart gives {given:?}, and known here is {known:?}");
+
+    let lines: Vec<_> = rendered.lines().map(str::trim_start).collect();
+    let mut uncommented = Vec::new();
+    for pair in lines.windows(2) {
+        let explained = pair[0].starts_with("# ");
+        let privilege = pair[1].contains("hostPath:")
+            || pair[1].starts_with("- {apiGroups:") && pair[1].contains("verbs:")
+            || pair[1].starts_with("host") && pair[1].ends_with(": true");
+        if privilege && !explained {
+            uncommented.push(pair[1]);
+        }
+        if pair[1].starts_with("capabilities:") && pair[1].contains("add:") {
+            let comment = lines.iter().filter(|line| line.starts_with("# ")).copied().collect::<String>();
+            let added = pair[1].split_once("add:").context("they are added")?.1;
+            for one in added.split(['[', ']', ',', '}']).map(str::trim).filter(|one| !one.is_empty()) {
+                if !comment.contains(&format!("{one}: ")) {
+                    uncommented.push(one);
+                }
+            }
+        }
+    }
+    ensure!(uncommented.is_empty(), "nothing says what these are for: {uncommented:?}");
     Ok(())
 }
 
@@ -322,7 +395,9 @@ impl Instead<'_> {
 fn each_is_needed_and_only_for_its_purpose(pool: &Pool) -> anyhow::Result<()> {
     let namespace = pool.namespace("privileges")?;
     let instead = Instead::begin(pool)?;
-    nothing_else_is_given(&instead.pod()?, &instead.rules)?;
+    let given = given(&instead.pod()?, &instead.rules)?;
+    let untried: Vec<_> = given.difference(&named(taken_away())).cloned().collect();
+    ensure!(untried.is_empty(), "the chart gives what no case takes away: {untried:?}");
     let choice = format!("{CHOICE}=shared");
     let theirs = "nvidia.com/gpu.product=theirs";
     pool.cluster.kubectl(&["label", "node", DEDICATED, &choice, theirs, "--overwrite"])?;
