@@ -43,13 +43,14 @@ pub fn run(options: &FuzzOptions) -> anyhow::Result<()> {
     };
     let program = cargo_fuzz()?;
     let place = crate::target().join("fuzz");
+    let memory = Path::new(MEMORY).is_dir();
     let mut found = Vec::new();
     for target in wanted {
         eprintln!("fuzzing {target} for {} s", options.seconds);
         // Inputs that reach something new are kept from run to run; those of the repository are read only.
         let corpus = place.join("corpus").join(&target);
         fs::create_dir_all(&corpus).with_context(|| format!("can't make {}", corpus.display()))?;
-        let files = if Path::new(MEMORY).is_dir() { TempDir::new_in(MEMORY) } else { TempDir::new() }?;
+        let files = if memory { TempDir::new_in(MEMORY) } else { TempDir::new() }?;
         let status = Command::new(&program)
             .args(["fuzz", "run", "--sanitizer", "none", "--fuzz-dir"])
             .arg(&folder)
@@ -63,7 +64,8 @@ pub fn run(options: &FuzzOptions) -> anyhow::Result<()> {
             .arg(format!("-max_total_time={}", options.seconds))
             .arg(format!("-timeout={SECONDS_EACH}"))
             .arg(format!("-rss_limit_mb={MEBIBYTES}"))
-            .arg("-print_final_stats=1")
+            // Long inputs from the beginning: structure takes bytes.
+            .args(["-max_len=4096", "-len_control=0", "-print_final_stats=1"])
             .env("TMPDIR", files.path())
             .current_dir(crate::repository())
             .status()
