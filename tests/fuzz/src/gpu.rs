@@ -136,8 +136,11 @@ fn look(bytes: &mut Unstructured<'_>) -> Result<Look> {
 /// What NVML might call a device, if it can be called so at all: all begin alike, or are refused before.
 fn id(bytes: &mut Unstructured<'_>, kind: &str, index: u32) -> Result<Option<DeviceId>> {
     let name = match bytes.int_in_range(0..=3_u8)? {
-        0 => format!("{kind}-{}", bytes.arbitrary::<&str>()?),
-        1 => format!("{kind}-{}", bytes.choose(&["", "all", "0", "..", "a/b", "a,b", "=all", "%"])?),
+        0 => {
+            let plain = |letter: &char| letter.is_ascii_alphanumeric() || *letter == '-';
+            format!("{kind}-{}", bytes.arbitrary::<&str>()?.chars().filter(plain).collect::<String>())
+        }
+        1 => format!("{kind}-{}", bytes.choose(&["", "all", "0", "-", "0123456789abcdef"])?),
         _ => format!("{kind}-fef8089b-4820-abfc-e83e-9431819757{index:02}"),
     };
     Ok(DeviceId::new(name).ok())

@@ -262,10 +262,12 @@ fn instance(device: &NvmlDevice<'_>, gpu_mib: Option<u64>) -> Result<Instance, S
     Ok(Instance { id, gi, ci, profile, attributes })
 }
 
-/// A UUID as NVML spells it. In a container's list other words mean something else: `all`, `none`, or the GPU of that index.
+/// A UUID as NVML spells it. In a container's list other words mean something else: `all`, `none`, or the GPU of that index; and what has
+/// other characters no runtime takes for a CDI device.
 fn id(uuid: String, begin: &str) -> Result<DeviceId, String> {
-    if !uuid.starts_with(begin) {
-        return Err(format!("{uuid:?} is no UUID: it does not begin with {begin}"));
+    let plain = |rest: &str| rest.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if !uuid.strip_prefix(begin).is_some_and(plain) {
+        return Err(format!("{uuid:?} is no UUID: expected {begin} and hexadecimal digits"));
     }
     DeviceId::new(uuid).map_err(|error| error.to_string())
 }
@@ -328,7 +330,19 @@ mod tests {
     #[test]
     fn a_uuid_means_one_device_in_every_list() {
         assert_eq!(id("GPU-0".to_owned(), "GPU-").unwrap().as_str(), "GPU-0");
-        for bad in ["all", "none", "void", "", "0", "MIG-0", "GPU-0,all", "GPU-../x", "GPU-\u{0}"] {
+        for bad in [
+            "all",
+            "none",
+            "void",
+            "",
+            "0",
+            "MIG-0",
+            "GPU-0,all",
+            "GPU-=all",
+            "GPU-%",
+            "GPU-../x",
+            "GPU-\u{0}",
+        ] {
             assert!(id(bad.to_owned(), "GPU-").is_err(), "{bad:?}");
         }
     }
