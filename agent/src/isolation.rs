@@ -53,7 +53,7 @@ const ROUND_EVERY: Duration = Duration::from_secs(10);
 const WAIT_WITHIN: Duration = Duration::from_secs(15);
 const WAIT_STEP: Duration = Duration::from_millis(200);
 /// Several changes at once are one: whoever can make them must not keep the agent busy.
-const SETTLE: Duration = Duration::from_millis(50);
+const SETTLE: Duration = Duration::from_millis(100);
 /// Denials that are not yet read by whoever turns them into events.
 const TELL_LIMIT: usize = 256;
 

@@ -98,7 +98,8 @@ fn merged(listed: Vec<PodMeta>, logged: Vec<PodInfo>, asked: bool) -> Vec<PodInf
 /// When the folder can't be read.
 pub fn in_logs(folder: &Path) -> io::Result<Vec<PodInfo>> {
     let mut pods = Vec::new();
-    for entry in std::fs::read_dir(folder)? {
+    // Other pods may write there: no list of theirs fills the memory.
+    for entry in std::fs::read_dir(folder)?.take(pod_logs::LIMIT) {
         if let Some(pod) = entry?.file_name().to_str().and_then(of_folder) {
             pods.push(pod);
         }

@@ -15,7 +15,8 @@ pub mod xrt;
 use std::{
     any::Any,
     collections::BTreeMap,
-    io,
+    fs, io,
+    os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -49,9 +50,11 @@ pub struct Roots {
 }
 
 impl Roots {
-    /// The host's path of the device node `name`, if the host has it.
+    /// The host's path of the device node `name`, if the host has it: itself, as a link, which a pod with the host's `/dev` could put there,
+    /// would lead the runtime elsewhere. A test's folder has plain files.
     fn node(&self, name: &str) -> Option<PathBuf> {
-        self.dev.join(name).exists().then(|| Path::new("/dev").join(name))
+        let is_node = |data: fs::Metadata| data.is_file() || data.file_type().is_char_device();
+        fs::symlink_metadata(self.dev.join(name)).is_ok_and(is_node).then(|| Path::new("/dev").join(name))
     }
 }
 
@@ -274,6 +277,22 @@ impl Complaints {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_is_no_link_is_a_node() {
+        let dev = tempfile::tempdir().unwrap();
+        let roots = Roots { sys: PathBuf::new(), dev: dev.path().to_owned(), proc: PathBuf::new() };
+        fs::write(dev.path().join("nvidia0"), "").unwrap();
+        std::os::unix::fs::symlink("nvidia0", dev.path().join("nvidia1")).unwrap();
+        std::os::unix::fs::symlink("/dev/null", dev.path().join("nvidia2")).unwrap();
+        fs::create_dir(dev.path().join("nvidia3")).unwrap();
+        assert_eq!(roots.node("nvidia0"), Some("/dev/nvidia0".into()));
+        for name in ["nvidia1", "nvidia2", "nvidia3", "nvidia4"] {
+            assert_eq!(roots.node(name), None, "{name}");
+        }
+        let host = Roots { dev: "/dev".into(), ..roots };
+        assert_eq!(host.node("null"), Some("/dev/null".into()));
+    }
 
     #[test]
     fn complaints_are_news_once() {

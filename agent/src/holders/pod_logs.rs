@@ -6,7 +6,7 @@ use std::path::Path;
 use super::{Name, is_name, is_uid};
 
 /// More pods than a machine has, dead ones included. What is beyond is not looked at.
-const LIMIT: usize = 20_000;
+pub(crate) const LIMIT: usize = 20_000;
 
 /// All pods that have a folder, by UID. None when the folder can't be read: names are a convenience.
 pub(super) async fn list(folder: &Path) -> Vec<(String, Name)> {
