@@ -5,6 +5,8 @@
 mod attacks;
 mod lasting;
 
+use std::time::Duration;
+
 use anyhow::{Context as _, bail, ensure};
 use spillway_tests::standin::GpuStandin;
 
@@ -280,7 +282,7 @@ fn a_device_passes_on_when_its_pod_has_ended(pool: &Pool) -> anyhow::Result<()> 
     settle(pool)?;
     let namespace = pool.namespace("handover")?;
     // The other GPU is taken, so that the next pod can only get this one.
-    let spec = |grace: u32, command: &str| {
+    let spec = |grace: u64, command: &str| {
         format!(
             "  nodeName: {DEDICATED}\n  terminationGracePeriodSeconds: {grace}\n  containers:\n  - name: main\n    \
              image: spillway.test/busybox:dev\n    imagePullPolicy: Never\n    command: [sh, -c, '{command}']\n    \
@@ -288,7 +290,9 @@ fn a_device_passes_on_when_its_pod_has_ended(pool: &Pool) -> anyhow::Result<()> 
             holding(1)
         )
     };
-    namespace.pod("old", &spec(6, "trap : TERM; while :; do sleep 31; done"))?;
+    // Long enough for the next one to be made meanwhile.
+    let grace = spillway_tests::patience(Duration::from_secs(6)).as_secs();
+    namespace.pod("old", &spec(grace, "trap : TERM; while :; do sleep 31; done"))?;
     namespace.wait_ready("old")?;
     let minor = given(&namespace, "old")?;
     namespace.pod("neighbour", &spec(0, "exec sleep 100000"))?;
