@@ -34,6 +34,7 @@ pub use {kinds::run, supervise::supervise};
 use crate::{
     config::Config,
     device::{Device, Health},
+    health::memo::Memos,
     inventory::{BackendState, Change, Inventory, all_unhealthy},
     sharing::Rules,
 };
@@ -88,12 +89,25 @@ pub struct Setting {
 /// What kinds of back ends remember for as long as the process runs, each under its name: a device that is sick stays so when a new
 /// configuration replaces whoever watched it. Cheap to clone; all clones are one.
 #[derive(Debug, Clone, Default)]
-pub struct Memory(Arc<Mutex<BTreeMap<&'static str, Arc<dyn Any + Send + Sync>>>>);
+pub struct Memory {
+    known: Arc<Mutex<BTreeMap<&'static str, Arc<dyn Any + Send + Sync>>>>,
+    memos: Option<Memos>,
+}
 
 impl Memory {
+    /// One that leaves the next process word of what is wrong with devices.
+    pub fn kept(memos: Memos) -> Self {
+        Self { memos: Some(memos), ..Self::default() }
+    }
+
+    /// Where word is left, if it is.
+    fn memos(&self) -> Option<&Memos> {
+        self.memos.as_ref()
+    }
+
     /// What the kind `name` remembers; `make` makes it the first time.
     pub fn of<T: Any + Send + Sync>(&self, name: &'static str, make: impl Fn() -> T) -> Arc<T> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let found = known.entry(name).or_insert_with(|| Arc::new(make())).clone();
         // Names are unique; should two kinds share one, each has its own.
         found.downcast().unwrap_or_else(|_| Arc::new(make()))

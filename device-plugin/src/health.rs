@@ -4,7 +4,9 @@
 //! critical XID *and* at every look at the device that shows something wrong (it can't be read, the driver asks for a reset), so a
 //! device that stays broken never gets old enough to recover, and one that was reset comes back by itself.
 //!
-//! Nothing is kept on disk: an agent that restarts forgets a past XID. It does see at once what the driver still complains about.
+//! The clock is the machine's monotonic one, which no change of the time of day touches.
+
+pub mod memo;
 
 use std::{
     collections::BTreeMap,
@@ -12,6 +14,7 @@ use std::{
 };
 
 use crate::device::{DeviceId, Health};
+use memo::{Memos, Standing};
 
 /// XIDs that an application causes and that say nothing about the GPU: the list of NVIDIA's own device plugin.
 pub const APPLICATION_XIDS: [u64; 6] = [13, 31, 43, 45, 68, 109];
@@ -27,12 +30,31 @@ struct Fault {
 pub struct Faults {
     quiet: Duration,
     last: BTreeMap<DeviceId, Fault>,
+    memo: Option<memo::Memo>,
 }
 
 impl Faults {
     /// No faults yet; a device recovers `quiet` after its last one.
     pub fn new(quiet: Duration) -> Self {
-        Self { quiet, last: BTreeMap::new() }
+        Self { quiet, last: BTreeMap::new(), memo: None }
+    }
+
+    /// The same, with what an earlier process knew: a device that it left sick has to be quiet from `now` on. What is known is kept under
+    /// `name` from now on, whenever [`Faults::keep`] is called.
+    #[must_use]
+    pub fn remembering(mut self, memos: &Memos, name: &str, now: Instant) -> Self {
+        let (memo, standing) = memos.open(name);
+        self.last = standing.into_iter().map(|(device, why)| (device, Fault { why, at: now })).collect();
+        self.memo = Some(memo);
+        self
+    }
+
+    /// Writes down what is wrong now, for the next process.
+    pub fn keep(&mut self) {
+        if let Some(memo) = &mut self.memo {
+            let standing = self.last.iter().map(|(device, fault)| (device.clone(), fault.why.clone()));
+            memo.keep(&standing.collect::<Standing>());
+        }
     }
 
     /// From now on a device recovers this long after its last fault.
@@ -51,6 +73,13 @@ impl Faults {
             .entry(device.clone())
             .and_modify(|fault| fault.at = now)
             .or_insert_with(|| Fault { why: why.into(), at: now });
+    }
+
+    /// The same for every device of these that is known to be faulty.
+    pub fn prolong_known(&mut self, which: impl Fn(&DeviceId) -> bool, now: Instant) {
+        for (_, fault) in self.last.iter_mut().filter(|(device, _)| which(device)) {
+            fault.at = now;
+        }
     }
 
     /// The device's health at `now`. A fault that is over is forgotten.

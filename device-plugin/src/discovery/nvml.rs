@@ -104,7 +104,13 @@ impl NvmlBackend {
     /// Takes over what an earlier one has seen.
     fn remember(&mut self, memory: &Memory) {
         let quiet = self.config.gpu.recovery();
-        self.judge = memory.of(KIND.name, || Mutex::new(Judge::new(quiet)));
+        self.judge = memory.of(KIND.name, || {
+            let judge = Judge::new(quiet);
+            Mutex::new(match memory.memos() {
+                Some(memos) => judge.remembering(memos, KIND.name, Instant::now()),
+                None => judge,
+            })
+        });
         self.judge().set_quiet(quiet);
     }
 

@@ -19,7 +19,7 @@ use crate::{
     config::{Gpu as GpuConfig, MigStrategy},
     device::{Accelerator, Device, DeviceId, Health, Partition, Readings},
     discovery::{Complaints, Roots},
-    health::Faults,
+    health::{Faults, memo::Memos},
 };
 
 /// What every user of a GPU needs besides its own node, where the machine has it.
@@ -93,6 +93,12 @@ impl Judge {
         self.dev = dev;
     }
 
+    /// The same, with what the judge of an earlier process knew.
+    pub(super) fn remembering(mut self, memos: &Memos, name: &str, now: Instant) -> Self {
+        self.faults = self.faults.remembering(memos, name, now);
+        self
+    }
+
     /// From now on a GPU recovers this long after its last fault.
     pub(super) fn set_quiet(&mut self, quiet: Duration) {
         self.faults.set_quiet(quiet);
@@ -101,7 +107,7 @@ impl Judge {
     /// Takes note of an event.
     pub(super) fn event(&mut self, event: &Event, rules: &Rules, now: Instant) -> Urgency {
         let gpu = event.uuid.as_ref().and_then(|uuid| DeviceId::new(uuid.as_str()).ok());
-        match (events::meaning(event.kind), event.xid) {
+        let urgency = match (events::meaning(event.kind), event.xid) {
             (Meaning::Xid, Some(xid)) => self.xid(gpu.as_ref(), xid, event, rules, now),
             (Meaning::Fault(why), _) => {
                 for gpu in self.culprits(gpu.as_ref(), None, event) {
@@ -112,7 +118,9 @@ impl Judge {
             (Meaning::Ask, _) => Urgency::Ask,
             (Meaning::Partitions, _) => Urgency::Look,
             (Meaning::Xid | Meaning::None, _) => Urgency::None,
-        }
+        };
+        self.faults.keep();
+        urgency
     }
 
     fn xid(
@@ -193,7 +201,8 @@ impl Judge {
             });
         }
         self.keep_lost(look, &mut devices, now);
-        self.forget_gone(look, &devices);
+        self.forget_gone(look, &devices, now);
+        self.faults.keep();
         self.known.clone_from(&devices);
         devices
     }
@@ -275,12 +284,17 @@ impl Judge {
     }
 
     /// What is gone starts afresh when it is put in again.
-    fn forget_gone(&mut self, look: &Look, devices: &[Device]) {
+    fn forget_gone(&mut self, look: &Look, devices: &[Device], now: Instant) {
         let mut gpus: BTreeSet<&DeviceId> = look.gpus.iter().map(|gpu| &gpu.id).collect();
         gpus.extend(devices.iter().map(|device| &device.accelerator.id));
         let units: BTreeSet<&DeviceId> =
             devices.iter().map(Device::unit).chain(gpus.iter().copied()).collect();
-        self.faults.retain(|id| units.contains(id));
+        if look.unreadable.is_empty() {
+            self.faults.retain(|id| units.contains(id));
+        } else {
+            // What can't be read may be a GPU that an earlier process left faulty: it is not quiet.
+            self.faults.prolong_known(|id| !units.contains(id), now);
+        }
         self.counters.retain(|(id, _), _| gpus.contains(id));
         self.xids.retain(|id, _| gpus.contains(id));
         self.instances.retain(|id, _| gpus.contains(id));

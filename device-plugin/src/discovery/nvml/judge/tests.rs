@@ -6,10 +6,13 @@ use nvml_wrapper_sys::bindings::{
 };
 
 use super::*;
-use crate::discovery::nvml::{
-    look::Fixed,
-    mig::{Mig, Profile},
-    vitals::Vitals,
+use crate::{
+    discovery::nvml::{
+        look::Fixed,
+        mig::{Mig, Profile},
+        vitals::Vitals,
+    },
+    health::memo::tests::memos,
 };
 
 const QUIET: Duration = Duration::from_mins(5);
@@ -230,6 +233,53 @@ fn a_lost_gpu_stays_listed_and_a_gone_one_does_not() {
     assert_eq!(machine.see(&[gpu(1)]).len(), 1);
     // Put in again, it starts afresh.
     assert_eq!(sick(&machine.see(&[partitioned(0, &["1g.5gb"]), gpu(1)])), [""; 0]);
+}
+
+#[test]
+fn the_next_agent_knows_what_this_one_saw() {
+    let mut machine = Machine::with(MigStrategy::Mixed);
+    let kept = tempfile::tempdir().unwrap();
+    let memos = memos(kept.path(), "this boot");
+    let restart = |machine: &mut Machine, memos| {
+        machine.judge = Judge::new(QUIET).remembering(memos, "nvml", machine.now);
+    };
+    let gpus = [partitioned(0, &["1g.5gb", "1g.5gb"]), gpu(1)];
+    restart(&mut machine, &memos);
+    assert_eq!(sick(&machine.see(&gpus)), [""; 0]);
+    machine.xid(Some(1), 79, None);
+    machine.xid(Some(0), 94, Some(2));
+
+    // Killed at that moment; the next one starts when most of the quiet time is over.
+    machine.now += QUIET * 3 / 4;
+    restart(&mut machine, &memos);
+    let devices = machine.see(&gpus);
+    assert_eq!(sick(&devices), ["MIG-0-2", "GPU-1"]);
+    assert_eq!(health(&devices, "GPU-1"), unhealthy("XID 79"));
+    // Nobody watched meanwhile, so the device has to be quiet anew; nothing that is looked for in vain is forgotten.
+    machine.now += QUIET * 3 / 4;
+    let lost = Look {
+        unreadable: BTreeMap::from([(1, "fell off the bus".to_owned())]),
+        gpus: gpus[..1].to_vec(),
+        ..Look::default()
+    };
+    restart(&mut machine, &memos);
+    machine.look(&lost);
+    machine.now += QUIET;
+    machine.look(&lost);
+    assert_eq!(sick(&machine.see(&gpus)), ["GPU-1"], "what can't be read is not quiet");
+    machine.xid(Some(0), 94, Some(2));
+    restart(&mut machine, &memos);
+    assert_eq!(sick(&machine.see(&gpus)), ["MIG-0-2", "GPU-1"]);
+    machine.now += QUIET;
+    assert_eq!(sick(&machine.see(&gpus)), [""; 0]);
+    restart(&mut machine, &memos);
+    assert_eq!(sick(&machine.see(&gpus)), [""; 0]);
+    assert!(!memos.folder.exists(), "nothing is wrong, but something was left");
+
+    machine.xid(Some(1), 79, None);
+    let rebooted = self::memos(kept.path(), "the next boot");
+    restart(&mut machine, &rebooted);
+    assert_eq!(sick(&machine.see(&gpus)), [""; 0]);
 }
 
 #[test]
