@@ -186,6 +186,7 @@ impl Isolation {
         let result = guard.round(Facts { inventory: &inventory, holders, pods: &pods });
         self.metrics.in_force.set(i64::from(guard.in_force()));
         self.metrics.waiting.set(i64::try_from(guard.waiting()).unwrap_or(i64::MAX));
+        self.metrics.allowed.set(i64::try_from(guard.allowed()).unwrap_or(i64::MAX));
         result.map_err(|error| with_causes(&error))
     }
 

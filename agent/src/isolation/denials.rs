@@ -55,6 +55,8 @@ pub struct Metrics {
     pub(super) in_force: Gauge,
     /// Pods that wait for a device in which another's processes still run.
     pub(super) waiting: Gauge,
+    /// Pairs of a pod and a node in the kernel.
+    pub(super) allowed: Gauge,
 }
 
 impl Metrics {
@@ -75,6 +77,11 @@ impl Metrics {
             "waiting_pods",
             "Pods that wait for a device in whose former pod something still runs",
             self.waiting.clone(),
+        );
+        registry.register(
+            "allowed_entries",
+            "Pairs of a pod and an accelerator's node that the kernel allows",
+            self.allowed.clone(),
         );
     }
 }

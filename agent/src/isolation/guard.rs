@@ -213,6 +213,11 @@ impl Guard {
         self.backend.is_held()
     }
 
+    /// How many entries the kernel has.
+    pub(super) fn allowed(&self) -> usize {
+        self.written.as_ref().map_or(0, Entries::len)
+    }
+
     /// How many pods wait.
     pub(super) fn waiting(&self) -> usize {
         self.waits.len()
