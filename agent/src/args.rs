@@ -97,7 +97,8 @@ pub struct Args {
     )]
     pub cdi_dir: PathBuf,
 
-    /// Where this process sees the folder of MPS' pipes and logs (--mps-root on the host). Used only with sharing.mps.
+    /// Where this process sees the folder of MPS' pipes and logs (--mps-root on the host), and of the socket of `spillway-agent mps`. Used only
+    /// with sharing.mps.
     #[arg(
         long,
         value_name = "FOLDER",
@@ -164,6 +165,9 @@ pub enum Command {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
+    /// Keeps NVIDIA's MPS control daemons running that the agent of this machine asks for with sharing.mps, in a process of its own: their
+    /// clients outlive the agent, and end with this. Needs the driver (--container-driver-root) and the GPUs.
+    Mps,
     /// Takes away what isolation left in the kernel: its program, and every pin. Refused while an agent runs on this machine: it would put
     /// them back.
     Uninstall {

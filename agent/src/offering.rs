@@ -1,7 +1,5 @@
-//! What makes an offer of devices complete besides the plugins: CDI specifications, MPS daemons, a configuration file that is followed, and
+//! What makes an offer of devices complete besides the plugins: CDI specifications, the MPS daemons that are wanted, a configuration file that is followed, and
 //! a driver that has to work.
-
-use std::sync::Arc;
 
 use spillway_daemon::supervisor::Supervisor;
 use spillway_device_plugin::{
@@ -9,7 +7,7 @@ use spillway_device_plugin::{
     config::store::Store,
     discovery::nvml,
     inventory::{BackendState, Inventory},
-    mps::{self, NvmlModes},
+    mps,
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +20,7 @@ pub(crate) fn start(
     args: &Args,
     configuration: &Store,
     inventory: &watch::Sender<Inventory>,
+    mut serving: watch::Receiver<bool>,
 ) {
     let stop = supervisor.stop();
     if configuration.current().flags.fail_on_init_error {
@@ -37,16 +36,15 @@ pub(crate) fn start(
         }
     });
     supervisor.start("mps", {
-        let modes = NvmlModes { driver_root: configuration.current().flags.driver_root_here().to_owned() };
-        let running = mps::run(
-            args.mps_dir.clone(),
-            Arc::new(modes),
-            configuration.subscribe(),
-            inventory.clone(),
-            stop.clone(),
-        );
+        let (inventory, stop) = (inventory.clone(), stop.clone());
+        let (folder, configs) = (args.mps_dir.clone(), configuration.subscribe());
         async move {
-            running.await;
+            // Of two agents only the one that serves says which daemons there are to be.
+            let serves = stop.run_until_cancelled(serving.wait_for(|serving| *serving)).await;
+            if serves.is_some_and(|serves| serves.is_ok()) {
+                mps::run(folder, configs, inventory, stop.clone()).await;
+            }
+            stop.cancelled().await;
             Ok(())
         }
     });

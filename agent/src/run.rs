@@ -3,6 +3,7 @@
 mod account;
 mod everywhere;
 mod isolate;
+mod mps;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -15,6 +16,7 @@ use spillway_daemon::{
 use spillway_device_plugin::{
     config::store::{Check, Document, Source, Store},
     discovery::{self, Memory, Roots, Setting},
+    health::memo::{BOOT_ID, Memos},
     hold_back::HoldBack,
     inventory::Inventory,
     metrics::Metrics,
@@ -57,6 +59,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(Command::Uninstall { everywhere }) = &args.command {
         return isolate::uninstall(args, everywhere.as_deref());
     }
+    if let Some(Command::Mps) = &args.command {
+        return mps::run(args, &overrides);
+    }
     let configuration = Store::open(args.config_file(), overrides)?;
     // Two workers are plenty for a few sockets; one per core of a large machine would only hold memory.
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -71,7 +76,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
 async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
     let folder = take_folder(&args.device_plugin_dir)?;
-    let setting = setting(args, &configuration);
+    let serving = watch::Sender::new(false);
+    let setting = setting(args, &configuration, serving.subscribe());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         configuration = setting.config.summary(),
@@ -131,7 +137,6 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
         .chain(isolating)
         .chain([programming(&setting.roots, &configuration)])
         .collect();
-    let serving = watch::Sender::new(false);
     let listed = watch::Sender::new(None);
     let seen = listed.subscribe();
     let (chosen, events) =
@@ -150,7 +155,7 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
             Ok(discovery::run(setting, configuration.subscribe(), inventory, stop).await?)
         }
     });
-    offering::start(&mut supervisor, args, &configuration, &inventory);
+    offering::start(&mut supervisor, args, &configuration, &inventory, serving.subscribe());
     supervisor.start("plugins", {
         let (path, inventory) = (args.device_plugin_dir.clone(), inventory.subscribe());
         let configs = configuration.subscribe();
@@ -230,12 +235,15 @@ async fn start_neighbours(
     seen
 }
 
-fn setting(args: &Args, configuration: &Store) -> Setting {
+fn setting(args: &Args, configuration: &Store, serving: watch::Receiver<bool>) -> Setting {
+    // A kubelet that starts removes every file beside its socket, but no folder.
+    let folder = args.device_plugin_dir.join("spillway");
+    let memos = Memos { folder, boot_id: BOOT_ID.into(), serving };
     Setting {
         roots: Roots { sys: args.sys_root.clone(), dev: args.dev_root.clone(), proc: args.proc_root.clone() },
         interval: args.refresh(),
         config: configuration.current(),
-        memory: Memory::default(),
+        memory: Memory::kept(memos),
     }
 }
 

@@ -84,6 +84,11 @@ impl Inventory {
         next
     }
 
+    /// Resources about whose programs something is known.
+    pub fn services(&self) -> impl Iterator<Item = &ResourceName> {
+        self.services.keys()
+    }
+
     fn offer_anew(&mut self) {
         for part in self.parts.values_mut() {
             let mut offer = self.rules.offer(&part.found);

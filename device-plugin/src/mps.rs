@@ -1,31 +1,49 @@
-//! NVIDIA's multi-process service (MPS): its control daemon as a child of ours, one for each resource that is shared in this way, and what a
-//! container needs to take part. The daemon is the vendor's; ours is to set the GPUs to exclusive mode, to tell it each client's part of
-//! memory and threads, and to start it again when it dies. Until a daemon answers with its limits set, the replicas are Unhealthy: a
-//! container would otherwise run without any limit.
+//! NVIDIA's multi-process service (MPS): one control daemon for each resource that is shared in this way, and what a container needs to take
+//! part. The daemon is the vendor's; ours is to set the GPUs to exclusive mode, to tell it each client's part of memory and threads, and to
+//! start it again when it dies. Until a daemon answers with its limits set, the replicas are Unhealthy: a container would otherwise run
+//! without any limit.
+//!
+//! A daemon's end is the end of its clients, so it is not the agent's child: a process of its own keeps it (`keeper`), which an upgrade of the
+//! agent leaves alone. The agent says which daemons there are to be ([`run`]), and is told how they are.
 //!
 //! None of this ever ran on hardware: in tests the daemon is a stand-in.
 
 mod daemon;
+mod keeper;
+mod wire;
 
 use std::{
     collections::BTreeMap,
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use spillway_proto::deviceplugin::{ContainerAllocateResponse, Mount};
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{
+    io::BufReader,
+    net::UnixStream,
+    sync::watch,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    causes::one_line,
     config::{Config, Flags, Way},
     device::{DeviceId, ResourceName},
-    inventory::Inventory,
+    discovery::nvml,
+    inventory::{BackendState, Inventory},
     sharing,
 };
+use wire::{Ear, Order, Orders, Report, SILENCE, SOCKET, WireError, say};
 
 pub use daemon::NvmlModes;
+pub use keeper::{Keeper, KeeperError};
+
+/// How often to look for a keeper that is not there.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// Where pipes and logs lie unless the configuration says so.
 const ROOT: &str = "/run/nvidia/mps";
@@ -71,9 +89,10 @@ struct Plan {
     gpus: BTreeMap<DeviceId, Option<u64>>,
     /// How many clients there may be.
     clients: u32,
-    /// Where the driver is, as this process sees it.
-    driver_root: PathBuf,
 }
+
+/// All daemons there are to be, by the name that the replicas are offered under.
+type Plans = BTreeMap<ResourceName, Plan>;
 
 impl Plan {
     /// What the daemon is told when it has started.
@@ -86,9 +105,9 @@ impl Plan {
     }
 }
 
-/// The daemons that the configuration asks for with these devices, by the name that the replicas are offered under.
-fn plans(config: &Config, inventory: &Inventory) -> BTreeMap<ResourceName, Plan> {
-    let mut plans: BTreeMap<ResourceName, Plan> = BTreeMap::new();
+/// The daemons that the configuration asks for with these devices.
+fn plans(config: &Config, inventory: &Inventory) -> Plans {
+    let mut plans = Plans::new();
     for device in inventory.devices() {
         let Some(replica) = &device.replica else { continue };
         if sharing::way_of(&config.sharing, &device.resource) != Some(Way::Mps) {
@@ -97,58 +116,123 @@ fn plans(config: &Config, inventory: &Inventory) -> BTreeMap<ResourceName, Plan>
         let plan = plans.entry(device.resource.clone()).or_default();
         plan.gpus.insert(device.accelerator.id.clone(), replica.memory_mib);
         plan.clients = replica.of;
-        config.flags.driver_root_here().clone_into(&mut plan.driver_root);
     }
     plans
 }
 
-/// Keeps the daemons running that the configuration asks for until `stop`, with their pipes and logs below `folder`.
+/// Whether the GPUs are known. Until they are, no daemon is wanted less than before.
+fn settled(inventory: &Inventory) -> bool {
+    let mut states = inventory.backends().filter(|(name, _)| *name == nvml::KIND.name);
+    states.all(|(_, state)| *state == BackendState::Running)
+}
+
+/// Has the keeper, whose socket is in `folder`, run the daemons that the configuration asks for, until `stop`. What it was asked for last
+/// goes on then.
 pub async fn run(
     folder: PathBuf,
-    modes: Arc<dyn ComputeModes>,
-    mut configs: watch::Receiver<Arc<Config>>,
+    configs: watch::Receiver<Arc<Config>>,
     inventory: watch::Sender<Inventory>,
     stop: CancellationToken,
 ) {
-    let mut seen = inventory.subscribe();
-    let mut daemons: JoinSet<ResourceName> = JoinSet::new();
-    let mut running: BTreeMap<ResourceName, (Plan, CancellationToken)> = BTreeMap::new();
-    loop {
-        let wanted = plans(&configs.borrow_and_update(), &seen.borrow_and_update());
-        for (resource, (plan, own)) in &running {
-            if wanted.get(resource) != Some(plan) {
-                own.cancel();
+    let client = Client { socket: folder.join(SOCKET), seen: inventory.subscribe(), configs, inventory };
+    stop.run_until_cancelled(client.run()).await;
+}
+
+/// The agent's end.
+struct Client {
+    socket: PathBuf,
+    configs: watch::Receiver<Arc<Config>>,
+    seen: watch::Receiver<Inventory>,
+    inventory: watch::Sender<Inventory>,
+}
+
+impl Client {
+    async fn run(mut self) {
+        let mut wanted = None;
+        let mut said = String::new();
+        loop {
+            self.look(&mut wanted);
+            // Daemons that nobody wants any more are ended by whoever keeps them; without one there are none.
+            if wanted.as_ref().is_some_and(|plans| !plans.is_empty() || self.socket.exists()) {
+                let Err(error) = self.attend(&mut wanted).await;
+                let why = format!("no keeper of MPS daemons: {}", one_line(&error));
+                let plans = wanted.iter().flatten();
+                self.tell(&plans.map(|(resource, _)| (resource.clone(), Err(why.clone()))).collect());
+                if said != why && wanted.as_ref().is_some_and(|plans| !plans.is_empty()) {
+                    tracing::warn!("{why}: what is shared by MPS can't be handed out");
+                    said = why;
+                }
+                sleep(RETRY).await;
+            } else if self.changed().await.is_err() {
+                return std::future::pending().await;
             }
-        }
-        for (resource, plan) in wanted {
-            // One that is still ending is started again when it has ended.
-            if running.contains_key(&resource) {
-                continue;
-            }
-            let own = stop.child_token();
-            running.insert(resource.clone(), (plan.clone(), own.clone()));
-            let daemon = daemon::Daemon {
-                pipe: pipe_folder(&folder, &resource),
-                log: log_folder(&folder, &resource),
-                resource,
-                plan,
-                modes: modes.clone(),
-                inventory: inventory.clone(),
-            };
-            daemons.spawn(daemon.keep(own));
-        }
-        tokio::select! {
-            () = stop.cancelled() => break,
-            changed = seen.changed() => if changed.is_err() { break },
-            changed = configs.changed() => if changed.is_err() { break },
-            Some(ended) = daemons.join_next() => match ended {
-                Ok(resource) => { running.remove(&resource); }
-                Err(error) => std::panic::resume_unwind(error.into_panic()),
-            },
         }
     }
-    stop.cancel();
-    while daemons.join_next().await.is_some() {}
+
+    async fn changed(&mut self) -> Result<(), watch::error::RecvError> {
+        tokio::select! { changed = self.configs.changed() => changed, changed = self.seen.changed() => changed }
+    }
+
+    /// What is wanted now, if that can be told.
+    fn look(&mut self, wanted: &mut Option<Plans>) {
+        let (config, inventory) = (self.configs.borrow_and_update(), self.seen.borrow_and_update());
+        if settled(&inventory) {
+            *wanted = Some(plans(&config, &inventory));
+        }
+    }
+
+    /// Says what is wanted, whenever that changes, and passes on what it hears. Ends only with an error.
+    async fn attend(&mut self, wanted: &mut Option<Plans>) -> Result<std::convert::Infallible, WireError> {
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|source| WireError::Connect { path: self.socket.clone(), source })?;
+        let (read, mut write) = stream.into_split();
+        let mut ear = Ear::new(BufReader::new(read));
+        let mut ordered = None;
+        loop {
+            self.look(wanted);
+            if ordered != *wanted {
+                say(&mut write, &Orders::from(wanted.as_ref().unwrap_or(&Plans::new()))).await?;
+                ordered.clone_from(wanted);
+            }
+            let report: Report = tokio::select! {
+                report = timeout(SILENCE, ear.hear()) => report.map_err(|_| WireError::Silent)??,
+                changed = self.changed() => match changed {
+                    Ok(()) => continue,
+                    Err(_) => std::future::pending().await,
+                },
+            };
+            self.tell(&states(wanted.as_ref().unwrap_or(&Plans::new()), &report));
+        }
+    }
+
+    fn tell(&self, states: &BTreeMap<ResourceName, Result<(), String>>) {
+        self.inventory.send_if_modified(|current| {
+            let mut next = current.clone();
+            let known: Vec<_> = next.services().cloned().collect();
+            for gone in known.iter().filter(|resource| !states.contains_key(resource)) {
+                next = next.with_service(gone, None);
+            }
+            for (resource, state) in states {
+                next = next.with_service(resource, Some(state.clone()));
+            }
+            let modified = next != *current;
+            *current = next;
+            modified
+        });
+    }
+}
+
+/// How what is wanted is doing. A daemon that was started for something else is none.
+fn states(wanted: &Plans, report: &Report) -> BTreeMap<ResourceName, Result<(), String>> {
+    let state = |(resource, plan): (&ResourceName, &Plan)| {
+        let state = match report.daemons.get(resource.as_str()) {
+            Some(state) if state.order == Order::from(plan) => state.trouble.clone().map_or(Ok(()), Err),
+            _ => Err("its MPS daemon has not started".to_owned()),
+        };
+        (resource.clone(), state)
+    };
+    wanted.iter().map(state).collect()
 }
 
 #[cfg(test)]

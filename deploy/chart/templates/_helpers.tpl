@@ -50,3 +50,10 @@ say nothing. Takes .Values.agent.
 {{- end -}}
 {{- with $affinity }}{{ toYaml . }}{{ end -}}
 {{- end -}}
+
+{{/* Whether a configuration shares by MPS; empty if none does. Takes $. */}}
+{{- define "spillway.mps" -}}
+{{- with .Values.agent -}}
+{{- if or (dig "sharing" "mps" false .config) (regexMatch "\\bmps\\b" (toJson .nodeConfig.map)) }}true{{ end -}}
+{{- end -}}
+{{- end -}}

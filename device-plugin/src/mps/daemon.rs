@@ -17,12 +17,14 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{ComputeModes, Plan};
+use super::{
+    ComputeModes, Plan,
+    wire::{Order, Report, State},
+};
 use crate::{
     causes::one_line,
     device::{DeviceId, ResourceName},
     discovery::nvml::library,
-    inventory::Inventory,
 };
 
 /// The daemon, and the program that speaks to it.
@@ -65,14 +67,17 @@ pub(super) struct Daemon {
     pub(super) plan: Plan,
     pub(super) pipe: PathBuf,
     pub(super) log: PathBuf,
+    /// Where the driver is, as this process sees it.
+    pub(super) driver_root: PathBuf,
     pub(super) modes: Arc<dyn ComputeModes>,
-    pub(super) inventory: watch::Sender<Inventory>,
+    pub(super) reports: watch::Sender<Report>,
 }
 
 impl Daemon {
     /// Keeps it running until `stop`.
     pub(super) async fn keep(self, stop: CancellationToken) -> ResourceName {
         let mut pause = RETRY.0;
+        self.tell(Some(Err("its MPS daemon is being started".to_owned())));
         while !stop.is_cancelled() {
             let failure = match self.once(&stop).await {
                 Ok(()) => break,
@@ -102,7 +107,7 @@ impl Daemon {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
-            .map_err(|source| DaemonError::Start { program: program(&self.plan.driver_root), source })?;
+            .map_err(|source| DaemonError::Start { program: program(&self.driver_root), source })?;
         let attended = tokio::select! {
             attended = self.attend() => attended,
             ended = child.wait() => Err(DaemonError::Ended(
@@ -169,7 +174,7 @@ impl Daemon {
 
     /// The program with the environment by which daemon and clients find each other, and nothing else of ours.
     fn command(&self) -> Command {
-        let root = &self.plan.driver_root;
+        let root = &self.driver_root;
         let gpus: Vec<_> = self.plan.gpus.keys().map(DeviceId::as_str).collect();
         let path = env::var("PATH").unwrap_or_default();
         let mut command = Command::new(program(root));
@@ -203,12 +208,20 @@ impl Daemon {
         }
     }
 
+    /// None: there is no daemon any more.
     fn tell(&self, state: Option<Result<(), String>>) {
-        self.inventory.send_if_modified(|current| {
-            let next = current.with_service(&self.resource, state);
-            let modified = next != *current;
-            *current = next;
-            modified
+        self.reports.send_if_modified(|report| {
+            let before = report.clone();
+            match state {
+                Some(state) => {
+                    let state = State { order: Order::from(&self.plan), trouble: state.err() };
+                    report.daemons.insert(self.resource.to_string(), state);
+                }
+                None => {
+                    report.daemons.remove(self.resource.as_str());
+                }
+            }
+            *report != before
         });
     }
 }

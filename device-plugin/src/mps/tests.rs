@@ -4,6 +4,8 @@ use std::{
     sync::Mutex,
 };
 
+use tokio::task::JoinSet;
+
 use super::*;
 use crate::{
     config::Overrides,
@@ -49,6 +51,27 @@ fn offered(config: &Config, devices: Vec<Device>) -> Inventory {
     inventory.with("nvml", BackendState::Running, devices).0
 }
 
+/// An agent and a keeper over the same folder; ends when `scenario` does.
+async fn with_both(
+    folder: &Path,
+    config: &Arc<Config>,
+    inventory: &watch::Sender<Inventory>,
+    modes: &Arc<Recorded>,
+    scenario: impl Future<Output = ()>,
+) {
+    let (configs, stop) = (watch::Sender::new(config.clone()), CancellationToken::new());
+    let agent = run(folder.join("mps"), configs.subscribe(), inventory.clone(), stop.clone());
+    let scenario = async {
+        scenario.await;
+        stop.cancel();
+    };
+    tokio::join!(agent, keeper(folder, modes).run(stop.clone()), scenario);
+}
+
+fn keeper(folder: &Path, modes: &Arc<Recorded>) -> Keeper {
+    Keeper::open(folder.join("mps"), folder.join("driver"), modes.clone()).unwrap()
+}
+
 fn all(health: impl Fn(&Health) -> bool) -> impl Fn(&Inventory) -> bool {
     move |now| now.devices().count() > 0 && now.devices().all(|device| health(&device.health))
 }
@@ -79,13 +102,11 @@ async fn replicas_are_healthy_while_their_daemon_answers() {
     let folder = tempfile::tempdir().unwrap();
     let config = machine(folder.path());
     let mps = folder.path().join("mps");
-    let configs = watch::Sender::new(config.clone());
     let inventory = watch::Sender::new(offered(&config, vec![gpu(0), gpu(1)]));
     let mut seen = inventory.subscribe();
-    let (modes, stop) = (Arc::new(Recorded::default()), CancellationToken::new());
+    let modes = Arc::new(Recorded::default());
     assert!(all(|health| !health.is_healthy())(&seen.borrow()), "no daemon has started yet");
 
-    let running = run(mps.clone(), modes.clone(), configs.subscribe(), inventory.clone(), stop.clone());
     let scenario = async {
         seen.wait_for(all(Health::is_healthy)).await.unwrap();
         let pipe = mps.join("nvidia.com/gpu/pipe");
@@ -113,9 +134,8 @@ async fn replicas_are_healthy_while_their_daemon_answers() {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
         seen.wait_for(all(Health::is_healthy)).await.unwrap();
-        stop.cancel();
     };
-    tokio::join!(running, scenario);
+    with_both(folder.path(), &config, &inventory, &modes, scenario).await;
     assert_eq!(modes.0.lock().unwrap().last().unwrap(), &(vec!["GPU-0".to_owned()], false));
     assert!(!mps.join("nvidia.com/gpu/pipe/control").exists(), "it was asked to quit");
 }
@@ -127,19 +147,78 @@ async fn what_keeps_a_daemon_from_starting_is_why_the_replicas_are_unhealthy() {
     fs::remove_file(folder.path().join("driver/usr/bin/nvidia-cuda-mps-control")).unwrap();
     let inventory = watch::Sender::new(offered(&config, vec![gpu(0)]));
     let mut seen = inventory.subscribe();
-    let stop = CancellationToken::new();
-    let configs = watch::Sender::new(config);
-    let running = run(
-        folder.path().join("mps"),
-        Arc::new(Recorded::default()),
-        configs.subscribe(),
-        inventory.clone(),
-        stop.clone(),
-    );
     let scenario = async {
         let told = |health: &Health| matches!(health, Health::Unhealthy(why) if why.contains("can't start nvidia-cuda-mps-control"));
         seen.wait_for(all(told)).await.unwrap();
-        stop.cancel();
     };
-    tokio::join!(running, scenario);
+    with_both(folder.path(), &config, &inventory, &Arc::default(), scenario).await;
+}
+
+#[tokio::test]
+async fn a_daemon_outlives_the_agent_and_not_its_keeper() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = machine(folder.path());
+    let mps = folder.path().join("mps");
+    let configs = watch::Sender::new(config.clone());
+    let modes = Arc::new(Recorded::default());
+    let begun = || fs::metadata(mps.join("nvidia.com/gpu/pipe/gpus")).unwrap().modified().unwrap();
+    let told = |part: &'static str| {
+        all(move |health| matches!(health, Health::Unhealthy(why) if why.contains(part)))
+    };
+
+    // Without a keeper that is what is wrong.
+    let inventory = watch::Sender::new(offered(&config, vec![gpu(0)]));
+    let agent_stop = CancellationToken::new();
+    let agent = run(mps.clone(), configs.subscribe(), inventory.clone(), agent_stop.clone());
+    let (keeper_stop, mut seen) = (CancellationToken::new(), inventory.subscribe());
+    let mut keepers = JoinSet::new();
+    let scenario = async {
+        seen.wait_for(told("no keeper of MPS daemons: can't connect")).await.unwrap();
+        let keeper = keeper(folder.path(), &modes);
+        let error = Keeper::open(mps.clone(), folder.path().join("driver"), modes.clone()).unwrap_err();
+        assert!(matches!(error, KeeperError::Held(_)), "{error}");
+        keepers.spawn(keeper.run(keeper_stop.clone()));
+        seen.wait_for(all(Health::is_healthy)).await.unwrap();
+        agent_stop.cancel();
+    };
+    tokio::join!(agent, scenario);
+    let before = begun();
+
+    // The next agent begins with no device, and says nothing until it knows; then it finds what it wants.
+    let nothing = Inventory::starting(["nvml"]).ruled_by(Arc::new(Rules::of(&config)));
+    let inventory = watch::Sender::new(nothing.clone());
+    let agent_stop = CancellationToken::new();
+    let agent = run(mps.clone(), configs.subscribe(), inventory.clone(), agent_stop.clone());
+    let mut seen = inventory.subscribe();
+    let scenario = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        inventory
+            .send_replace(nothing.with("nvml", BackendState::Unavailable("no driver".into()), Vec::new()).0);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        inventory.send_modify(|now| *now = now.with("nvml", BackendState::Running, vec![gpu(0)]).0);
+        seen.wait_for(all(Health::is_healthy)).await.unwrap();
+        assert_eq!(begun(), before, "the daemon was started anew");
+
+        // The keeper's end is the daemon's.
+        keeper_stop.cancel();
+        keepers.join_next().await.unwrap().unwrap();
+        seen.wait_for(told("no keeper of MPS daemons")).await.unwrap();
+        assert!(!mps.join("nvidia.com/gpu/pipe/control").exists());
+        let keeper_stop = CancellationToken::new();
+        keepers.spawn(keeper(folder.path(), &modes).run(keeper_stop.clone()));
+        seen.wait_for(all(Health::is_healthy)).await.unwrap();
+
+        // Nobody shares any more.
+        let plain = Config::load("a test", b"", &Overrides::default()).unwrap().config;
+        inventory.send_modify(|now| *now = now.ruled_by(Arc::new(Rules::of(&plain))));
+        configs.send_replace(Arc::new(plain));
+        while mps.join("nvidia.com/gpu/pipe/control").exists() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        agent_stop.cancel();
+        keeper_stop.cancel();
+        keepers.join_next().await.unwrap().unwrap();
+    };
+    tokio::join!(agent, scenario);
+    assert!(!modes.0.lock().unwrap().last().unwrap().1, "the GPUs stay in exclusive mode");
 }
