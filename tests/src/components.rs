@@ -28,6 +28,8 @@ const TOOLS: &[(&str, &str)] = &[
     ("/usr/sbin/conntrack", "conntrack"),
     ("/usr/bin/unshare", "util-linux"),
     ("/usr/bin/strip", "binutils"),
+    ("/usr/bin/faketime", "faketime"),
+    ("/usr/bin/strace", "strace"),
 ];
 
 struct Module {

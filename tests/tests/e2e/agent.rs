@@ -44,11 +44,16 @@ pub(crate) fn wait_offered(
     .with_context(|| format!("last: {last:?}"))
 }
 
-/// A metric of the agent, by its name with its first labels.
-pub(crate) fn metric(pool: &Pool, name: &str) -> anyhow::Result<Option<i64>> {
+/// All metrics of the agent.
+pub(crate) fn metrics(pool: &Pool) -> anyhow::Result<String> {
     let pod = pool.cluster.kubectl(&[AGENT, &["-o", "jsonpath={.items[0].metadata.name}"]].concat())?;
     let path = format!("/api/v1/namespaces/spillway-system/pods/{pod}:9400/proxy/metrics");
-    let metrics = pool.cluster.kubectl(&["get", "--raw", &path])?;
+    pool.cluster.kubectl(&["get", "--raw", &path])
+}
+
+/// A metric of the agent, by its name with its first labels.
+pub(crate) fn metric(pool: &Pool, name: &str) -> anyhow::Result<Option<i64>> {
+    let metrics = metrics(pool)?;
     let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.rsplit(' ').next()?.parse().ok());
     Ok(value)
 }

@@ -3,6 +3,7 @@
 
 mod agent;
 mod chart;
+mod clock;
 mod cluster;
 mod fpga;
 mod gpu;
@@ -16,6 +17,7 @@ mod privileges;
 mod recovery;
 mod sharing;
 mod topology;
+mod upgrade;
 mod usage;
 mod vk;
 mod vk_api;
@@ -45,7 +47,9 @@ fn main() -> ExitCode {
         sharing::TESTS,
         fpga::TESTS,
         topology::TESTS,
+        upgrade::TESTS,
         plugin_faults::TESTS,
+        clock::TESTS,
         vk::TESTS,
         vk_api::TESTS,
         main_job::TESTS,

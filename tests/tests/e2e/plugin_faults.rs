@@ -1,19 +1,20 @@
 //! What goes wrong around a device plugin, on the real kubelet: a kubelet that hangs, an agent that dies in the middle of a call, many
 //! short pods, a full disk, a second agent. Afterwards pods get their GPUs as before.
 
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 
-use anyhow::{Context as _, ensure};
-use spillway_tests::cluster::machine::Machine;
+use anyhow::{Context as _, bail, ensure};
+use spillway_tests::{cluster::machine::Machine, standin::GpuStandin};
 
 use crate::{
     Test,
+    agent::metric,
     harness::{DEDICATED, Namespace, Pool, replace_agent, wait, wait_gpus},
 };
 
 pub(crate) const TESTS: &[Test] = &[
     ("plugin_faults::a_kubelet_that_hangs_is_registered_with_when_it_goes_on", kubelet_hangs),
-    ("plugin_faults::an_agent_killed_inside_allocate_costs_that_pod_only", killed_in_allocate),
+    ("plugin_faults::an_agent_killed_at_any_answer_costs_that_pod_at_most", killed_at_each_answer),
     ("plugin_faults::an_agent_killed_before_a_container_starts_costs_nothing", killed_in_pre_start),
     ("plugin_faults::a_full_disk_is_got_over", full_disk),
     ("plugin_faults::a_second_agent_waits", second_agent),
@@ -21,9 +22,16 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 const GPU: &str = "nvidia.com/gpu";
+const KUBELET: &str = "/var/lib/kubelet";
 const FOLDER: &str = "/var/lib/kubelet/device-plugins";
 /// Pods of the burst; `SPILLWAY_TEST_BURST` says another number.
 const BURST: u32 = 60;
+/// As which of its next answers the agent is killed, at most.
+const ANSWERS: u32 = 5;
+/// Shares of the GPUs during it.
+const SHARES: u32 = 8;
+/// Connections and files that the agent has open for a moment.
+const DESCRIPTORS_IN_PASSING: u32 = 8;
 /// A label of the node, and its value that shares each GPU by four pods.
 const SHARED: (&str, &str) = ("nvidia.com/device-plugin.config", "shared");
 
@@ -104,23 +112,67 @@ fn kubelet_hangs(pool: &Pool) -> anyhow::Result<()> {
     both_gpus_can_be_had(pool, &namespace)
 }
 
-fn killed_in_allocate(pool: &Pool) -> anyhow::Result<()> {
-    let namespace = pool.namespace("in-allocate")?;
-    wait_gpus(pool, 2)?;
-    let frozen = Frozen::agent(pool)?;
-    holder(&namespace, "unlucky")?;
-    // It asks for a preference and then for the allocation, without a deadline: it is inside one of the calls until the agent is gone.
-    wait("the kubelet to have seen the pod", || {
-        let log = pool.cluster.process(DEDICATED, "kubelet")?.log_tail(200);
-        Ok(log.contains("in-allocate/unlucky").then_some(()))
-    })?;
-    frozen.kill()?;
-    namespace.wait_phase("unlucky", "Failed")?;
-    let reason = namespace.field("pod", "unlucky", ".status.reason")?;
-    ensure!(reason == "UnexpectedAdmissionError", "the pod failed for {reason}");
-    namespace.kubectl(&["delete", "pod", "unlucky"])?;
-    both_gpus_can_be_had(pool, &namespace)?;
-    replace_agent(pool)
+/// Kills the agent as it is about to write to a connection for the nth time from now on, as one of its threads counts.
+struct Fatal(Child);
+
+impl Fatal {
+    fn at(pool: &Pool, nth: u32) -> anyhow::Result<Self> {
+        let attach = "exec strace -f -qq -o /dev/null -p $(pidof spillway-agent) -e trace=writev";
+        let mut strace = Machine::command("/bin/sh");
+        strace.args(["-c", &format!("{attach} -e inject=writev:signal=KILL:when={nth}")]);
+        strace.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let fatal = Self(pool.cluster.machine(DEDICATED)?.spawn(strace)?);
+        wait("strace to have every thread of the agent", || {
+            let traced =
+                "! grep -h ^TracerPid /proc/$(pidof spillway-agent)/task/*/status | grep -q '[[:space:]]0$'";
+            Ok(pool.on(DEDICATED, traced).ok())
+        })?;
+        Ok(fatal)
+    }
+
+    fn has_killed(&mut self) -> anyhow::Result<bool> {
+        Ok(self.0.try_wait()?.is_some())
+    }
+}
+
+impl Drop for Fatal {
+    fn drop(&mut self) {
+        // It lets go of what it traces.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// While a pod comes the agent writes to its connections when it answers a question for a preference, an allocation, a start.
+fn killed_at_each_answer(pool: &Pool) -> anyhow::Result<()> {
+    let namespace = pool.namespace("at-each-answer")?;
+    for nth in 1..=ANSWERS {
+        wait_gpus(pool, 2)?;
+        let mut fatal = Fatal::at(pool, nth)?;
+        let pod = format!("at-{nth}");
+        holder(&namespace, &pod)?;
+        let mut phase = String::new();
+        wait("the agent to be killed, or the pod to be through", || {
+            phase = namespace.field("pod", &pod, ".status.phase")?;
+            Ok((fatal.has_killed()? || phase == "Running" || phase == "Failed").then_some(()))
+        })?;
+        let killed = fatal.has_killed()?;
+        drop(fatal);
+        // Refused for good, or started later: never in between.
+        wait(&format!("pod {pod} to run or to be refused"), || {
+            phase = namespace.field("pod", &pod, ".status.phase")?;
+            Ok((phase == "Running" || phase == "Failed").then_some(()))
+        })?;
+        let why = namespace.field("pod", &pod, ".status.message")?;
+        eprintln!("    {nth}: killed: {killed}; the pod is {phase} {why}");
+        if phase == "Failed" {
+            let reason = namespace.field("pod", &pod, ".status.reason")?;
+            ensure!(killed && reason == "UnexpectedAdmissionError", "pod {pod} failed for {reason}: {why}");
+        }
+        replace_agent(pool)?;
+        namespace.kubectl(&["delete", "pod", &pod])?;
+    }
+    both_gpus_can_be_had(pool, &namespace)
 }
 
 fn killed_in_pre_start(pool: &Pool) -> anyhow::Result<()> {
@@ -151,27 +203,33 @@ fn killed_in_pre_start(pool: &Pool) -> anyhow::Result<()> {
     replace_agent(pool)
 }
 
-/// The kubelet's device plugin folder without room for another file; there is room again when this is dropped.
+/// The kubelet's root folder, that of the plugins included, on a small disk, which can be filled; the usual one when this is dropped.
 struct Full<'a>(&'a Pool);
 
 impl<'a> Full<'a> {
     fn of(pool: &'a Pool) -> anyhow::Result<Self> {
         let full = Self(pool);
         pool.cluster.stop(DEDICATED, "kubelet")?;
-        pool.on(DEDICATED, &format!("mount -t tmpfs -o size=64k,nr_inodes=24 tmpfs {FOLDER}"))?;
+        pool.on(DEDICATED, &format!("mount -t tmpfs -o size=8m,nr_inodes=2000 tmpfs {KUBELET}"))?;
         pool.cluster.start(DEDICATED, "kubelet")?;
-        // The old one has the folder below.
+        wait("the kubelet to make its folders", || {
+            let folders = format!("test -S {FOLDER}/kubelet.sock && test -d {KUBELET}/plugins_registry");
+            Ok(pool.on(DEDICATED, &format!("{folders} && test -S {KUBELET}/pod-resources/kubelet.sock")).ok())
+        })?;
+        // The old one has the folders below.
         replace_agent(pool)?;
         Ok(full)
     }
 
+    /// Neither a file nor a byte more.
     fn fill(&self) -> anyhow::Result<()> {
-        let until_refused = "i=0; while true >fill-$i; do i=$((i + 1)); done 2>/dev/null; cat /dev/zero >fill-0 2>/dev/null || true";
-        self.0.on(DEDICATED, &format!("cd {FOLDER}; ({until_refused})")).map(drop)
+        let files =
+            "i=0; while true >$i; do i=$((i + 1)); done 2>/dev/null; cat /dev/zero >0 2>/dev/null || true";
+        self.0.on(DEDICATED, &format!("mkdir -p {KUBELET}/fill; cd {KUBELET}/fill; ({files})")).map(drop)
     }
 
     fn empty(&self) -> anyhow::Result<()> {
-        self.0.on(DEDICATED, &format!("rm -f {FOLDER}/fill-*")).map(drop)
+        self.0.on(DEDICATED, &format!("rm -rf {KUBELET}/fill {FOLDER}/fill-*")).map(drop)
     }
 }
 
@@ -180,27 +238,53 @@ impl Drop for Full<'_> {
         // Whichever of these fails, the others are due.
         let back = [
             self.0.cluster.stop(DEDICATED, "kubelet"),
-            self.0.on(DEDICATED, &format!("umount -l {FOLDER}")).map(drop),
+            self.0.on(DEDICATED, &format!("umount -l {KUBELET}")).map(drop),
             self.0.cluster.start(DEDICATED, "kubelet"),
             replace_agent(self.0),
         ];
         for error in back.into_iter().filter_map(Result::err) {
-            eprintln!("    setting the device plugin folder back: {error:#}");
+            eprintln!("    setting the kubelet's folder back: {error:#}");
         }
     }
 }
 
+/// What the kernel allows pods.
+fn allowed(pool: &Pool) -> anyhow::Result<i64> {
+    metric(pool, "spillway_isolation_allowed_entries")?.context("the agent does not say what it allows")
+}
+
 fn full_disk(pool: &Pool) -> anyhow::Result<()> {
     let namespace = pool.namespace("full-disk")?;
+    let gpus = GpuStandin::at(&pool.cluster.machine(DEDICATED)?.path("/opt/spillway-standin"));
+    pool.on(DEDICATED, &format!("mkdir -p {FOLDER}/spillway; touch {FOLDER}/file {FOLDER}/spillway/file"))?;
     let full = Full::of(pool)?;
     both_gpus_can_be_had(pool, &namespace)?;
+    holder(&namespace, "steady")?;
+    namespace.wait_phase("steady", "Running")?;
+    wait("what the steady pod may open to be in the kernel", || Ok((allowed(pool)? > 1).then_some(())))?;
+    let (agent, before) = (pool.on(DEDICATED, "pidof spillway-agent")?, allowed(pool)?);
     pool.on(DEDICATED, &format!("cd {FOLDER}; ln spillway-nvidia.com_gpu.sock fill-link"))?;
     full.fill()?;
-    let agent = pool.on(DEDICATED, "pidof spillway-agent")?;
-    // The kubelet can't write down who gets what, so nobody gets anything; and there is no room for a socket.
+
+    // The kubelet can't write down who gets what, so nobody gets anything.
     holder(&namespace, "unlucky")?;
     namespace.wait_phase("unlucky", "Failed")?;
     namespace.kubectl(&["delete", "pod", "unlucky"])?;
+    // What happens to devices reaches it as ever.
+    let (path, major, minor) = GpuStandin::device_node(2);
+    pool.on(DEDICATED, &format!("mknod -m 666 {path} c {major} {minor}"))?;
+    gpus.add(2)?;
+    let came = wait_gpus(pool, 3);
+    gpus.remove(2)?;
+    pool.on(DEDICATED, &format!("rm {path}"))?;
+    came?;
+    wait_gpus(pool, 2)?;
+    // Who runs keeps what it has.
+    let open = "(: </dev/nvidia${NVIDIA_VISIBLE_DEVICES##*-}) 2>&1; true";
+    let opens = namespace.exec("steady", &["sh", "-c", open])?;
+    ensure!(opens.contains("No such device or address"), "the steady pod opening its GPU: {opens}");
+    ensure!(allowed(pool)? == before, "{before} entries became {}", allowed(pool)?);
+
     // An agent that could act would have its new socket in the room of the old one before anything else. The link has that room in its
     // stead.
     let frozen = Frozen::agent(pool)?;
@@ -211,9 +295,17 @@ fn full_disk(pool: &Pool) -> anyhow::Result<()> {
         Ok(pool.cluster.kubectl(&log)?.contains("No space left on device").then_some(()))
     })?;
     full.empty()?;
+    wait_gpus(pool, 2)?;
+    ensure!(allowed(pool)? == before, "{before} entries became {}", allowed(pool)?);
+    namespace.kubectl(&["delete", "pod", "steady"])?;
     both_gpus_can_be_had(pool, &namespace)?;
     ensure!(pool.on(DEDICATED, "pidof spillway-agent")? == agent, "the agent did not live through it");
     drop(full);
+    // The kubelet that starts now cleans up its folder. What an agent keeps for the next one is in a folder below.
+    wait("the kubelet to have cleaned up", || {
+        Ok(pool.on(DEDICATED, &format!("test ! -e {FOLDER}/file")).ok())
+    })?;
+    pool.on(DEDICATED, &format!("rm {FOLDER}/spillway/file && rmdir {FOLDER}/spillway"))?;
     both_gpus_can_be_had(pool, &namespace)
 }
 
@@ -267,10 +359,59 @@ impl Drop for Shares<'_> {
     }
 }
 
+/// What pods may leave behind on the machine, and in the agent.
+#[derive(Debug)]
+struct Leftovers {
+    descriptors: u32,
+    tasks: u32,
+    resident_kib: u32,
+    pod_cgroups: u32,
+    checkpointed_pods: u32,
+    allowed_entries: i64,
+}
+
+impl Leftovers {
+    fn now(pool: &Pool) -> anyhow::Result<Self> {
+        let root = pool.cluster.cgroup_root(DEDICATED);
+        let script = format!(
+            "agent=/proc/$(pidof spillway-agent); ls $agent/fd | wc -l; ls $agent/task | wc -l; awk '/^VmRSS/ {{print $2}}' $agent/status
+             find /sys/fs/cgroup/*{root} /sys/fs/cgroup{root} -type d -name 'pod*' 2>/dev/null | sed 's|.*/pod||' | sort -u | wc -l
+             grep -o '\"PodUID\"' {FOLDER}/kubelet_internal_checkpoint | wc -l"
+        );
+        let said = pool.on(DEDICATED, &script)?;
+        let numbers: Vec<u32> = said.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+        let [descriptors, tasks, resident_kib, pod_cgroups, checkpointed_pods] = numbers[..] else {
+            bail!("{said:?} are not five numbers");
+        };
+        let allowed_entries = allowed(pool)?;
+        Ok(Self { descriptors, tasks, resident_kib, pod_cgroups, checkpointed_pods, allowed_entries })
+    }
+
+    /// Waits until there is no more than `before`. Memory is told, not judged: how much of it an allocator keeps is its own matter.
+    fn wait(pool: &Pool, before: &Self) -> anyhow::Result<()> {
+        let mut last = None;
+        let gone = wait("nothing to be left of the burst", || {
+            let now = Self::now(pool)?;
+            let fits = now.descriptors <= before.descriptors + DESCRIPTORS_IN_PASSING
+                && now.tasks <= before.tasks
+                && now.pod_cgroups <= before.pod_cgroups
+                && now.allowed_entries <= before.allowed_entries
+                // The kubelet forgets ended pods when it next allocates.
+                && now.checkpointed_pods <= before.checkpointed_pods + SHARES;
+            last = Some(now);
+            Ok(fits.then_some(()))
+        });
+        let resident = last.as_ref().map_or(0, |last| last.resident_kib);
+        eprintln!("    the agent's memory: {} KiB before, {resident} KiB after", before.resident_kib);
+        gone.with_context(|| format!("before: {before:?}; last: {last:?}"))
+    }
+}
+
 fn burst(pool: &Pool) -> anyhow::Result<()> {
     let count = std::env::var("SPILLWAY_TEST_BURST").ok().map_or(Ok(BURST), |number| number.parse())?;
     let namespace = pool.namespace("burst")?;
     let shares = Shares::of(pool)?;
+    let before = Leftovers::now(pool)?;
     // A scheduler that knows of fewer would only be slower.
     wait("eight shares to be in the node's status", || {
         let path = "jsonpath={.status.allocatable.nvidia\\.com/gpu}";
@@ -312,6 +453,7 @@ spec:
         })?;
     }
     namespace.kubectl(&["delete", "job", "burst", "--wait=false"])?;
+    Leftovers::wait(pool, &before)?;
     drop(shares);
     Ok(())
 }

@@ -84,14 +84,8 @@ const NO_POD_LABELS: &str = "can't watch the node's pods";
 const ELSEWHERE: &[Privilege] = &[Mount("plugins-registry"), Mount("proc"), Mount("cdi")];
 
 /// Given only where a setting asks for it, and never taken away here.
-const ASKED_FOR: &[Privilege] = &[
-    Mount("bitstreams"),
-    Mount("driver-dev"),
-    Mount("mps"),
-    Mount("mps-shm"),
-    Capability("KILL"),
-    Capability("SYS_ADMIN"),
-];
+const ASKED_FOR: &[Privilege] =
+    &[Mount("bitstreams"), Mount("driver-dev"), Mount("mps"), Capability("KILL"), Capability("SYS_ADMIN")];
 
 /// An agent that has all it needs.
 const ALL: &[&str] = &[
