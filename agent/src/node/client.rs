@@ -2,11 +2,14 @@
 
 use std::{error::Error as _, future::Future, path::PathBuf, time::Duration};
 
+use http::{HeaderValue, Request, header::AUTHORIZATION};
 use kube::{
     Client, Config,
+    client::ClientBuilder,
     config::{KubeConfigOptions, Kubeconfig},
 };
 use tokio_util::sync::CancellationToken;
+use tower::util::MapRequestLayer;
 
 use super::NodeArgs;
 
@@ -104,7 +107,41 @@ async fn client(args: &NodeArgs) -> Result<Client, NodeError> {
         None => Config::incluster().map_err(|error| NodeError::Access(error.into()))?,
     };
     config.connect_timeout = Some(REQUEST_WITHIN);
-    Client::try_from(config).map_err(|error| NodeError::Access(error.into()))
+    let token = match config.auth_info.token {
+        Some(_) => None,
+        None => config.auth_info.token_file.take().map(|path| TokenFile { path: path.into(), last: None }),
+    };
+    let builder = ClientBuilder::try_from(config).map_err(|error| NodeError::Access(error.into()))?;
+    Ok(match token {
+        Some(mut token) => {
+            builder.with_layer(&MapRequestLayer::new(move |request| token.add(request))).build()
+        }
+        None => builder.build(),
+    })
+}
+
+/// A token that the kubelet renews now and then. It is read for each request, of which there are few: kube reads it again when the time of
+/// day says so, which after a jump backwards is too late.
+#[derive(Debug, Clone)]
+struct TokenFile {
+    path: PathBuf,
+    /// Used where it can't be read.
+    last: Option<HeaderValue>,
+}
+
+impl TokenFile {
+    fn add<B>(&mut self, mut request: Request<B>) -> Request<B> {
+        let read = std::fs::read_to_string(&self.path).ok();
+        let value = read.and_then(|token| HeaderValue::try_from(format!("Bearer {}", token.trim())).ok());
+        if let Some(mut value) = value {
+            value.set_sensitive(true);
+            self.last = Some(value);
+        }
+        if let Some(value) = self.last.clone() {
+            request.headers_mut().insert(AUTHORIZATION, value);
+        }
+        request
+    }
 }
 
 /// A request that is answered in time.
@@ -185,6 +222,19 @@ mod tests {
         assert!(told.starts_with("can't label the node: "), "{told}");
         assert!(told.contains("--node-features"), "{told}");
         assert_eq!(told.matches("forbidden").count(), 1, "{told}");
+    }
+
+    #[test]
+    fn a_renewed_token_is_used_at_once_whatever_the_time_of_day() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut token = TokenFile { path: file.path().to_owned(), last: None };
+        let mut sent = || token.add(Request::new(())).headers().get(AUTHORIZATION).cloned();
+        std::fs::write(file.path(), "first\n").unwrap();
+        assert_eq!(sent().unwrap(), "Bearer first");
+        std::fs::write(file.path(), "second").unwrap();
+        assert_eq!(sent().unwrap(), "Bearer second");
+        std::fs::remove_file(file.path()).unwrap();
+        assert_eq!(sent().unwrap(), "Bearer second");
     }
 
     #[test]

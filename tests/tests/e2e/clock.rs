@@ -135,7 +135,7 @@ fn no_jump_of_the_clock_changes_what_is_offered(pool: &Pool) -> anyhow::Result<(
         changed?;
         wait(&format!("the label to say {expected} GPUs"), || Ok((count()? == expected).then_some(())))?;
     }
-    let untouched = namespace.field("pod", "steady", "{.status.containerStatuses[0].restartCount}")?;
+    let untouched = namespace.field("pod", "steady", ".status.containerStatuses[0].restartCount")?;
     ensure!(untouched == "0", "the steady pod was restarted");
     namespace.kubectl(&["delete", "pod", "steady"]).map(drop)
 }

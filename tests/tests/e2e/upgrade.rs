@@ -89,7 +89,7 @@ fn state(namespace: &Namespace<'_>, pod: &str) -> anyhow::Result<String> {
             "sh",
             "-c",
             "echo $NVIDIA_VISIBLE_DEVICES; test -e $CUDA_MPS_PIPE_DIRECTORY/control && echo reaches the daemon; \
-             (: </dev/nvidia${NVIDIA_VISIBLE_DEVICES##*-}) 2>&1; true",
+             for node in /dev/nvidia[0-9]; do (: <$node) 2>&1; done; true",
         ],
     )?;
     let sound = seen.contains("reaches the daemon") && seen.contains("No such device or address");
@@ -111,7 +111,7 @@ fn pods_that_share_by_mps_outlive_an_upgrade(pool: &Pool) -> anyhow::Result<()> 
         namespace.wait_ready(pod)?;
     }
     // NVML_COMPUTEMODE_EXCLUSIVE_PROCESS
-    ensure!(modes(pool)? == "3 3", "the GPUs' modes are {}", modes(pool)?);
+    ensure!(modes(pool)? == "33", "the GPUs' modes are {}", modes(pool)?);
     let (before, daemon, old) = (states()?, by_mps.daemon()?, agent(pool)?);
 
     by_mps.install(&["agent.podAnnotations.upgrade=another"])?;
@@ -134,7 +134,7 @@ fn pods_that_share_by_mps_outlive_an_upgrade(pool: &Pool) -> anyhow::Result<()> 
             ["-n", "spillway-system", "get", "pods", "-l", "app.kubernetes.io/component=mps", "-o", "name"];
         Ok(pool.cluster.kubectl(&keepers)?.is_empty().then_some(()))
     })?;
-    ensure!(modes(pool)? == "0 0", "the GPUs are left in modes {}", modes(pool)?);
+    ensure!(modes(pool)? == "00", "the GPUs are left in modes {}", modes(pool)?);
     pool.on(DEDICATED, "rm -r /run/nvidia/mps").map(drop)
 }
 
