@@ -364,7 +364,7 @@ impl Drop for Shares<'_> {
 struct Leftovers {
     descriptors: u32,
     tasks: u32,
-    resident_kib: u32,
+    anonymous_kib: u32,
     pod_cgroups: u32,
     checkpointed_pods: u32,
     allowed_entries: i64,
@@ -374,17 +374,17 @@ impl Leftovers {
     fn now(pool: &Pool) -> anyhow::Result<Self> {
         let root = pool.cluster.cgroup_root(DEDICATED);
         let script = format!(
-            "agent=/proc/$(pidof spillway-agent); ls $agent/fd | wc -l; ls $agent/task | wc -l; awk '/^VmRSS/ {{print $2}}' $agent/status
+            "agent=/proc/$(pidof spillway-agent); ls $agent/fd | wc -l; ls $agent/task | wc -l; awk '/^RssAnon/ {{print $2}}' $agent/status
              find /sys/fs/cgroup/*{root} /sys/fs/cgroup{root} -type d -name 'pod*' 2>/dev/null | sed 's|.*/pod||' | sort -u | wc -l
              grep -o '\"PodUID\"' {FOLDER}/kubelet_internal_checkpoint | wc -l"
         );
         let said = pool.on(DEDICATED, &script)?;
         let numbers: Vec<u32> = said.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
-        let [descriptors, tasks, resident_kib, pod_cgroups, checkpointed_pods] = numbers[..] else {
+        let [descriptors, tasks, anonymous_kib, pod_cgroups, checkpointed_pods] = numbers[..] else {
             bail!("{said:?} are not five numbers");
         };
         let allowed_entries = allowed(pool)?;
-        Ok(Self { descriptors, tasks, resident_kib, pod_cgroups, checkpointed_pods, allowed_entries })
+        Ok(Self { descriptors, tasks, anonymous_kib, pod_cgroups, checkpointed_pods, allowed_entries })
     }
 
     /// Waits until there is no more than `before`. Memory is told, not judged: how much of it an allocator keeps is its own matter.
@@ -401,8 +401,11 @@ impl Leftovers {
             last = Some(now);
             Ok(fits.then_some(()))
         });
-        let resident = last.as_ref().map_or(0, |last| last.resident_kib);
-        eprintln!("    the agent's memory: {} KiB before, {resident} KiB after", before.resident_kib);
+        let anonymous = last.as_ref().map_or(0, |last| last.anonymous_kib);
+        eprintln!(
+            "    the agent's memory of its own: {} KiB before, {anonymous} KiB after",
+            before.anonymous_kib
+        );
         gone.with_context(|| format!("before: {before:?}; last: {last:?}"))
     }
 }
