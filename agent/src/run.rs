@@ -236,7 +236,7 @@ async fn start_neighbours(
 }
 
 fn setting(args: &Args, configuration: &Store, serving: watch::Receiver<bool>) -> Setting {
-    // A kubelet that starts removes every file beside its socket, but no folder.
+    // A kubelet that starts may clean up beside its socket; folders it leaves alone.
     let folder = args.device_plugin_dir.join("spillway");
     let memos = Memos { folder, boot_id: BOOT_ID.into(), serving };
     Setting {

@@ -256,7 +256,6 @@ fn allowed(pool: &Pool) -> anyhow::Result<i64> {
 fn full_disk(pool: &Pool) -> anyhow::Result<()> {
     let namespace = pool.namespace("full-disk")?;
     let gpus = GpuStandin::at(&pool.cluster.machine(DEDICATED)?.path("/opt/spillway-standin"));
-    pool.on(DEDICATED, &format!("mkdir -p {FOLDER}/spillway; touch {FOLDER}/file {FOLDER}/spillway/file"))?;
     let full = Full::of(pool)?;
     both_gpus_can_be_had(pool, &namespace)?;
     holder(&namespace, "steady")?;
@@ -301,11 +300,6 @@ fn full_disk(pool: &Pool) -> anyhow::Result<()> {
     both_gpus_can_be_had(pool, &namespace)?;
     ensure!(pool.on(DEDICATED, "pidof spillway-agent")? == agent, "the agent did not live through it");
     drop(full);
-    // The kubelet that starts now cleans up its folder. What an agent keeps for the next one is in a folder below.
-    wait("the kubelet to have cleaned up", || {
-        Ok(pool.on(DEDICATED, &format!("test ! -e {FOLDER}/file")).ok())
-    })?;
-    pool.on(DEDICATED, &format!("rm {FOLDER}/spillway/file && rmdir {FOLDER}/spillway"))?;
     both_gpus_can_be_had(pool, &namespace)
 }
 

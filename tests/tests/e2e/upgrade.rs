@@ -70,10 +70,16 @@ impl<'a> ByMps<'a> {
 impl Drop for ByMps<'_> {
     fn drop(&mut self) {
         let back = self.0.cluster.install_chart(&[]).and_then(|()| wait_gpus(self.0, 2));
+        // It sets the GPUs' modes back as it ends.
+        let gone = wait("the MPS daemon's pod to be gone", || {
+            let keepers = ["get", "pods", "-l", "app.kubernetes.io/component=mps", "-o", "name"];
+            let left = self.0.cluster.kubectl(&[&["-n", "spillway-system"], &keepers[..]].concat())?;
+            Ok(left.is_empty().then_some(()))
+        });
         let modes =
             "for mode in $(find /opt/spillway-standin -name compute-mode); do rm $mode; echo 0 >$mode; done";
         let programs = self.0.on(DEDICATED, &format!("rm -r {DRIVER}/usr/bin; {modes}"));
-        for error in [back, programs.map(drop)].into_iter().filter_map(Result::err) {
+        for error in [back, gone, programs.map(drop)].into_iter().filter_map(Result::err) {
             eprintln!("    sharing by MPS was not set back: {error:#}");
         }
     }
@@ -129,11 +135,6 @@ fn pods_that_share_by_mps_outlive_an_upgrade(pool: &Pool) -> anyhow::Result<()> 
     namespace.wait_phase("one-too-many", "Failed")?;
     namespace.kubectl(&["delete", "pod", "--all"])?;
     drop(by_mps);
-    wait("the MPS daemon's pod to be gone", || {
-        let keepers =
-            ["-n", "spillway-system", "get", "pods", "-l", "app.kubernetes.io/component=mps", "-o", "name"];
-        Ok(pool.cluster.kubectl(&keepers)?.is_empty().then_some(()))
-    })?;
     ensure!(modes(pool)? == "00", "the GPUs are left in modes {}", modes(pool)?);
     pool.on(DEDICATED, "rm -r /run/nvidia/mps").map(drop)
 }
