@@ -115,8 +115,11 @@ impl KubeletFolder {
 
         let changes = watch::Sender::new(());
         let tick = changes.clone();
-        let watcher = notify::recommended_watcher(move |_| {
-            tick.send_replace(());
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // Somebody who only looks changes nothing; we do so ourselves.
+            if !event.is_ok_and(|event| event.kind.is_access()) {
+                tick.send_replace(());
+            }
         })
         .and_then(|mut watcher| watcher.watch(path, RecursiveMode::NonRecursive).map(|()| watcher))
         .inspect_err(|error| {

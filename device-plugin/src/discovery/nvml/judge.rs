@@ -180,11 +180,12 @@ impl Judge {
         self.complain(look, wrong.as_deref());
         let accelerators: Vec<_> =
             look.gpus.iter().map(|gpu| Arc::new(self.accelerator(gpu, look, roots))).collect();
+        let control: Vec<_> = CONTROL_NODES.iter().filter_map(|name| roots.node(name)).collect();
         let mut devices = Vec::new();
         for offer in offers {
             let (gpu, accelerator) = (&look.gpus[offer.gpu], &accelerators[offer.gpu]);
             let instance = offer.instance.map(|place| &gpu.mig.instances()[place]);
-            let (nodes, missing) = nodes(gpu, instance, roots);
+            let (nodes, missing) = nodes(gpu, instance, &control, roots);
             let unit = instance.map_or(&gpu.id, |instance| &instance.id);
             let sick = self.sick(&gpu.id, now).or_else(|| self.sick(unit, now));
             let health =
@@ -311,7 +312,12 @@ fn partition(instance: &Instance) -> Partition {
 }
 
 /// The device nodes that a container needs, and what is missing of them.
-fn nodes(gpu: &Gpu, instance: Option<&Instance>, roots: &Roots) -> (Vec<PathBuf>, Option<String>) {
+fn nodes(
+    gpu: &Gpu,
+    instance: Option<&Instance>,
+    control: &[PathBuf],
+    roots: &Roots,
+) -> (Vec<PathBuf>, Option<String>) {
     let mut missing = None;
     let mut nodes = Vec::new();
     let mut take = |name: &str| match roots.node(name) {
@@ -332,7 +338,7 @@ fn nodes(gpu: &Gpu, instance: Option<&Instance>, roots: &Roots) -> (Vec<PathBuf>
         }
         None => missing = Some("NVML names no device node".to_owned()),
     }
-    nodes.extend(CONTROL_NODES.iter().filter_map(|name| roots.node(name)));
+    nodes.extend_from_slice(control);
     (nodes, missing)
 }
 

@@ -1,5 +1,4 @@
-//! The folder beside the library, read anew at every question. Whatever is missing or nonsense is "not there". Reading is nearly all that the
-//! stand-in does, so here is where its time is counted.
+//! The folder beside the library, read anew at every question. Whatever is missing or nonsense is "not there".
 
 use std::{
     ffi::{CStr, CString, OsStr, c_void},
@@ -16,8 +15,6 @@ use std::{
 };
 
 use nvml_wrapper_sys::bindings::nvmlEventTypeXidCriticalError;
-
-use crate::spent;
 
 static ROOT: OnceLock<PathBuf> = OnceLock::new();
 
@@ -41,7 +38,6 @@ pub(crate) fn root() -> &'static Path {
 
 /// The driver's version; none means that the driver is not loaded. Every question begins with it, so this is where they hang.
 pub(crate) fn driver_version() -> Option<String> {
-    let _counted = spent::Counted::begin();
     while root().join("hang").exists() {
         thread::sleep(Duration::from_millis(20));
     }
@@ -50,11 +46,10 @@ pub(crate) fn driver_version() -> Option<String> {
 
 /// The folders of all GPUs, in the order of the PCI bus.
 pub(crate) fn gpus() -> Vec<PathBuf> {
-    let _counted = spent::Counted::begin();
     let entries = fs::read_dir(root().join("gpus")).into_iter().flatten().flatten();
     let mut gpus: Vec<_> =
         entries.map(|entry| entry.path()).filter(|path| uuid(path).starts_with("GPU-")).collect();
-    gpus.sort_by_key(|gpu| (text(gpu, "bus-id"), gpu.clone()));
+    gpus.sort_by_cached_key(|gpu| (text(gpu, "bus-id"), gpu.clone()));
     gpus
 }
 
@@ -65,7 +60,6 @@ pub(crate) fn uuid(gpu: &Path) -> String {
 
 /// Whether the GPU or MIG device can't be asked: it is marked so, or its folder is gone.
 pub(crate) fn lost(device: &Path) -> bool {
-    let _counted = spent::Counted::begin();
     !device.is_dir() || device.join("lost").exists() || parent(device).is_some_and(|gpu| lost(&gpu))
 }
 
@@ -77,20 +71,18 @@ pub(crate) fn parent(mig: &Path) -> Option<PathBuf> {
 
 /// The folders of a GPU's MIG devices, in the order of their instances; none where MIG is not enabled.
 pub(crate) fn migs(gpu: &Path) -> Vec<PathBuf> {
-    let _counted = spent::Counted::begin();
     if number::<u32>(gpu, "mig-mode") != Some(1) {
         return Vec::new();
     }
     let entries = fs::read_dir(gpu.join("mig")).into_iter().flatten().flatten();
     let mut migs: Vec<_> =
         entries.map(|entry| entry.path()).filter(|path| uuid(path).starts_with("MIG-")).collect();
-    migs.sort_by_key(|mig| (number::<u32>(mig, "gi"), number::<u32>(mig, "ci"), mig.clone()));
+    migs.sort_by_cached_key(|mig| (number::<u32>(mig, "gi"), number::<u32>(mig, "ci"), mig.clone()));
     migs
 }
 
 /// A text attribute.
 pub(crate) fn text(folder: &Path, name: &str) -> Option<String> {
-    let _counted = spent::Counted::begin();
     Some(fs::read_to_string(folder.join(name)).ok()?.trim().to_owned())
 }
 
@@ -119,7 +111,6 @@ pub(crate) struct Changes(OwnedFd);
 impl Changes {
     /// From now on; none where inotify is not available.
     pub(crate) fn watch() -> Option<Self> {
-        let _counted = spent::Counted::begin();
         let path = CString::new(root().as_os_str().as_bytes()).ok()?;
         // SAFETY: takes no pointer.
         let descriptor = unsafe { libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) };
@@ -155,7 +146,6 @@ pub(crate) fn event_types(gpu: &Path) -> u64 {
 
 /// All events so far. A line that is still being written is not one yet.
 pub(crate) fn events() -> Vec<Event> {
-    let _counted = spent::Counted::begin();
     let text = fs::read_to_string(root().join("xids")).unwrap_or_default();
     text.split_inclusive('\n')
         .filter(|line| line.ends_with('\n'))

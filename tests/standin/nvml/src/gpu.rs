@@ -16,7 +16,7 @@ use nvml_wrapper_sys::bindings::{
 
 use crate::{
     INSUFFICIENT_SIZE, INVALID_ARGUMENT, NOT_SUPPORTED, SUCCESS, UNINITIALIZED, folder, gpu, mig, number,
-    pci_info, session, whole_gpu, write, write_attribute, write_text,
+    pci_info, session, spent, whole_gpu, write, write_attribute, write_text,
 };
 
 const MIB: u64 = 1024 * 1024;
@@ -30,6 +30,7 @@ const NVLINKS: c_uint = 18;
 /// The version of CUDA that the driver has.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlSystemGetCudaDriverVersion_v2(version: *mut c_int) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     match folder::of_the_machine("cuda-version").and_then(|text| text.parse().ok()) {
         // SAFETY: the caller passes a place for the number.
         Some(number) => unsafe { write(version, number) },
@@ -40,6 +41,7 @@ pub unsafe extern "C" fn nvmlSystemGetCudaDriverVersion_v2(version: *mut c_int) 
 /// The library's own version: the driver's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlSystemGetNVMLVersion(version: *mut c_char, length: c_uint) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     match folder::driver_version() {
         // SAFETY: the caller says that `version` has room for `length` bytes.
         Some(text) => unsafe { write_text(version, length, &text) },
@@ -53,6 +55,7 @@ pub unsafe extern "C" fn nvmlDeviceGetHandleByUUID(
     uuid: *const c_char,
     device: *mut nvmlDevice_t,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     if uuid.is_null() {
         return INVALID_ARGUMENT;
     }
@@ -77,6 +80,7 @@ pub unsafe extern "C" fn nvmlDeviceGetHandleByUUID(
 /// A GPU's index.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceGetIndex(device: nvmlDevice_t, index: *mut c_uint) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     match whole_gpu(device) {
         // SAFETY: the caller passes a place for the number.
         Ok(_) => unsafe { write(index, number(device as usize - 1)) },
@@ -91,6 +95,7 @@ pub unsafe extern "C" fn nvmlDeviceGetName(
     name: *mut c_char,
     length: c_uint,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     let folder = match gpu(device) {
         Ok(folder) => folder,
         Err(error) => return error,
@@ -113,6 +118,7 @@ pub unsafe extern "C" fn nvmlDeviceGetBrand(
     device: nvmlDevice_t,
     brand: *mut nvmlBrandType_t,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     // SAFETY: the caller passes a place for the number.
     unsafe { write_attribute(device, "brand", brand) }
 }
@@ -123,6 +129,7 @@ pub unsafe extern "C" fn nvmlDeviceGetArchitecture(
     device: nvmlDevice_t,
     architecture: *mut nvmlDeviceArchitecture_t,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     // SAFETY: the caller passes a place for the number.
     unsafe { write_attribute(device, "architecture", architecture) }
 }
@@ -134,6 +141,7 @@ pub unsafe extern "C" fn nvmlDeviceGetCudaComputeCapability(
     major: *mut c_int,
     minor: *mut c_int,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     let text = match gpu(device) {
         Ok(gpu) => folder::text(&gpu, "compute-capability"),
         Err(error) => return error,
@@ -164,6 +172,7 @@ pub unsafe extern "C" fn nvmlDeviceGetMemoryInfo(
     device: nvmlDevice_t,
     info: *mut nvmlMemory_t,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     match memory(device) {
         // SAFETY: the caller passes a place for the structure.
         Ok((total, used)) => unsafe {
@@ -179,6 +188,7 @@ pub unsafe extern "C" fn nvmlDeviceGetMemoryInfo_v2(
     device: nvmlDevice_t,
     info: *mut nvmlMemory_v2_t,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     match memory(device) {
         Ok((total, used)) => {
             let version = number(size_of::<nvmlMemory_v2_t>()) | 2 << 24;
@@ -193,6 +203,7 @@ pub unsafe extern "C" fn nvmlDeviceGetMemoryInfo_v2(
 /// What it draws, in milliwatts.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceGetPowerUsage(device: nvmlDevice_t, power: *mut c_uint) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     // SAFETY: the caller passes a place for the number.
     unsafe { write_attribute(device, "power", power) }
 }
@@ -203,6 +214,7 @@ pub unsafe extern "C" fn nvmlDeviceGetUtilizationRates(
     device: nvmlDevice_t,
     utilization: *mut nvmlUtilization_t,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     let gpu = match gpu(device) {
         Ok(gpu) => gpu,
         Err(error) => return error,
@@ -223,6 +235,7 @@ pub unsafe extern "C" fn nvmlDeviceGetTemperatureThreshold(
     threshold: nvmlTemperatureThresholds_t,
     celsius: *mut c_uint,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     if threshold != SLOWDOWN {
         return NOT_SUPPORTED;
     }
@@ -238,6 +251,7 @@ pub unsafe extern "C" fn nvmlDeviceGetTotalEccErrors(
     counter: nvmlEccCounterType_t,
     count: *mut c_ulonglong,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     if counter != 0 {
         return NOT_SUPPORTED;
     }
@@ -252,6 +266,7 @@ pub unsafe extern "C" fn nvmlDeviceGetComputeMode(
     device: nvmlDevice_t,
     mode: *mut nvmlComputeMode_t,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     // SAFETY: the caller passes a place for the number.
     unsafe { write_attribute(device, "compute-mode", mode) }
 }
@@ -259,6 +274,7 @@ pub unsafe extern "C" fn nvmlDeviceGetComputeMode(
 /// Sets how many processes may use it at once.
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlDeviceSetComputeMode(device: nvmlDevice_t, mode: nvmlComputeMode_t) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     match whole_gpu(device) {
         Ok(gpu) if fs::write(gpu.join("compute-mode"), mode.to_string()).is_ok() => SUCCESS,
         Ok(_) => NOT_SUPPORTED,
@@ -272,6 +288,7 @@ pub unsafe extern "C" fn nvmlDeviceGetSupportedEventTypes(
     device: nvmlDevice_t,
     types: *mut c_ulonglong,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     match whole_gpu(device) {
         // SAFETY: the caller passes a place for the bits.
         Ok(gpu) => unsafe { write(types, folder::event_types(&gpu)) },
@@ -297,6 +314,7 @@ pub unsafe extern "C" fn nvmlDeviceGetNvLinkState(
     link: c_uint,
     active: *mut nvmlEnableState_t,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     match nvlink(device, link) {
         // SAFETY: the caller passes a place for the answer.
         Ok((state, _)) => unsafe { write(active, (state == "up").into()) },
@@ -311,6 +329,7 @@ pub unsafe extern "C" fn nvmlDeviceGetNvLinkRemotePciInfo_v2(
     link: c_uint,
     pci: *mut nvmlPciInfo_t,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     match nvlink(device, link) {
         // SAFETY: the caller passes a place for the structure.
         Ok((_, remote)) => unsafe { write(pci, pci_info(&remote)) },
@@ -325,6 +344,7 @@ pub unsafe extern "C" fn nvmlDeviceGetTopologyCommonAncestor(
     other: nvmlDevice_t,
     level: *mut nvmlGpuTopologyLevel_t,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     let (one, other) = match (whole_gpu(one), whole_gpu(other)) {
         (Ok(one), Ok(other)) => (one, other),
         (Err(error), _) | (_, Err(error)) => return error,
@@ -343,6 +363,7 @@ pub unsafe extern "C" fn nvmlDeviceGetGpuFabricInfo(
     device: nvmlDevice_t,
     info: *mut nvmlGpuFabricInfo_t,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     let text = match whole_gpu(device) {
         Ok(gpu) => folder::text(&gpu, "fabric"),
         Err(error) => return error,
@@ -412,6 +433,7 @@ pub unsafe extern "C" fn nvmlDeviceGetComputeRunningProcesses_v3(
     count: *mut c_uint,
     infos: *mut nvmlProcessInfo_t,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     // SAFETY: the caller vouches for both.
     unsafe { processes(device, "compute", count, infos) }
 }
@@ -423,6 +445,7 @@ pub unsafe extern "C" fn nvmlDeviceGetGraphicsRunningProcesses_v3(
     count: *mut c_uint,
     infos: *mut nvmlProcessInfo_t,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     // SAFETY: the caller vouches for both.
     unsafe { processes(device, "graphics", count, infos) }
 }
@@ -434,6 +457,7 @@ pub unsafe extern "C" fn nvmlDeviceGetMPSComputeRunningProcesses_v3(
     count: *mut c_uint,
     infos: *mut nvmlProcessInfo_t,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     // SAFETY: the caller vouches for both.
     unsafe { processes(device, "mps", count, infos) }
 }

@@ -116,6 +116,7 @@ fn session() -> MutexGuard<'static, Session> {
 /// Starts NVML: takes note of the GPUs that there are.
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlInit_v2() -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     if folder::driver_version().is_none() {
         return DRIVER_NOT_LOADED;
     }
@@ -132,6 +133,7 @@ pub extern "C" fn nvmlInit_v2() -> nvmlReturn_t {
 /// Ends what [`nvmlInit_v2`] began.
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlShutdown() -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     let mut session = session();
     let Some(left) = session.inits.checked_sub(1) else { return UNINITIALIZED };
     session.inits = left;
@@ -141,6 +143,7 @@ pub extern "C" fn nvmlShutdown() -> nvmlReturn_t {
 /// The driver's version.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlSystemGetDriverVersion(version: *mut c_char, length: c_uint) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     match folder::driver_version() {
         // SAFETY: the caller says that `version` has room for `length` bytes.
         Some(text) => unsafe { write_text(version, length, &text) },
@@ -151,6 +154,7 @@ pub unsafe extern "C" fn nvmlSystemGetDriverVersion(version: *mut c_char, length
 /// How many GPUs there were at `nvmlInit`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceGetCount_v2(count: *mut c_uint) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     if folder::driver_version().is_none() {
         return UNKNOWN;
     }
@@ -168,6 +172,7 @@ pub unsafe extern "C" fn nvmlDeviceGetHandleByIndex_v2(
     index: c_uint,
     device: *mut nvmlDevice_t,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     let handle = (index as usize + 1) as nvmlDevice_t;
     match gpu(handle) {
         // SAFETY: the caller passes a place for the handle.
@@ -183,6 +188,7 @@ pub unsafe extern "C" fn nvmlDeviceGetUUID(
     uuid: *mut c_char,
     length: c_uint,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     match gpu(device) {
         // SAFETY: the caller says that `uuid` has room for `length` bytes.
         Ok(gpu) => unsafe { write_text(uuid, length, &folder::uuid(&gpu)) },
@@ -193,6 +199,7 @@ pub unsafe extern "C" fn nvmlDeviceGetUUID(
 /// N of `/dev/nvidiaN`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceGetMinorNumber(device: nvmlDevice_t, minor: *mut c_uint) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     // SAFETY: the caller passes a place for the number.
     unsafe { write_attribute(device, "minor", minor) }
 }
@@ -204,6 +211,7 @@ pub unsafe extern "C" fn nvmlDeviceGetTemperature(
     sensor: nvmlTemperatureSensors_t,
     celsius: *mut c_uint,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     if sensor != 0 {
         return INVALID_ARGUMENT;
     }
@@ -217,6 +225,7 @@ pub unsafe extern "C" fn nvmlDeviceGetPciInfo_v3(
     device: nvmlDevice_t,
     pci: *mut nvmlPciInfo_t,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     let gpu = match gpu(device) {
         Ok(gpu) => gpu,
         Err(error) => return error,
@@ -268,6 +277,7 @@ pub unsafe extern "C" fn nvmlDeviceGetFieldValues(
     count: c_int,
     values: *mut nvmlFieldValue_t,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     let gpu = match gpu(device) {
         Ok(gpu) => gpu,
         Err(error) => return error,
@@ -299,6 +309,7 @@ pub unsafe extern "C" fn nvmlDeviceGetFieldValues(
 /// A new, empty event set.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlEventSetCreate(set: *mut nvmlEventSet_t) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     let mut session = session();
     if session.inits == 0 {
         return UNINITIALIZED;
@@ -316,6 +327,7 @@ pub extern "C" fn nvmlDeviceRegisterEvents(
     types: c_ulonglong,
     set: nvmlEventSet_t,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     let gpu = match gpu(device) {
         Ok(gpu) => gpu,
         Err(error) => return error,
@@ -339,6 +351,7 @@ pub unsafe extern "C" fn nvmlEventSetWait_v2(
     event: *mut nvmlEventData_t,
     milliseconds: c_uint,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     let deadline = Instant::now() + Duration::from_millis(milliseconds.into());
     // Watched before it is looked at, so that nothing is missed. It is the agent's CPU time: polling would be measured as its own.
     let changes = folder::Changes::watch();
@@ -359,6 +372,7 @@ pub unsafe extern "C" fn nvmlEventSetWait_v2(
 /// Ends an event set.
 #[unsafe(no_mangle)]
 pub extern "C" fn nvmlEventSetFree(set: nvmlEventSet_t) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     match session().sets.get_mut((set as usize).wrapping_sub(1)) {
         Some(entry @ Some(_)) => {
             *entry = None;

@@ -7,7 +7,7 @@ use nvml_wrapper_sys::bindings::{
 };
 
 use crate::{
-    INVALID_ARGUMENT, MIG_HANDLES, NOT_SUPPORTED, folder, gpu, number, session, whole_gpu, write,
+    INVALID_ARGUMENT, MIG_HANDLES, NOT_SUPPORTED, folder, gpu, number, session, spent, whole_gpu, write,
     write_attribute,
 };
 
@@ -21,6 +21,7 @@ pub unsafe extern "C" fn nvmlDeviceGetMigMode(
     current: *mut c_uint,
     pending: *mut c_uint,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     match whole_gpu(device).map(|gpu| folder::number::<c_uint>(&gpu, "mig-mode")) {
         Ok(Some(mode)) => {
             // SAFETY: the caller passes places for both.
@@ -39,6 +40,7 @@ pub unsafe extern "C" fn nvmlDeviceGetMaxMigDeviceCount(
     device: nvmlDevice_t,
     count: *mut c_uint,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     match whole_gpu(device) {
         // SAFETY: the caller passes a place for the count.
         Ok(gpu) => unsafe { write(count, if gpu.join("mig-mode").exists() { MOST } else { 0 }) },
@@ -53,6 +55,7 @@ pub unsafe extern "C" fn nvmlDeviceGetMigDeviceHandleByIndex(
     index: c_uint,
     mig: *mut nvmlDevice_t,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     let gpu = match whole_gpu(device) {
         Ok(gpu) => gpu,
         Err(error) => return error,
@@ -76,6 +79,7 @@ pub unsafe extern "C" fn nvmlDeviceIsMigDeviceHandle(
     device: nvmlDevice_t,
     is_mig: *mut c_uint,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     match gpu(device) {
         // SAFETY: the caller passes a place for the answer.
         Ok(_) => unsafe { write(is_mig, c_uint::from(device as usize >= MIG_HANDLES)) },
@@ -89,6 +93,7 @@ pub unsafe extern "C" fn nvmlDeviceGetDeviceHandleFromMigDeviceHandle(
     mig: nvmlDevice_t,
     device: *mut nvmlDevice_t,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     let parent = match gpu(mig).map(|mig| folder::parent(&mig)) {
         Ok(Some(parent)) => parent,
         Ok(None) => return INVALID_ARGUMENT,
@@ -105,6 +110,7 @@ pub unsafe extern "C" fn nvmlDeviceGetDeviceHandleFromMigDeviceHandle(
 /// The number of a MIG device's GPU instance.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceGetGpuInstanceId(device: nvmlDevice_t, id: *mut c_uint) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     // SAFETY: the caller passes a place for the number.
     unsafe { write_attribute(device, "gi", id) }
 }
@@ -115,6 +121,7 @@ pub unsafe extern "C" fn nvmlDeviceGetComputeInstanceId(
     device: nvmlDevice_t,
     id: *mut c_uint,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     // SAFETY: the caller passes a place for the number.
     unsafe { write_attribute(device, "ci", id) }
 }
@@ -125,6 +132,7 @@ pub unsafe extern "C" fn nvmlDeviceGetAttributes_v2(
     device: nvmlDevice_t,
     attributes: *mut nvmlDeviceAttributes_t,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     let mig = match gpu(device) {
         Ok(mig) if folder::parent(&mig).is_some() => mig,
         Ok(_) => return NOT_SUPPORTED,

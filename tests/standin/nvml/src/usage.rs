@@ -14,8 +14,8 @@ use nvml_wrapper_sys::bindings::{
 };
 
 use crate::{
-    INSUFFICIENT_SIZE, INVALID_ARGUMENT, NOT_SUPPORTED, SUCCESS, folder, gpu, mig, number, whole_gpu, write,
-    write_attribute,
+    INSUFFICIENT_SIZE, INVALID_ARGUMENT, NOT_SUPPORTED, SUCCESS, folder, gpu, mig, number, spent, whole_gpu,
+    write, write_attribute,
 };
 
 /// Why the clocks are not as high as they could be.
@@ -24,6 +24,7 @@ pub unsafe extern "C" fn nvmlDeviceGetCurrentClocksThrottleReasons(
     device: nvmlDevice_t,
     reasons: *mut c_ulonglong,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     // SAFETY: the caller passes a place for the bits.
     unsafe { write_attribute(device, "clocks-event-reasons", reasons) }
 }
@@ -36,6 +37,7 @@ pub unsafe extern "C" fn nvmlDeviceGetProcessUtilization(
     count: *mut c_uint,
     _since: c_ulonglong,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     let text = match gpu(device) {
         Ok(gpu) if mig::count(&gpu) == 0 => folder::text(&gpu, "process-utilization"),
         Ok(_) => None,
@@ -80,6 +82,7 @@ struct Sample(Option<(PathBuf, c_uint)>);
 /// A new sample, of nothing yet.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlGpmSampleAlloc(sample: *mut nvmlGpmSample_t) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     // SAFETY: the caller passes a place for the handle.
     unsafe { write(sample, Box::into_raw(Box::new(Sample(None))).cast()) }
 }
@@ -87,6 +90,7 @@ pub unsafe extern "C" fn nvmlGpmSampleAlloc(sample: *mut nvmlGpmSample_t) -> nvm
 /// Ends a sample.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlGpmSampleFree(sample: nvmlGpmSample_t) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     if sample.is_null() {
         return INVALID_ARGUMENT;
     }
@@ -102,6 +106,7 @@ pub unsafe extern "C" fn nvmlGpmMigSampleGet(
     instance: c_uint,
     sample: nvmlGpmSample_t,
 ) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     match whole_gpu(device) {
         Ok(_) if sample.is_null() => INVALID_ARGUMENT,
         Ok(gpu) if gpu.join("gpm").exists() => {
@@ -117,6 +122,7 @@ pub unsafe extern "C" fn nvmlGpmMigSampleGet(
 /// What lies between two samples.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlGpmMetricsGet(request: *mut nvmlGpmMetricsGet_t) -> nvmlReturn_t {
+    let _counted = spent::Counted::begin();
     if request.is_null() {
         return INVALID_ARGUMENT;
     }
