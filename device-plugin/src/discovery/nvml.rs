@@ -27,7 +27,7 @@ use std::{
 
 use nvml_wrapper::{EventSet, Nvml, error::NvmlError};
 
-use super::{Backend, Kind, Memory, Reporter, Roots};
+use super::{Backend, Kind, Memory, NodeNames, Reporter, Roots};
 use crate::{causes::one_line, config::Config};
 use judge::{Judge, Rules, Urgency};
 use labels::Machine;
@@ -46,6 +46,9 @@ const CONTROL: &str = "nvidiactl";
 /// What the firmware calls the machine, below sysfs.
 const MACHINE: &str = "class/dmi/id/product_name";
 
+/// Reserved for NVIDIA's driver: GPUs and control nodes.
+pub const MAJOR: u32 = 195;
+
 /// NVML, as the list of back ends has it.
 pub const KIND: Kind = Kind {
     name: "nvml",
@@ -63,6 +66,13 @@ pub const KIND: Kind = Kind {
         let alike = one.gpu == other.gpu && one.flags == other.flags && one.health == other.health;
         // Labels tell how GPUs are shared.
         alike && one.sharing == other.sharing
+    },
+    nodes: NodeNames {
+        majors: &[MAJOR],
+        drivers: &["nvidia"],
+        nodes: &["nvidia", "nvidia-caps/", "nvidia-caps-imex-channels/"],
+        graphics: &["nvidia"],
+        ..NodeNames::NONE
     },
 };
 
