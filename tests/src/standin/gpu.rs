@@ -141,6 +141,11 @@ impl GpuStandin {
         format!("{} {xid}", Self::uuid(minor))
     }
 
+    /// The file with the driver's version.
+    pub fn driver_version(&self) -> PathBuf {
+        self.folder().join("driver-version")
+    }
+
     /// The file whose lines are XIDs.
     pub fn xids(&self) -> PathBuf {
         self.folder().join("xids")

@@ -17,8 +17,8 @@ pub(super) struct Case {
     /// How many devices of which resource NVIDIA's plugin offers; what is waited for.
     pub(super) offers: &'static [(&'static str, usize)],
     pub(super) asks: Vec<Ask>,
-    /// What breaks after that, and how many devices NVIDIA's plugin then calls Unhealthy.
-    pub(super) breaks: Option<(fn(&GpuStandin) -> io::Result<()>, usize)>,
+    /// What breaks after that, and what NVIDIA's plugin writes at least.
+    pub(super) breaks: Option<(fn(&GpuStandin) -> io::Result<()>, &'static str)>,
     /// NVLinks, by pairs of minor numbers.
     pub(super) links: &'static [(u32, u32, u32)],
     /// Nothing but whether it starts is compared.
@@ -209,7 +209,7 @@ fn shared() -> Vec<Case> {
                 allocate(GPU, &[0, 1]),
                 allocate(GPU, &[0, 5]),
                 prefer(&[], &[], 2),
-                prefer(&[0, 1], &[], 3),
+                prefer(&[0, 1], &[], 2),
                 prefer(&[], &[2], 4),
             ],
             ..PLAIN
@@ -336,7 +336,7 @@ sharing: {timeSlicing: {resources: [{name: nvidia.com/mig-2g.10gb, replicas: 2}]
             gpus: 1,
             migs: parts_of_an_instance,
             config: "version: v1\nflags: {migStrategy: mixed}\n",
-            offers: &[],
+            offers: &[("nvidia.com/mig-3g.20gb", 2), ("nvidia.com/mig-1g.5gb", 1)],
             ..PLAIN
         },
     ]
@@ -385,7 +385,7 @@ fn broken() -> Vec<Case> {
                     gpus.xid(1, 13)?;
                     gpus.xid(2, 79)
                 },
-                1,
+                "marked unhealthy",
             )),
             ..PLAIN
         },
@@ -393,7 +393,7 @@ fn broken() -> Vec<Case> {
             name: "xid of a shared gpu",
             config: "version: v1\nsharing: {timeSlicing: {resources: [{name: nvidia.com/gpu, replicas: 2}]}}\n",
             offers: &[(GPU, 4)],
-            breaks: Some((|gpus| gpus.xid(1, 79), 1)),
+            breaks: Some((|gpus| gpus.xid(1, 79), "marked unhealthy")),
             ..PLAIN
         },
         Case {
@@ -402,7 +402,7 @@ fn broken() -> Vec<Case> {
             gpus: 1,
             config: "version: v1\nflags: {migStrategy: single}\n",
             offers: &[(GPU, 7)],
-            breaks: Some((|gpus| gpus.xid_of(0, MigStandin::new(9, "1g.5gb"), 94), 0)),
+            breaks: Some((|gpus| gpus.xid_of(0, MigStandin::new(9, "1g.5gb"), 94), "Processing event")),
             ..PLAIN
         },
     ]

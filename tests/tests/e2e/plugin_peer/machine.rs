@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
@@ -64,10 +65,13 @@ impl Machine {
         for folder in ["sys/fs/cgroup", "proc/driver/nvidia-caps"] {
             fs::create_dir_all(machine.path(folder))?;
         }
-        // The files that a driver has beside the library.
-        for name in ["libcuda.so.1", "libnvidia-ptxjitcompiler.so.1"] {
-            machine.write(&format!("{LIBRARIES}/{name}"), "")?;
+        // The files that a driver has beside the library, each by its version and by the name that programs ask for.
+        let version = fs::read_to_string(machine.gpus.driver_version())?;
+        for name in ["libcuda.so", "libnvidia-ptxjitcompiler.so"] {
+            machine.write(&format!("{LIBRARIES}/{name}.{version}"), "")?;
+            symlink(format!("{name}.{version}"), machine.path(&format!("{LIBRARIES}/{name}.1")))?;
         }
+        symlink("libnvidia-ml.so.1", machine.path(&format!("{LIBRARIES}/libnvidia-ml.so.{version}")))?;
         let mps = repository().join("tests/standin/mps/nvidia-cuda-mps-control");
         fs::create_dir_all(machine.path("driver/usr/bin"))?;
         fs::copy(mps, machine.path("driver/usr/bin/nvidia-cuda-mps-control"))?;
@@ -190,7 +194,8 @@ impl Machine {
         let log = String::from_utf8_lossy(&output.stderr);
         fs::write(folder.join("log"), log.as_bytes())?;
         if !output.status.success() {
-            let last = log.lines().rev().find(|line| line.starts_with('E')).unwrap_or_default();
+            let error = log.lines().rev().find(|line| line.starts_with('E'));
+            let last = error.or(log.lines().last()).unwrap_or_default();
             return Ok(Err(last.split_once("] ").map_or(last, |(_, said)| said).to_owned()));
         }
         let text = String::from_utf8(output.stdout)?;
@@ -257,6 +262,26 @@ impl Side {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Breaks something until it is noticed, or for as long as anything may take: a plugin that has just registered may not be listening
+    /// for events yet.
+    pub(super) async fn noticed(
+        &mut self,
+        breaks: impl Fn() -> std::io::Result<()>,
+        noticed: impl Fn(&Seen, &str) -> bool,
+    ) -> anyhow::Result<()> {
+        let begin = Instant::now();
+        while begin.elapsed() < LIMIT {
+            breaks()?;
+            for _ in 0..20 {
+                if noticed(&self.kubelet.seen(), &self.log()) {
+                    return Ok(());
+                }
+                tokio::time::sleep(Duration::from_millis(25)).await;
+            }
+        }
+        Ok(())
     }
 
     /// What it wrote.
