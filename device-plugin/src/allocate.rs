@@ -70,11 +70,13 @@ impl<'a> Manner<'a> {
         Self { flags: &config.flags, way, refuses_several }
     }
 
-    /// What a device is called in a container's list. A partition's index is not the agent's to know, so partitions have UUIDs in any
-    /// case; NVIDIA's runtime takes both, side by side.
+    /// What a device is called in a container's list: by index, a partition is `<its accelerator's>:<its own>`. Where there is no index it
+    /// has its ID; NVIDIA's runtime takes both, side by side.
     pub(crate) fn name(strategy: DeviceIdStrategy, device: &Device) -> String {
-        match (strategy, &device.partition, device.accelerator.index) {
-            (DeviceIdStrategy::Index, None, Some(index)) => index.to_string(),
+        let partition = device.partition.as_ref().map(|partition| partition.index);
+        match (strategy, device.accelerator.index, partition) {
+            (DeviceIdStrategy::Index, Some(index), None) => index.to_string(),
+            (DeviceIdStrategy::Index, Some(index), Some(Some(part))) => format!("{index}:{part}"),
             _ => device.unit().to_string(),
         }
     }
@@ -109,10 +111,10 @@ pub fn allocate<'a>(
         if manner.way == Some(Way::Mps) {
             mps::join(manner.flags, resource, &mut answer);
         }
-        // A runtime that is told CDI devices alone takes everything from their specification.
+        features(manner.flags, &mut answer);
+        // A runtime that is told CDI devices alone takes device nodes from their specification.
         if plugin.lists_by(DeviceListStrategy::Envvar) || plugin.lists_by(DeviceListStrategy::VolumeMounts) {
             by_list(plugin, &listed, &mut answer);
-            features(manner.flags, &mut answer);
             if plugin.pass_device_specs {
                 nodes.extend(listed.iter().flat_map(|device| device.host_nodes()));
             }

@@ -9,10 +9,10 @@ mount --make-rprivate /
 mount --bind "$base/proc/driver" /proc/driver
 mount --bind "$base/sys" /sys
 mount -t tmpfs -o mode=755 tmpfs /dev
-mkdir /dev/shm /dev/nvidia-caps
+mkdir /dev/shm
 mknod -m 666 /dev/null c 1 3
 mknod -m 666 /dev/urandom c 1 9
-while read -r path major minor; do mknod -m 666 "$path" c "$major" "$minor"; done <"$base/nodes"
+while read -r path major minor; do mkdir -p "${path%/*}"; mknod -m 666 "$path" c "$major" "$minor"; done <"$base/nodes"
 mount -t tmpfs -o mode=755 tmpfs /var/lib
 mkdir -p /var/lib/kubelet/device-plugins /var/lib/kubelet/plugins_registry /var/lib/kubelet/pod-resources
 mount --bind "$side/plugins" /var/lib/kubelet/device-plugins

@@ -11,7 +11,7 @@ mod machine;
 mod standin_kubelet;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::atomic::{AtomicUsize, Ordering},
 };
 
@@ -108,12 +108,13 @@ fn listed(reasons: &BTreeMap<&str, usize>) -> String {
 async fn compare(case: &Case) -> anyhow::Result<(Facts, Facts)> {
     let machine = Machine::new(case.gpus, case.config)?;
     let layout = (case.migs)();
-    machine.partition(case.gpus, &layout)?;
+    machine.partition(case.gpus, &layout, case.nodes)?;
     machine.gpus.connect_all(case.links)?;
     (case.machine)(&machine.gpus)?;
 
     let (mut theirs, mut ours) = (machine.start(Plugin::Nvidia)?, machine.start(Plugin::Ours)?);
-    let (their, our) = tokio::join!(theirs.settle(case.offers), ours.settle(case.offers));
+    let our = ours.settle(case.ours.unwrap_or(case.offers), case.ours.is_some());
+    let (their, our) = tokio::join!(theirs.settle(case.offers, false), our);
     let mut both = [("NVIDIA's", theirs, their?), ("ours", ours, our?)];
     if let Some((breaks, processed)) = case.breaks {
         for (name, side, _) in &mut both {
@@ -149,10 +150,25 @@ async fn compare(case: &Case) -> anyhow::Result<(Facts, Facts)> {
                 theirs.insert("labels".to_owned(), format!("none: {why}"));
             }
         }
-        let labels = if case.gpus == 0 { BTreeMap::new() } else { machine.our_labels().await? };
-        ours.extend(labels.into_iter().map(|(key, value)| (format!("label {key}"), value)));
+        ours.extend(
+            machine.our_labels().await?.into_iter().map(|(key, value)| (format!("label {key}"), value)),
+        );
+    }
+    let names = [cdi_names(&theirs), cdi_names(&ours)];
+    for (facts, others) in [(&mut theirs, &names[1]), (&mut ours, &names[0])] {
+        facts.retain(|key, _| {
+            key.strip_prefix(facts::CDI)
+                .and_then(|rest| rest.split_once(' '))
+                .is_none_or(|(name, _)| others.contains(name))
+        });
     }
     Ok((theirs, ours))
+}
+
+/// The CDI devices that there are. What one that the other side has not consists of is no further difference.
+fn cdi_names(facts: &Facts) -> BTreeSet<String> {
+    let names = facts.keys().filter_map(|key| key.strip_prefix(facts::CDI));
+    names.filter(|name| !name.contains(' ')).map(str::to_owned).collect()
 }
 
 /// What one of them says.

@@ -308,6 +308,7 @@ fn partition(instance: &Instance) -> Partition {
         profile: instance.profile.to_string(),
         memory_mib: instance.attributes.as_ref().map(|attributes| attributes.memory_mib),
         instance: Some((instance.gi, instance.ci)),
+        index: Some(instance.index),
     }
 }
 

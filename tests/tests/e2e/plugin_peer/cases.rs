@@ -12,10 +12,14 @@ pub(super) struct Case {
     pub(super) config: &'static str,
     /// How GPUs are partitioned.
     pub(super) migs: fn() -> Vec<(u32, Vec<MigStandin>)>,
+    /// Other drivers' device nodes.
+    pub(super) nodes: &'static [&'static str],
     /// What else there is to the machine.
     pub(super) machine: fn(&GpuStandin) -> io::Result<()>,
     /// How many devices of which resource NVIDIA's plugin offers; what is waited for.
     pub(super) offers: &'static [(&'static str, usize)],
+    /// The same of ours, where it differs; then sick ones count.
+    pub(super) ours: Option<&'static [(&'static str, usize)]>,
     pub(super) asks: Vec<Ask>,
     /// What breaks after that, and what NVIDIA's plugin writes at least.
     pub(super) breaks: Option<(fn(&GpuStandin) -> io::Result<()>, &'static str)>,
@@ -69,8 +73,10 @@ const PLAIN: Case = Case {
     gpus: 2,
     config: "version: v1\n",
     migs: Vec::new,
+    nodes: &[],
     machine: |_| Ok(()),
     offers: &[(GPU, 2)],
+    ours: None,
     asks: Vec::new(),
     breaks: None,
     links: &[],
@@ -276,6 +282,7 @@ fn partitioned() -> Vec<Case> {
         Case {
             name: "mig single, several profiles",
             migs: several,
+            ours: Some(&[(GPU, 7)]),
             config: "version: v1\nflags: {migStrategy: single}\n",
             offers: &[],
             ..PLAIN
@@ -283,6 +290,7 @@ fn partitioned() -> Vec<Case> {
         Case {
             name: "mig single, one gpu without",
             migs: || sevenths(1),
+            ours: Some(&[(GPU, 8)]),
             config: "version: v1\nflags: {migStrategy: single}\n",
             offers: &[],
             ..PLAIN
@@ -296,10 +304,17 @@ fn partitioned() -> Vec<Case> {
                 (GPU, 1),
                 ("nvidia.com/mig-3g.20gb", 1),
                 ("nvidia.com/mig-2g.10gb", 2),
+                ("nvidia.com/mig-1g.5gb", 3),
+                ("nvidia.com/mig-1g.10gb", 1),
+            ],
+            ours: Some(&[
+                (GPU, 1),
+                ("nvidia.com/mig-3g.20gb", 1),
+                ("nvidia.com/mig-2g.10gb", 2),
                 ("nvidia.com/mig-1g.5gb", 2),
                 ("nvidia.com/mig-1g.5gb.me", 1),
                 ("nvidia.com/mig-1g.10gb", 1),
-            ],
+            ]),
             asks: vec![
                 allocate(GPU, &[0]),
                 allocate("nvidia.com/mig-2g.10gb", &[0, 1]),
@@ -319,10 +334,17 @@ sharing: {timeSlicing: {resources: [{name: nvidia.com/mig-2g.10gb, replicas: 2}]
                 (GPU, 1),
                 ("nvidia.com/mig-3g.20gb", 1),
                 ("nvidia.com/mig-2g.10gb", 4),
+                ("nvidia.com/mig-1g.5gb", 3),
+                ("nvidia.com/mig-1g.10gb", 1),
+            ],
+            ours: Some(&[
+                (GPU, 1),
+                ("nvidia.com/mig-3g.20gb", 1),
+                ("nvidia.com/mig-2g.10gb", 4),
                 ("nvidia.com/mig-1g.5gb", 2),
                 ("nvidia.com/mig-1g.5gb.me", 1),
                 ("nvidia.com/mig-1g.10gb", 1),
-            ],
+            ]),
             asks: vec![
                 allocate(GPU, &[0]),
                 allocate("nvidia.com/mig-2g.10gb", &[0]),
@@ -337,6 +359,7 @@ sharing: {timeSlicing: {resources: [{name: nvidia.com/mig-2g.10gb, replicas: 2}]
             migs: parts_of_an_instance,
             config: "version: v1\nflags: {migStrategy: mixed}\n",
             offers: &[("nvidia.com/mig-3g.20gb", 2), ("nvidia.com/mig-1g.5gb", 1)],
+            ours: Some(&[("nvidia.com/mig-1g.5gb", 1)]),
             ..PLAIN
         },
     ]
@@ -420,6 +443,13 @@ fn features() -> Vec<Case> {
             name: "gds, mofed, gdrcopy by cdi",
             config: "version: v1\nflags: {gdsEnabled: true, mofedEnabled: true, gdrcopyEnabled: true, plugin: {deviceListStrategy: [cdi-cri]}}\n",
             asks: one_and_two(),
+            ..PLAIN
+        },
+        Case {
+            name: "what gds, mofed, gdrcopy need",
+            config: "version: v1\nflags: {gdsEnabled: true, mofedEnabled: true, gdrcopyEnabled: true, plugin: {deviceListStrategy: [cdi-cri]}}\n",
+            asks: one_and_two(),
+            nodes: &["/dev/gdrdrv", "/dev/nvidia-fs0", "/dev/infiniband/uverbs0", "/dev/infiniband/rdma_cm"],
             ..PLAIN
         },
         Case {

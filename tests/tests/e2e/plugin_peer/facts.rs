@@ -15,6 +15,9 @@ use super::{
     machine::Side,
 };
 
+/// What the names of CDI devices begin with.
+pub(super) const CDI: &str = "CDI ";
+
 /// By what it is about.
 pub(super) type Facts = BTreeMap<String, String>;
 
@@ -159,7 +162,7 @@ pub(super) fn specified(folder: &Path) -> anyhow::Result<Facts> {
         let kind = spec["kind"].as_str().unwrap_or_default();
         let common = &spec["containerEdits"];
         for device in spec["devices"].as_array().into_iter().flatten() {
-            let name = format!("CDI {kind}={}", device["name"].as_str().unwrap_or_default());
+            let name = format!("{CDI}{kind}={}", device["name"].as_str().unwrap_or_default());
             let own = &device["containerEdits"];
             let both = |field: &str| [list(&common[field]), list(&own[field])].concat();
             facts.insert(name.clone(), "is there".to_owned());

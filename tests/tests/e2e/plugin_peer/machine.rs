@@ -31,6 +31,8 @@ use super::standin_kubelet::{Seen, StandinKubelet};
 
 /// How long a plugin may take to say what is expected of it.
 const LIMIT: Duration = Duration::from_secs(20);
+/// Of the range for experiments.
+const OTHERS_MAJOR: u32 = 240;
 const LIBRARIES: &str = "driver/usr/lib/x86_64-linux-gnu";
 
 /// The machine, below a folder of its own.
@@ -75,7 +77,6 @@ impl Machine {
         let mps = repository().join("tests/standin/mps/nvidia-cuda-mps-control");
         fs::create_dir_all(machine.path("driver/usr/bin"))?;
         fs::copy(mps, machine.path("driver/usr/bin/nvidia-cuda-mps-control"))?;
-        machine.list_nodes(gpus, &[])?;
         Ok(machine)
     }
 
@@ -89,16 +90,26 @@ impl Machine {
         fs::write(&path, text).with_context(|| format!("can't write {}", path.display()))
     }
 
-    /// Partitions GPUs: each entry is a GPU's minor number and what it is to have.
-    pub(super) fn partition(&self, gpus: u32, layout: &[(u32, Vec<MigStandin>)]) -> anyhow::Result<()> {
+    /// Partitions GPUs: each entry is a GPU's minor number and what it is to have. Makes their device nodes, and others.
+    pub(super) fn partition(
+        &self,
+        gpus: u32,
+        layout: &[(u32, Vec<MigStandin>)],
+        others: &[&str],
+    ) -> anyhow::Result<()> {
         for (minor, migs) in layout {
             self.gpus.set_mig(*minor, migs)?;
         }
-        self.list_nodes(gpus, layout)
+        self.list_nodes(gpus, layout, others)
     }
 
     /// The device nodes that there are, and the driver's list of what they stand for.
-    fn list_nodes(&self, gpus: u32, layout: &[(u32, Vec<MigStandin>)]) -> anyhow::Result<()> {
+    fn list_nodes(
+        &self,
+        gpus: u32,
+        layout: &[(u32, Vec<MigStandin>)],
+        others: &[&str],
+    ) -> anyhow::Result<()> {
         let mut nodes = standin::device_nodes(gpus, 0);
         let mut minors = String::from("config 1\nmonitor 2\n");
         for (minor, mig) in layout.iter().flat_map(|(minor, migs)| migs.iter().map(move |mig| (*minor, *mig)))
@@ -114,6 +125,8 @@ impl Machine {
             }
             nodes.extend([gi, ci]);
         }
+        // The kernel's numbers for what isn't there: nothing opens them.
+        nodes.extend((0..).zip(others).map(|(minor, path)| ((*path).to_owned(), OTHERS_MAJOR, minor)));
         nodes.sort();
         nodes.dedup();
         let lines: String =
@@ -239,12 +252,14 @@ impl Machine {
 }
 
 impl Side {
-    /// Waits until the plugin offers so many devices of each resource, or ends: true when it runs.
-    pub(super) async fn settle(&mut self, expected: &[(&str, usize)]) -> anyhow::Result<bool> {
+    /// Waits until the plugin offers so many devices of each resource, well ones unless `sick` ones will do, or ends: true when it
+    /// runs.
+    pub(super) async fn settle(&mut self, expected: &[(&str, usize)], sick: bool) -> anyhow::Result<bool> {
         self.until(|seen| {
-            expected
-                .iter()
-                .all(|(resource, count)| seen.devices(resource).map_or(0, |list| list.len()) == *count)
+            expected.iter().all(|(resource, count)| {
+                let list = seen.devices(resource).unwrap_or_default();
+                list.iter().filter(|(_, health)| sick || *health == "Healthy").count() == *count
+            })
         })
         .await
     }

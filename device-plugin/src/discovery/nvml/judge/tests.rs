@@ -109,6 +109,7 @@ fn gpu(minor: u32) -> Gpu {
 fn partitioned(minor: u32, profiles: &[&str]) -> Gpu {
     let instance = |(number, profile): (u32, &&str)| Instance {
         id: DeviceId::new(format!("MIG-{minor}-{number}")).unwrap(),
+        index: number,
         gi: number,
         ci: 0,
         profile: Profile::parse(profile).unwrap(),
