@@ -21,6 +21,11 @@ const PERMISSIONS: &str = "rw";
 const LIST_FOLDER: &str = "/var/run/nvidia-container-devices";
 /// What is mounted for each of them: no container can make that up without a mount.
 const LIST_MARK: &str = "/dev/null";
+/// The node of a channel between machines, below `/dev`, without its number.
+pub(crate) const IMEX_CHANNEL: &str = "nvidia-caps-imex-channels/channel";
+/// The variable, and the folder in [`LIST_FOLDER`], in which containers find the channels that are theirs.
+const IMEX_VARIABLE: &str = "NVIDIA_IMEX_CHANNELS";
+const IMEX_FOLDER: &str = "imex";
 /// What the keys of CDI annotations go on with.
 const CDI_KEY: &str = "nvidia-device-plugin_";
 
@@ -192,6 +197,24 @@ fn by_list(plugin: &PluginFlags, devices: &[&Device], answer: &mut ContainerAllo
             answer.envs.insert(variable.to_owned(), names.join(","));
         }
     }
+    if let Some(channel) = channel(devices) {
+        if plugin.lists_by(DeviceListStrategy::VolumeMounts) {
+            answer.mounts.push(Mount {
+                container_path: format!("{LIST_FOLDER}/{IMEX_FOLDER}/{channel}"),
+                host_path: LIST_MARK.to_owned(),
+                ..Mount::default()
+            });
+        }
+        if plugin.lists_by(DeviceListStrategy::Envvar) {
+            answer.envs.insert(IMEX_VARIABLE.to_owned(), channel.to_owned());
+        }
+    }
+}
+
+/// The channel between machines that comes with these devices, if there is one.
+fn channel<'a>(devices: &[&'a Device]) -> Option<&'a str> {
+    let mut nodes = devices.iter().flat_map(|device| &device.nodes);
+    nodes.find_map(|node| node.strip_prefix("/dev").ok()?.to_str()?.strip_prefix(IMEX_CHANNEL))
 }
 
 /// What NVIDIA's runtime is asked for besides the devices.

@@ -1,4 +1,4 @@
-//! What GPUDirect and its kin need besides GPUs: device nodes of other drivers, and two paths of the host. Given to every container with a
+//! What `GPUDirect` and its kin need besides GPUs: device nodes of other drivers, and two paths of the host. Given to every container with a
 //! GPU where the configuration says so, as far as the machine has it.
 
 use std::{
@@ -9,9 +9,9 @@ use std::{
 use super::{Common, Mount};
 use crate::config::Flags;
 
-/// GPUDirect RDMA's copies.
+/// `GPUDirect` RDMA's copies.
 const GDRCOPY: &str = "gdrdrv";
-/// GPUDirect Storage: `nvidia-fs0`, …
+/// `GPUDirect` Storage: `nvidia-fs0`, …
 const GDS: &str = "nvidia-fs";
 /// What its library reads, below the driver's root.
 const GDS_PATHS: [&str; 2] = ["run/udev", "etc/cufile.json"];

@@ -106,6 +106,7 @@ impl NvmlBackend {
     /// Looks for the library below `driver_root`, and at the GPUs every `interval`.
     pub fn new(driver_root: PathBuf, roots: Roots, interval: Duration, config: Arc<Config>) -> Self {
         let rules = Rules {
+            imex: config.imex.clone(),
             mig: config.flags.mig_strategy,
             gpu: config.gpu.clone(),
             xids_disabled: config.health.disabled,

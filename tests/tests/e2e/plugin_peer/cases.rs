@@ -4,6 +4,9 @@ use std::{fmt, io};
 
 use spillway_tests::standin::{GpuStandin, MigStandin};
 
+/// Something that happens to a machine's GPUs.
+type Change = fn(&GpuStandin) -> io::Result<()>;
+
 /// One input.
 pub(super) struct Case {
     pub(super) name: &'static str,
@@ -15,16 +18,18 @@ pub(super) struct Case {
     /// Other drivers' device nodes.
     pub(super) nodes: &'static [&'static str],
     /// What else there is to the machine.
-    pub(super) machine: fn(&GpuStandin) -> io::Result<()>,
+    pub(super) machine: Change,
     /// How many devices of which resource NVIDIA's plugin offers; what is waited for.
     pub(super) offers: &'static [(&'static str, usize)],
     /// The same of ours, where it differs; then sick ones count.
     pub(super) ours: Option<&'static [(&'static str, usize)]>,
     pub(super) asks: Vec<Ask>,
     /// What breaks after that, and what NVIDIA's plugin writes at least.
-    pub(super) breaks: Option<(fn(&GpuStandin) -> io::Result<()>, &'static str)>,
-    /// NVLinks, by pairs of minor numbers.
+    pub(super) breaks: Option<(Change, &'static str)>,
+    /// Links of NVIDIA's own, by pairs of minor numbers.
     pub(super) links: &'static [(u32, u32, u32)],
+    /// Whether NVIDIA's plugin ends with an error, and ours.
+    pub(super) ends: (bool, bool),
     /// Nothing but whether it starts is compared.
     pub(super) only_starts: bool,
 }
@@ -80,6 +85,7 @@ const PLAIN: Case = Case {
     asks: Vec::new(),
     breaks: None,
     links: &[],
+    ends: (false, false),
     only_starts: false,
 };
 
@@ -249,6 +255,12 @@ sharing:
 }
 
 fn partitioned() -> Vec<Case> {
+    let mut cases = alike();
+    cases.extend(mixed());
+    cases
+}
+
+fn alike() -> Vec<Case> {
     vec![
         Case {
             name: "mig on, strategy none",
@@ -283,6 +295,7 @@ fn partitioned() -> Vec<Case> {
             name: "mig single, several profiles",
             migs: several,
             ours: Some(&[(GPU, 7)]),
+            ends: (true, false),
             config: "version: v1\nflags: {migStrategy: single}\n",
             offers: &[],
             ..PLAIN
@@ -291,10 +304,16 @@ fn partitioned() -> Vec<Case> {
             name: "mig single, one gpu without",
             migs: || sevenths(1),
             ours: Some(&[(GPU, 8)]),
+            ends: (true, false),
             config: "version: v1\nflags: {migStrategy: single}\n",
             offers: &[],
             ..PLAIN
         },
+    ]
+}
+
+fn mixed() -> Vec<Case> {
+    vec![
         Case {
             name: "mig mixed",
             gpus: 3,
@@ -349,7 +368,7 @@ sharing: {timeSlicing: {resources: [{name: nvidia.com/mig-2g.10gb, replicas: 2}]
                 allocate(GPU, &[0]),
                 allocate("nvidia.com/mig-2g.10gb", &[0]),
                 allocate("nvidia.com/mig-2g.10gb", &[0, 3]),
-                allocate("nvidia.com/mig-1g.5gb", &[0, 1]),
+                allocate("nvidia.com/mig-1g.5gb", &[0]),
             ],
             ..PLAIN
         },
@@ -459,6 +478,20 @@ fn features() -> Vec<Case> {
             ..PLAIN
         },
         Case {
+            name: "imex channel",
+            config: "version: v1\nimex: {channelIDs: [0]}\nflags: {plugin: {passDeviceSpecs: true, deviceListStrategy: [envvar, cdi-cri]}}\n",
+            asks: one_and_two(),
+            nodes: &["/dev/nvidia-caps-imex-channels/channel0"],
+            ..PLAIN
+        },
+        Case {
+            name: "imex channel by mounts",
+            config: "version: v1\nimex: {channelIDs: [0]}\nflags: {plugin: {passDeviceSpecs: true, deviceListStrategy: [volume-mounts]}}\n",
+            asks: one_and_two(),
+            nodes: &["/dev/nvidia-caps-imex-channels/channel0"],
+            ..PLAIN
+        },
+        Case {
             name: "fabric",
             machine: |gpus| {
                 for minor in 0..2 {
@@ -483,7 +516,8 @@ fn features() -> Vec<Case> {
 }
 
 fn mistakes() -> Vec<Case> {
-    let wrong = |name, config| Case { name, config, offers: &[], only_starts: true, ..PLAIN };
+    let wrong =
+        |name, config| Case { name, config, offers: &[], ends: (true, true), only_starts: true, ..PLAIN };
     vec![
         wrong("unknown version", "version: v2\n"),
         wrong("unknown mig strategy", "version: v1\nflags: {migStrategy: some}\n"),
@@ -504,10 +538,19 @@ fn mistakes() -> Vec<Case> {
             "version: v1\nflags: {migStrategy: mixed, mpsRoot: /run/nvidia/mps}\nsharing: {mps: {resources: [{name: nvidia.com/gpu, replicas: 2}]}}\n",
         ),
         wrong("another imex channel", "version: v1\nimex: {channelIDs: [1]}\n"),
-        wrong("a required imex channel", "version: v1\nimex: {channelIDs: [0], required: true}\n"),
-        Case { offers: &[(GPU, 2)], ..wrong("unknown key", "version: v1\nflags: {migStrategie: single}\n") },
+        Case {
+            ends: (true, false),
+            ours: Some(&[(GPU, 2)]),
+            ..wrong("a required imex channel", "version: v1\nimex: {channelIDs: [0], required: true}\n")
+        },
         Case {
             offers: &[(GPU, 2)],
+            ends: (false, true),
+            ..wrong("unknown key", "version: v1\nflags: {migStrategie: single}\n")
+        },
+        Case {
+            offers: &[(GPU, 2)],
+            ends: (false, false),
             ..wrong(
                 "one replica",
                 "version: v1\nsharing: {timeSlicing: {resources: [{name: nvidia.com/gpu, replicas: 1}]}}\n",

@@ -165,7 +165,7 @@ pub(super) fn specified(folder: &Path) -> anyhow::Result<Facts> {
             let name = format!("{CDI}{kind}={}", device["name"].as_str().unwrap_or_default());
             let own = &device["containerEdits"];
             let both = |field: &str| [list(&common[field]), list(&own[field])].concat();
-            facts.insert(name.clone(), "is there".to_owned());
+            facts.insert(format!("{CDI}device {}", &name[CDI.len()..]), "is there".to_owned());
             for node in both("deviceNodes") {
                 let (path, host) = (text(&node["path"]), text(&node["hostPath"]));
                 let host = if host.is_empty() { path.clone() } else { host };

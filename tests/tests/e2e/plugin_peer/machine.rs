@@ -129,9 +129,9 @@ impl Machine {
         nodes.extend((0..).zip(others).map(|(minor, path)| ((*path).to_owned(), OTHERS_MAJOR, minor)));
         nodes.sort();
         nodes.dedup();
-        let lines: String =
+        let lines: Vec<_> =
             nodes.iter().map(|(path, major, minor)| format!("{path} {major} {minor}\n")).collect();
-        self.write("nodes", &lines)?;
+        self.write("nodes", &lines.concat())?;
         self.write("proc/driver/nvidia-caps/mig-minors", &minors)
     }
 
@@ -252,14 +252,20 @@ impl Machine {
 }
 
 impl Side {
-    /// Waits until the plugin offers so many devices of each resource, well ones unless `sick` ones will do, or ends: true when it
-    /// runs.
-    pub(super) async fn settle(&mut self, expected: &[(&str, usize)], sick: bool) -> anyhow::Result<bool> {
+    /// Waits until the plugin offers so many devices of each resource, well ones unless `sick` ones will do, or ends, which it must if
+    /// it `ends`: true when it runs.
+    pub(super) async fn settle(
+        &mut self,
+        expected: &[(&str, usize)],
+        sick: bool,
+        ends: bool,
+    ) -> anyhow::Result<bool> {
         self.until(|seen| {
-            expected.iter().all(|(resource, count)| {
-                let list = seen.devices(resource).unwrap_or_default();
-                list.iter().filter(|(_, health)| sick || *health == "Healthy").count() == *count
-            })
+            !ends
+                && expected.iter().all(|(resource, count)| {
+                    let list = seen.devices(resource).unwrap_or_default();
+                    list.iter().filter(|(_, health)| sick || *health == "Healthy").count() == *count
+                })
         })
         .await
     }
