@@ -213,7 +213,7 @@ fn by_list(plugin: &PluginFlags, devices: &[&Device], answer: &mut ContainerAllo
 
 /// The channel between machines that comes with these devices, if there is one.
 fn channel<'a>(devices: &[&'a Device]) -> Option<&'a str> {
-    let mut nodes = devices.iter().flat_map(|device| &device.nodes);
+    let mut nodes = devices.iter().flat_map(|device| device.nodes.iter());
     nodes.find_map(|node| node.strip_prefix("/dev").ok()?.to_str()?.strip_prefix(IMEX_CHANNEL))
 }
 

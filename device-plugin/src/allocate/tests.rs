@@ -264,7 +264,7 @@ proptest! {
 #[test]
 fn a_channel_between_machines_comes_with_its_gpus() {
     let mut gpu = indexed(0);
-    gpu.nodes.push("/dev/nvidia-caps-imex-channels/channel0".into());
+    gpu.nodes = gpu.nodes.iter().cloned().chain(["/dev/nvidia-caps-imex-channels/channel0".into()]).collect();
     let listed = |strategy: &str| {
         answer(&format!("flags: {{plugin: {{deviceListStrategy: {strategy}}}}}"), std::slice::from_ref(&gpu))
     };
