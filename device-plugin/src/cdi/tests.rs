@@ -73,7 +73,7 @@ fn a_driver_containers_nodes_are_where_the_host_has_them() {
     let accelerator =
         Accelerator { dev: Some("/run/nvidia/driver/dev".into()), ..(*base.accelerator).clone() };
     let device = Device { accelerator: Arc::new(accelerator), ..base };
-    let spec = serde_json::to_value(spec(&[&device], Vec::new()).unwrap()).unwrap();
+    let spec = serde_json::to_value(spec(&[&device], Common::default()).unwrap()).unwrap();
     assert_valid(&spec);
     let node = |name: &str| {
         serde_json::json!({

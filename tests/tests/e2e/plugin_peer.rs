@@ -3,6 +3,7 @@
 //! does a difference that is listed and isn't there any more.
 
 mod allowed;
+mod case;
 mod cases;
 mod facts;
 mod machine;
@@ -19,7 +20,7 @@ use anyhow::{Context as _, bail};
 use spillway_tests::components;
 
 use self::{
-    cases::Case,
+    case::Case,
     facts::Facts,
     machine::{Machine, Plugin, Side},
 };

@@ -11,7 +11,7 @@ use spillway_proto::deviceplugin::{
 };
 
 use super::{
-    cases::{Ask, Shape},
+    case::{Ask, Shape},
     machine::Side,
 };
 
