@@ -53,6 +53,8 @@ pub(super) struct Side {
     pub(super) folder: PathBuf,
     pub(super) kubelet: StandinKubelet,
     process: Child,
+    /// Of ours: the process that keeps MPS' daemons, where they are asked for. It ends with the value, they with the machine's folder.
+    _keeper: Option<Child>,
 }
 
 impl Machine {
@@ -158,6 +160,10 @@ impl Machine {
         let kubelet = StandinKubelet::start(&folder.join("plugins"));
         let log = fs::File::create(folder.join("log"))?;
         let config = self.path("config.yaml");
+        let keeper = match plugin {
+            Plugin::Ours if fs::read_to_string(&config)?.contains("mps:") => Some(self.keeper(&folder)?),
+            _ => None,
+        };
         let mut command = match plugin {
             Plugin::Nvidia => {
                 let mut command = self.command(&folder, &components::folder().join("nvidia-device-plugin"));
@@ -186,7 +192,22 @@ impl Machine {
             .stderr(log)
             .spawn()
             .context("can't run unshare, which util-linux brings")?;
-        Ok(Side { folder, kubelet, process })
+        Ok(Side { folder, kubelet, process, _keeper: keeper })
+    }
+
+    /// Starts the keeper of MPS' daemons, which is a pod of its own beside the agent's.
+    fn keeper(&self, side: &Path) -> anyhow::Result<Child> {
+        let log = fs::File::create(side.join("keeper-log"))?;
+        self.command(side, &spillway_tests::cluster::current_binaries()?.join("spillway-agent"))
+            .args(["--admin-address=off", "--container-driver-root"])
+            .arg(self.path("driver"))
+            .arg("--mps-dir")
+            .arg(side.join("mps"))
+            .arg("mps")
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("can't run unshare, which util-linux brings")
     }
 
     /// What NVIDIA's feature discovery says, or the end of its log where it fails.
