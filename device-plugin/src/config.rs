@@ -70,8 +70,7 @@ pub struct Config {
     /// Devices that several pods hold at once.
     pub sharing: Sharing,
     /// Accepted from NVIDIA's file; without effect.
-    /// Channels between machines.
-    pub imex: Imex,
+    imex: Imex,
     /// NVIDIA GPUs.
     pub gpu: Gpu,
     /// FPGAs.
@@ -271,29 +270,13 @@ pub struct Renaming {
     pub name: ResourceName,
 }
 
-/// Channels between the memories of several machines' GPUs. As with NVIDIA's plugin there is one for everybody, channel 0.
+/// Channels between machines; not supported.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Imex {
-    /// Those that every container with a GPU gets: none, or 0.
+struct Imex {
     #[serde(rename = "channelIDs")]
-    pub channel_ids: Vec<u32>,
-    /// A machine without the channel gives no GPU to anybody.
-    pub required: bool,
-}
-
-impl Imex {
-    /// The channel that is wanted, if one is.
-    pub fn channel(&self) -> Option<u32> {
-        self.channel_ids.first().copied()
-    }
-
-    fn mistakes(&self) -> Vec<String> {
-        match self.channel_ids.as_slice() {
-            [] | [0] => Vec::new(),
-            other => vec![format!("imex.channelIDs: expected [] or [0], not {other:?}")],
-        }
-    }
+    channel_ids: Vec<u32>,
+    required: bool,
 }
 
 /// NVIDIA GPUs, by NVML.
@@ -487,7 +470,6 @@ impl Config {
         let mut mistakes = config.sharing.mistakes(config.flags.mig_strategy);
         mistakes.extend(settled.err());
         mistakes.extend(config.flags.mistakes());
-        mistakes.extend(config.imex.mistakes());
         if mistakes.is_empty() {
             let warnings = config.without_effect();
             Ok(Loaded { config, warnings })

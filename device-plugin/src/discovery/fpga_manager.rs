@@ -21,7 +21,7 @@ use std::{
 };
 
 use super::{
-    Complaints, Kind, NodeNames, Roots,
+    Complaints, Kind, Roots,
     poll::{Look, Polled},
     sysfs::{children, file_name, id128, numa_node, optional, pci_address, text},
 };
@@ -46,7 +46,6 @@ pub(super) const KIND: Kind = Kind {
         wanted.then(|| Box::new(Polled(FpgaRegions::new(setting.roots.clone()))) as _)
     },
     same: |one, other| one.fpga.enabled == other.fpga.enabled,
-    nodes: NodeNames::NONE,
 };
 
 /// Looks at the regions.

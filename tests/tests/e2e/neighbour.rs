@@ -1,5 +1,6 @@
 //! Beside NVIDIA's device plugin, and moving from it to the agent: the devices are left to it as long as it is there, and pods that got
-//! theirs from it keep them. The same of a plugin that nobody knows. Both are stand-ins: device plugins of the same resource.
+//! theirs from it keep them. The same of a plugin that nobody knows. Both are stand-ins: device plugins of the same resource. And with a
+//! driver that a container brings.
 
 use std::{
     os::unix::fs::FileTypeExt as _,
@@ -33,16 +34,20 @@ use tonic::{Request, Response, Status, transport::Endpoint};
 
 use crate::{
     Test,
-    harness::{DEDICATED, Namespace, Pool, wait},
+    agent::GPU,
+    harness::{DEDICATED, Namespace, Pool, wait, wait_gpus},
+    isolation::{LET_THROUGH, expect},
 };
 
-pub(crate) const TESTS: &[Test] =
-    &[("node::pods_of_nvidias_plugin_survive_the_move", pods_of_nvidias_plugin_survive_the_move)];
+pub(crate) const TESTS: &[Test] = &[
+    ("node::pods_of_nvidias_plugin_survive_the_move", pods_of_nvidias_plugin_survive_the_move),
+    ("node::a_driver_container_serves_as_well", a_driver_container_serves),
+];
 
 const FOLDER: &str = "/var/lib/kubelet/device-plugins";
 
 /// A stand-in for somebody else's plugin of `nvidia.com/gpu`; gone when it is dropped.
-struct Standin {
+pub(crate) struct Standin {
     stage: watch::Sender<Stage>,
     thread: Option<JoinHandle<anyhow::Result<()>>>,
     socket: PathBuf,
@@ -118,7 +123,7 @@ impl DevicePlugin for Service {
 
 impl Standin {
     /// One that listens, and is not registered yet.
-    fn start(pool: &Pool, socket: &'static str, devices: Vec<String>) -> anyhow::Result<Self> {
+    pub(crate) fn start(pool: &Pool, socket: &'static str, devices: Vec<String>) -> anyhow::Result<Self> {
         let folder = pool.cluster.machine(DEDICATED)?.live_path(FOLDER);
         let (stage, stages) = watch::channel(Stage::Listening);
         let path = folder.join(socket);
@@ -136,12 +141,12 @@ impl Standin {
     }
 
     /// Registers with the kubelet, soon.
-    fn register(&self) {
+    pub(crate) fn register(&self) {
         self.stage.send_replace(Stage::Registered);
     }
 
     /// Ends it, and says what failed in it.
-    fn end(&mut self) -> anyhow::Result<()> {
+    pub(crate) fn end(&mut self) -> anyhow::Result<()> {
         self.stage.send_replace(Stage::Gone);
         let result = match self.thread.take() {
             Some(thread) => thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked"))),
@@ -223,7 +228,7 @@ fn wait_metric(pool: &Pool, name: &str, value: &str) -> anyhow::Result<()> {
 }
 
 /// Waits until the node has so many GPUs to give.
-fn wait_allocatable(pool: &Pool, count: &str) -> anyhow::Result<()> {
+pub(crate) fn wait_allocatable(pool: &Pool, count: &str) -> anyhow::Result<()> {
     wait(&format!("{count} GPUs"), || {
         let path = "jsonpath={.status.allocatable.nvidia\\.com/gpu}";
         Ok((pool.cluster.kubectl(&["get", "node", DEDICATED, "-o", path])? == count).then_some(()))
@@ -288,4 +293,62 @@ fn pods_of_nvidias_plugin_survive_the_move(pool: &Pool) -> anyhow::Result<()> {
     late.end()?;
     wait_metric(pool, REGISTERED, "1").context("it was not taken over")?;
     wait_allocatable(pool, "2")
+}
+
+/// As the GPU Operator does it: the driver lies below a container's root, which makes the device nodes in a /dev of its own.
+struct DriverContainer<'a>(&'a Pool);
+
+/// Where it is on the machine.
+const DRIVER: &str = "/run/nvidia/driver";
+
+impl Drop for DriverContainer<'_> {
+    fn drop(&mut self) {
+        let back = "if [ -e /run/nvidia/driver/dev/nvidiactl ]; then mv /run/nvidia/driver/dev/nvidia* /dev/; fi; rm -rf /run/nvidia";
+        if let Err(error) = self.0.on(DEDICATED, back).and_then(|_| self.0.cluster.install_chart(&[])) {
+            eprintln!("    the driver was not put back: {error:#}");
+        }
+    }
+}
+
+fn a_driver_container_serves(pool: &Pool) -> anyhow::Result<()> {
+    // The same driver under another root, and no node of its in the host's /dev.
+    let driver = DriverContainer(pool);
+    pool.on(
+        DEDICATED,
+        &format!(
+            "mkdir -p {DRIVER}; cp -a /opt/spillway-standin/driver/. {DRIVER}; mkdir -p {DRIVER}/dev; mv /dev/nvidia* {DRIVER}/dev/"
+        ),
+    )?;
+    pool.cluster.install_chart(&[
+        &format!("agent.nvidia.driverRoot={DRIVER}"),
+        "agent.nvidia.driverDev=true",
+        "agent.config.flags.plugin.deviceListStrategy={envvar,cdi-annotations}",
+    ])?;
+    let spec = wait("the CDI specification to name the driver's files", || {
+        let file = "/var/run/cdi/k8s.device-plugin.nvidia.com-gpu.json";
+        let text = pool.on(DEDICATED, &format!("cat {file} 2>/dev/null || true"))?;
+        Ok(text.contains(&format!("{DRIVER}/dev/nvidia0")).then_some(text))
+    })?;
+    let spec: serde_json::Value = serde_json::from_str(&spec)?;
+    let mounts = spec["containerEdits"]["mounts"].as_array().context("it mounts nothing")?;
+    ensure!(!mounts.is_empty(), "it mounts nothing");
+    for mount in mounts {
+        let paths = (mount["hostPath"].as_str(), mount["containerPath"].as_str());
+        let (Some(host), Some(own)) = paths else { anyhow::bail!("{mount} lacks a path") };
+        ensure!(host.starts_with(DRIVER) && !own.starts_with("/run"), "{mount}");
+    }
+    wait_gpus(pool, 2)?;
+    let namespace = pool.namespace("driver-container")?;
+    namespace.holder("holder", GPU, 1)?;
+    namespace.wait_ready("holder")?;
+    // Its own GPU and the control nodes, under the names that every program knows; and the library, by CDI.
+    let nodes = namespace.exec("holder", &["sh", "-c", "ls -d /dev/nvidia[0-9]*"])?;
+    let own = nodes.trim();
+    ensure!(["/dev/nvidia0", "/dev/nvidia1"].contains(&own), "it has {nodes}");
+    for node in [own, "/dev/nvidiactl", "/dev/nvidia-uvm"] {
+        expect(&namespace, "holder", node, LET_THROUGH)?;
+    }
+    namespace.exec("holder", &["ls", "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1"])?;
+    drop(driver);
+    wait_gpus(pool, 2)
 }

@@ -1,16 +1,19 @@
-//! The agent's privileges, one by one: each that the chart gives is taken away from an agent that is otherwise as the chart starts it, and
-//! what it can do without is compared with what it can do with it. Neither less nor more than the privilege's own purpose may fail, and a
-//! privilege that no case knows fails the test.
+//! The agent's privileges: each that the chart gives is taken away from an agent that is otherwise as the chart starts it, and what it can do
+//! without is compared with what it can do with it. Neither less nor more than the privilege's own purpose may fail, and a privilege that no
+//! case knows fails the test. Each start takes seconds, so privileges with different purposes go together, and each has its own words.
 
 use std::collections::BTreeSet;
 
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 
+use spillway_tests::standin::{GpuStandin, MigStandin};
+
 use crate::{
     Test,
     agent::{GPU, wait_offered},
-    harness::{DEDICATED, Pool, wait},
+    harness::{DEDICATED, Namespace, Pool, wait},
+    neighbour,
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -39,58 +42,78 @@ enum Privilege {
 use Privilege::{Capability, HostPid, Mount, Rule};
 
 /// What is taken away, what fails then, and words that the agent says of it. What is known by two ways fails only without both.
-const CASES: &[(&[Privilege], &[&str], &str)] = &[
-    (&[Mount("device-plugins")], ALL, "there is no device plugin folder /var/lib/kubelet/device-plugins"),
-    (&[Mount("config")], ALL, "can't read the configuration /etc/spillway/agent.yaml"),
-    (&[Mount("pod-logs")], &[], "/var/log/pods"),
-    (&[Mount("pod-resources"), Mount("pod-logs")], &["holders"], "/var/log/pods"),
-    (&[Mount("bpf")], &["isolation"], "can't look at /host/bpf"),
-    (&[Mount("cgroup")], &["isolation"], "/host/cgroup holds no cgroup v2 hierarchy"),
-    (&[Capability("BPF")], &["isolation"], "Operation not permitted"),
-    (&[Capability("NET_ADMIN")], &["isolation"], "CAP_NET_ADMIN"),
-    (&[Mount("sys")], &["FPGAs"], ""),
-    (&[Mount("dev")], &["condition"], "the host has no /dev/nvidia0"),
-    // Nothing is configured, labelled or held where there are no GPUs.
-    (&[Mount("driver-0")], &["GPUs", "configuration", "events", "holders", "labels"], "no NVML library"),
-    (&[HostPid], &["processes"], NO_PROCESSES),
-    // A pod that holds a share of a GPU holds nothing known when GPUs are not shared: its holder goes with the configuration.
+const CASES: &[(&[Privilege], &[&str], &[&str])] = &[
+    (&[Mount("device-plugins")], ALL, &["there is no device plugin folder /var/lib/kubelet/device-plugins"]),
+    (&[Mount("config")], ALL, &["can't read the configuration /etc/spillway/agent.yaml"]),
+    // Names come from the kubelet's API, too.
     (
-        &[Mount("token")],
-        &["configuration", "holders", "labels", "condition", "events"],
-        "no access to the Kubernetes API",
+        &[Mount("pod-logs"), Mount("dev")],
+        &["condition", "MIG", "CDI"],
+        &["/var/log/pods", "the host has no /dev/nvidia0"],
+    ),
+    (&[Mount("pod-resources"), Mount("pod-logs")], &["holders"], &["/var/log/pods"]),
+    (&[Mount("bpf"), Mount("sys")], &["isolation", "FPGAs"], &["can't look at /host/bpf"]),
+    (
+        &[Mount("cgroup"), Rule("nodes/status", "patch")],
+        &["isolation", "condition"],
+        &["/host/cgroup holds no cgroup v2 hierarchy", "can't set the node's condition"],
     ),
     (
-        &[Mount("node-configs")],
-        &["configuration", "holders"],
-        "can't read the folder /etc/spillway-node-configs",
+        &[Capability("BPF"), Rule("pods", "list")],
+        &["isolation", "pod labels"],
+        &["Operation not permitted", NO_POD_LABELS],
+    ),
+    (
+        &[Capability("NET_ADMIN"), Mount("proc")],
+        &["isolation", "MIG", "condition"],
+        &["CAP_NET_ADMIN", "the driver names no device node"],
+    ),
+    (
+        &[HostPid, Mount("cdi")],
+        &["processes", "CDI"],
+        &[NO_PROCESSES, "can't write the CDI specification to /var/run/cdi"],
+    ),
+    // Nothing is configured, labelled or held where there are no GPUs.
+    (
+        &[Mount("driver-0")],
+        &["GPUs", "MIG", "CDI", "configuration", "events", "holders", "labels"],
+        &["no NVML library"],
+    ),
+    (
+        &[Mount("token")],
+        &["configuration", "MIG", "CDI", "labels", "condition", "events"],
+        &["no access to the Kubernetes API"],
+    ),
+    (
+        &[Mount("node-configs"), Rule("events", "create")],
+        &["configuration", "MIG", "CDI", "events"],
+        &["can't read the folder /etc/spillway-node-configs", "can't write an event"],
     ),
     (
         &[Rule("nodes", "get")],
-        &["configuration", "holders", "labels", "condition", "events"],
-        "can't watch the node:",
+        &["configuration", "MIG", "CDI", "labels", "condition", "events"],
+        &["can't watch the node:"],
     ),
     // The event is about labels that are left alone.
-    (&[Rule("nodes", "patch")], &["labels", "events"], "can't label the node"),
-    (&[Rule("nodes/status", "patch")], &["condition"], "can't set the node's condition"),
-    (&[Rule("events", "create")], &["events"], "can't write an event"),
-    (&[Rule("pods", "list")], &["pod labels"], NO_POD_LABELS),
+    (&[Rule("nodes", "patch")], &["labels", "events"], &["can't label the node"]),
 ];
 
 const NO_PROCESSES: &str = "run it with hostPID";
 const NO_POD_LABELS: &str = "can't watch the node's pods";
 
-/// The first is taken away further below. What the others are for, no stand-in shows here: MIG devices' nodes are in the driver's procfs,
-/// and only a CDI strategy writes specifications.
-const ELSEWHERE: &[Privilege] = &[Mount("plugins-registry"), Mount("proc"), Mount("cdi")];
-
-/// Given only where a setting asks for it, and never taken away here.
+/// The first two, and the kubelet's API alone, are taken away further below.
+const BELOW: &[Privilege] = &[Mount("plugins-registry"), Capability("KILL")];
+/// Given only where a setting asks for it, and never taken away here: bitstreams, MPS and a driver container's /dev have tests of their own,
+/// hosts with cgroup v1 alone have none.
 const ASKED_FOR: &[Privilege] =
-    &[Mount("bitstreams"), Mount("driver-dev"), Mount("mps"), Capability("KILL"), Capability("SYS_ADMIN")];
+    &[Mount("bitstreams"), Mount("driver-dev"), Mount("mps"), Capability("SYS_ADMIN")];
 
 /// An agent that has all it needs.
 const ALL: &[&str] = &[
     "GPUs",
+    "MIG",
     "FPGAs",
+    "CDI",
     "isolation",
     "holders",
     "labels",
@@ -101,10 +124,17 @@ const ALL: &[&str] = &[
     "pod labels",
 ];
 
+/// The only MIG device of GPU 1.
+const MIG: &str = "1g.5gb";
+/// The node's configuration, which asks for all that takes a privilege of its own.
+const CONFIGURATION: &str = "privileges";
+const CDI: &str = "/var/run/cdi/k8s.device-plugin.nvidia.com-gpu.json";
+
 /// Puts the chart's agent back, also when the test fails.
 struct Instead<'a> {
     pool: &'a Pool,
     rules: Value,
+    gpus: GpuStandin,
 }
 
 impl Drop for Instead<'_> {
@@ -120,7 +150,8 @@ impl<'a> Instead<'a> {
     fn begin(pool: &'a Pool) -> anyhow::Result<Self> {
         let role = pool.cluster.kubectl(&["get", "clusterrole", AGENT, "-o", "json"])?;
         let role: Value = serde_json::from_str(&role)?;
-        let this = Self { pool, rules: role["rules"].clone() };
+        let gpus = GpuStandin::at(&pool.cluster.machine(DEDICATED)?.path("/opt/spillway-standin"));
+        let this = Self { pool, rules: role["rules"].clone(), gpus };
         this.select(&json!("true"))?;
         wait("the chart's agent to end", || {
             let pods = ["-n", SYSTEM, "get", "pods", "-l", "app.kubernetes.io/component=agent", "-o", "name"];
@@ -146,6 +177,9 @@ impl<'a> Instead<'a> {
 
     fn put_back(&self) -> anyhow::Result<()> {
         self.set_rules(&self.rules)?;
+        leave(&self.gpus)?;
+        self.gpus.disable_mig(1)?;
+        self.pool.on(DEDICATED, "rm -rf /dev/nvidia-caps")?;
         let cluster = &self.pool.cluster;
         cluster.kubectl(&["-n", SYSTEM, "delete", "pod", POD, "--ignore-not-found"])?;
         let (choice, product) = (format!("{CHOICE}-"), "nvidia.com/gpu.product-");
@@ -193,7 +227,7 @@ fn named<'a>(privileges: impl IntoIterator<Item = &'a Privilege>) -> BTreeSet<St
 }
 
 fn taken_away() -> impl Iterator<Item = &'static Privilege> {
-    CASES.iter().flat_map(|(privileges, ..)| *privileges).chain(ELSEWHERE)
+    CASES.iter().flat_map(|(privileges, ..)| *privileges).chain(BELOW)
 }
 
 /// The chart with all that can be asked for: nothing of it is unknown here, and of each privilege a comment says what it is for.
@@ -211,7 +245,6 @@ fn the_chart_says_of_each_what_it_is_for(pool: &Pool) -> anyhow::Result<()> {
         "--values",
         &values,
         "--set=agent.isolation.devicesController=true",
-        "--set=agent.memoryBudgetKill=true",
         "--set=agent.nvidia.driverDev=true",
         "--set=agent.fpga.bitstreamFolder=/srv/intel.com/fpga",
         "--set=agent.config.sharing.mps.resources[0].name=nvidia.com/gpu",
@@ -294,6 +327,7 @@ fn drop_from(list: &mut Value, is: impl Fn(&Value) -> bool) -> anyhow::Result<()
 /// What an agent does at its start is made undone: its label, its condition, its events.
 fn undo(pool: &Pool) -> anyhow::Result<()> {
     pool.cluster.kubectl(&["label", "node", DEDICATED, "nvidia.com/gpu.count-"])?;
+    pool.on(DEDICATED, &format!("rm -f {CDI}"))?;
     let condition = r#"{"status":{"conditions":[{"type":"AcceleratorHealthy","status":"Unknown"}]}}"#;
     pool.cluster.kubectl(&[
         "patch",
@@ -308,9 +342,9 @@ fn undo(pool: &Pool) -> anyhow::Result<()> {
 }
 
 /// What the agent can do now, and what it said. It may have ended, and is not asked before it has said these words.
-fn look(pool: &Pool, words: &str) -> anyhow::Result<(Abilities, String)> {
+fn look(pool: &Pool, words: &[&str]) -> anyhow::Result<(Abilities, String)> {
     let log = pool.cluster.kubectl(&["-n", SYSTEM, "logs", POD]).unwrap_or_default();
-    if log.is_empty() || !log.contains(words) {
+    if log.is_empty() || !words.iter().all(|words| log.contains(words)) {
         return Ok((Abilities::new(), log));
     }
     let node = format!("node/{DEDICATED}");
@@ -330,16 +364,24 @@ fn look(pool: &Pool, words: &str) -> anyhow::Result<(Abilities, String)> {
     let label = &node["metadata"]["labels"]["nvidia.com/gpu.count"];
     let found = [
         ("GPUs", shows(r#"spillway_plugin_registered{resource="nvidia.com/gpu"#, " 1")),
+        (
+            "MIG",
+            shows(&format!(r#"spillway_devices{{resource="nvidia.com/mig-{MIG}",health="healthy""#), " 1"),
+        ),
+        (
+            "CDI",
+            pool.on(DEDICATED, &format!("cat {CDI} 2>/dev/null || true"))?.contains(&GpuStandin::uuid(0)),
+        ),
         ("FPGAs", shows(r#"spillway_plugin_registered{resource="fpga."#, " 1")),
         ("isolation", shows("spillway_isolation_in_force", " 1")),
         ("holders", shows("spillway_container_device_held{", " 1") && metrics.contains(r#"pod="held""#)),
-        ("labels", *label == "2"),
+        ("labels", label.is_string()),
         (
             "condition",
             conditions.iter().any(|one| one["type"] == "AcceleratorHealthy" && one["status"] == "True"),
         ),
         ("events", !events.is_empty()),
-        ("configuration", shows(r#"spillway_devices{resource="nvidia.com/gpu""#, " 8")),
+        ("configuration", shows(r#"spillway_devices{resource="nvidia.com/gpu""#, " 4")),
         ("processes", !log.is_empty() && !log.contains(NO_PROCESSES)),
         ("pod labels", !log.is_empty() && !log.contains(NO_POD_LABELS)),
     ];
@@ -347,15 +389,14 @@ fn look(pool: &Pool, words: &str) -> anyhow::Result<(Abilities, String)> {
 }
 
 /// Waits until an agent can do all but `lost`, and has said these words.
-fn wait_abilities(pool: &Pool, what: &str, lost: &[&str], words: &str) -> anyhow::Result<()> {
+fn wait_abilities(pool: &Pool, what: &str, lost: &[&str], words: &[&str]) -> anyhow::Result<()> {
     let left: Abilities = ALL.iter().copied().filter(|one| !lost.contains(one)).collect();
     let (mut seen, mut in_a_row) = (None, 0);
     wait(&format!("what fails without {what}"), || {
         let (can, log) = look(pool, words)?;
-        let fits = can == left && log.contains(words);
-        in_a_row = if fits { in_a_row + 1 } else { 0 };
+        in_a_row = if can == left { in_a_row + 1 } else { 0 };
         seen = Some((can, log));
-        // Where it says nothing, what fails might only be late.
+        // What has failed is said by then; what has not been said might only be late.
         Ok((in_a_row > usize::from(words.is_empty())).then_some(()))
     })
     .with_context(|| {
@@ -391,34 +432,103 @@ fn each_is_needed_and_only_for_its_purpose(pool: &Pool) -> anyhow::Result<()> {
     let instead = Instead::begin(pool)?;
     let given = given(&instead.pod()?, &instead.rules)?;
     let untried: Vec<_> = given.difference(&named(taken_away())).cloned().collect();
-    ensure!(untried.is_empty(), "the chart gives what no case takes away: {untried:?}");
-    let choice = format!("{CHOICE}=shared");
+    ensure!(untried.is_empty(), "the chart gives what is not taken away here: {untried:?}");
+
+    let mig = MigStandin::new(1, MIG);
+    let nodes =
+        mig.device_nodes(1).map(|(path, major, minor)| format!("mknod -m 666 {path} c {major} {minor}"));
+    pool.on(DEDICATED, &format!("mkdir -p /dev/nvidia-caps; {}", nodes.join("; ")))?;
+    instead.gpus.set_mig(1, &[mig])?;
+    let choice = format!("{CHOICE}={CONFIGURATION}");
     let theirs = "nvidia.com/gpu.product=theirs";
     pool.cluster.kubectl(&["label", "node", DEDICATED, &choice, theirs, "--overwrite"])?;
     instead.try_without(&[], |what| {
-        wait_offered(pool, GPU, 8, 8)?;
-        namespace.holder("held", GPU, 1)?;
+        wait_offered(pool, GPU, 4, 4)?;
+        // Of another user than the agent, who may end it only by a capability.
+        namespace.pod(
+            "held",
+            &format!(
+                "  nodeName: {DEDICATED}
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: main
+    image: spillway.test/busybox:dev
+    imagePullPolicy: Never
+    command: [sh, -c, 'sleep 100000; sleep 100000']
+    securityContext: {{runAsUser: 1000}}
+    resources: {{limits: {{{GPU}: 1}}}}
+"
+            ),
+        )?;
         namespace.wait_ready("held")?;
-        wait_abilities(pool, what, &[], "")
+        wait_abilities(pool, what, &[], &[])?;
+        let over = over_budget(pool, &namespace, &instead.gpus)?;
+        wait("what is over its budget to be ended", || Ok((!alive(pool, over)?).then_some(())))?;
+        leave(&instead.gpus)
     })?;
     for (privileges, lost, words) in CASES {
         instead.try_without(privileges, |what| wait_abilities(pool, what, lost, words))?;
     }
 
-    // Another who hands out the same GPUs is seen by its socket, and goes unseen without its folder.
+    // Who else hands out the GPUs is seen by a socket in the kubelet's folder, or by what the kubelet has from them.
+    let ids = (0..2).map(GpuStandin::uuid).collect();
+    let mut theirs = neighbour::Standin::start(pool, "their-gpu.sock", ids)?;
+    theirs.register();
+    neighbour::wait_allocatable(pool, "2")?;
+    let seen = |words: &str| {
+        wait(&format!("{words} to be seen"), || {
+            let events = ["-n", "default", "get", "events.events.k8s.io", "-o", "jsonpath={.items[*].note}"];
+            Ok(pool.cluster.kubectl(&events)?.contains(words).then_some(()))
+        })?;
+        ensure!(!look(pool, &[])?.0.contains("GPUs"), "another's GPUs are offered");
+        Ok(())
+    };
     let socket = "/var/lib/kubelet/plugins_registry/gpu.nvidia.com-reg.sock";
     let socket = tempfile::TempPath::try_from_path(pool.cluster.machine(DEDICATED)?.live_path(socket))?;
-    let listener = std::os::unix::net::UnixListener::bind(&socket)?;
+    let mut listener = None;
     instead.try_without(&[], |_| {
-        wait("the DRA driver to be seen", || {
-            let notes = ["-n", "default", "get", "events.events.k8s.io", "-o", "jsonpath={.items[*].note}"];
-            let notes = pool.cluster.kubectl(&notes)?;
-            Ok(notes.contains("NVIDIA's DRA driver (gpu.nvidia.com-reg.sock)").then_some(()))
-        })?;
-        ensure!(!look(pool, "")?.0.contains("GPUs"), "another's GPUs are offered");
+        seen("another device plugin (the kubelet has nvidia.com/gpu from it; its socket seems to be their-gpu.sock)")?;
+        listener = Some(std::os::unix::net::UnixListener::bind(&socket)?);
+        theirs.end()?;
+        seen("NVIDIA's DRA driver (gpu.nvidia.com-reg.sock)")
+    })?;
+    let mut theirs = neighbour::Standin::start(pool, "their-gpu.sock", vec!["0".to_owned()])?;
+    theirs.register();
+    neighbour::wait_allocatable(pool, "1")?;
+    let blind = [Mount("plugins-registry"), Mount("pod-resources"), Capability("KILL")];
+    instead.try_without(&blind, |what| {
+        wait_abilities(pool, what, &[], &[])?;
+        let over = over_budget(pool, &namespace, &instead.gpus)?;
+        let words = format!("can't end process {over}");
+        wait("the agent to be refused", || Ok(look(pool, &[&words])?.1.contains(&words).then_some(())))?;
+        ensure!(alive(pool, over)?, "it was ended");
         Ok(())
     })?;
-    instead.try_without(&[Mount("plugins-registry")], |what| wait_abilities(pool, what, &[], ""))?;
+    theirs.end()?;
     drop((listener, socket));
     instead.put_back()
+}
+
+/// A process of the pod that holds a GPU, which is said to use more than its part of the memory.
+fn over_budget(pool: &Pool, namespace: &Namespace<'_>, gpus: &GpuStandin) -> anyhow::Result<u32> {
+    let uid = namespace.field("pod", "held", ".metadata.uid")?;
+    let find = format!(
+        "for p in $(grep -l pod{uid} /proc/[0-9]*/cgroup 2>/dev/null); do p=${{p%/cgroup}}; [ \"$(cat $p/comm)\" != sleep ] || echo ${{p#/proc/}}; done"
+    );
+    let found = pool.on(DEDICATED, &find)?;
+    let pid = found.lines().next().context("nothing runs in the pod that holds a GPU")?.parse()?;
+    gpus.set(0, "processes", format!("{pid} 1100 compute\n"))?;
+    // As long as this stays what it is, the agent takes it that nobody came or went.
+    gpus.set(0, "memory-used", 1100)?;
+    Ok(pid)
+}
+
+/// Nobody uses the GPU.
+fn leave(gpus: &GpuStandin) -> anyhow::Result<()> {
+    gpus.set(0, "processes", "")?;
+    Ok(gpus.set(0, "memory-used", 0)?)
+}
+
+fn alive(pool: &Pool, pid: u32) -> anyhow::Result<bool> {
+    Ok(pool.on(DEDICATED, &format!("[ ! -d /proc/{pid} ] || echo yes"))?.trim() == "yes")
 }

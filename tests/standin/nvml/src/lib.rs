@@ -52,7 +52,6 @@
 
 mod folder;
 pub mod gpu;
-pub mod instances;
 pub mod mig;
 mod spent;
 pub mod usage;
