@@ -29,7 +29,7 @@ pub(crate) fn start(
     }
     supervisor.start("cdi", {
         let (configs, inventory) = (configuration.subscribe(), inventory.subscribe());
-        let running = cdi::run(args.cdi_dir.clone(), configs, inventory, stop.clone());
+        let running = cdi::run(args.cdi_dir.clone(), args.dev_root.clone(), configs, inventory, stop.clone());
         async move {
             running.await;
             Ok(())

@@ -21,6 +21,11 @@ const PERMISSIONS: &str = "rw";
 const LIST_FOLDER: &str = "/var/run/nvidia-container-devices";
 /// What is mounted for each of them: no container can make that up without a mount.
 const LIST_MARK: &str = "/dev/null";
+/// The node of a channel between machines, below `/dev`, without its number.
+pub(crate) const IMEX_CHANNEL: &str = "nvidia-caps-imex-channels/channel";
+/// The variable, and the folder in [`LIST_FOLDER`], in which containers find the channels that are theirs.
+const IMEX_VARIABLE: &str = "NVIDIA_IMEX_CHANNELS";
+const IMEX_FOLDER: &str = "imex";
 /// What the keys of CDI annotations go on with.
 const CDI_KEY: &str = "nvidia-device-plugin_";
 
@@ -70,11 +75,13 @@ impl<'a> Manner<'a> {
         Self { flags: &config.flags, way, refuses_several }
     }
 
-    /// What a device is called in a container's list. A partition's index is not the agent's to know, so partitions have UUIDs in any
-    /// case; NVIDIA's runtime takes both, side by side.
+    /// What a device is called in a container's list: by index, a partition is `<its accelerator's>:<its own>`. Where there is no index it
+    /// has its ID; NVIDIA's runtime takes both, side by side.
     pub(crate) fn name(strategy: DeviceIdStrategy, device: &Device) -> String {
-        match (strategy, &device.partition, device.accelerator.index) {
-            (DeviceIdStrategy::Index, None, Some(index)) => index.to_string(),
+        let partition = device.partition.as_ref().map(|partition| partition.index);
+        match (strategy, device.accelerator.index, partition) {
+            (DeviceIdStrategy::Index, Some(index), None) => index.to_string(),
+            (DeviceIdStrategy::Index, Some(index), Some(Some(part))) => format!("{index}:{part}"),
             _ => device.unit().to_string(),
         }
     }
@@ -109,10 +116,10 @@ pub fn allocate<'a>(
         if manner.way == Some(Way::Mps) {
             mps::join(manner.flags, resource, &mut answer);
         }
-        // A runtime that is told CDI devices alone takes everything from their specification.
+        features(manner.flags, &mut answer);
+        // A runtime that is told CDI devices alone takes device nodes from their specification.
         if plugin.lists_by(DeviceListStrategy::Envvar) || plugin.lists_by(DeviceListStrategy::VolumeMounts) {
             by_list(plugin, &listed, &mut answer);
-            features(manner.flags, &mut answer);
             if plugin.pass_device_specs {
                 nodes.extend(listed.iter().flat_map(|device| device.host_nodes()));
             }
@@ -190,6 +197,24 @@ fn by_list(plugin: &PluginFlags, devices: &[&Device], answer: &mut ContainerAllo
             answer.envs.insert(variable.to_owned(), names.join(","));
         }
     }
+    if let Some(channel) = channel(devices) {
+        if plugin.lists_by(DeviceListStrategy::VolumeMounts) {
+            answer.mounts.push(Mount {
+                container_path: format!("{LIST_FOLDER}/{IMEX_FOLDER}/{channel}"),
+                host_path: LIST_MARK.to_owned(),
+                ..Mount::default()
+            });
+        }
+        if plugin.lists_by(DeviceListStrategy::Envvar) {
+            answer.envs.insert(IMEX_VARIABLE.to_owned(), channel.to_owned());
+        }
+    }
+}
+
+/// The channel between machines that comes with these devices, if there is one.
+fn channel<'a>(devices: &[&'a Device]) -> Option<&'a str> {
+    let mut nodes = devices.iter().flat_map(|device| device.nodes.iter());
+    nodes.find_map(|node| node.strip_prefix("/dev").ok()?.to_str()?.strip_prefix(IMEX_CHANNEL))
 }
 
 /// What NVIDIA's runtime is asked for besides the devices.

@@ -6,6 +6,7 @@
 //! loader of a similar image looks, and in the folder that NVIDIA's images search in any case.
 
 mod driver;
+mod features;
 
 use std::{
     collections::BTreeMap,
@@ -34,8 +35,6 @@ const FILE: &str = "k8s.device-plugin.nvidia.com-gpu.json";
 const TEMPORARY: &str = ".k8s.device-plugin.nvidia.com-gpu.tmp";
 /// The first version in which a device's name may start with a digit.
 const VERSION: &str = "0.5.0";
-/// The device that is all of them.
-const ALL: &str = "all";
 /// Keeps NVIDIA's own hook, where there is one, from doing the same again.
 const NOT_BY_HOOK: &str = "NVIDIA_VISIBLE_DEVICES=void";
 /// The environment variable that tells NVIDIA's devices from others.
@@ -101,6 +100,19 @@ struct Node {
     permissions: &'static str,
 }
 
+impl Node {
+    fn new(path: String) -> Self {
+        Self { path, host_path: None, permissions: "rw" }
+    }
+}
+
+/// What every container with a device gets besides it.
+#[derive(Debug, Default)]
+struct Common {
+    nodes: Vec<String>,
+    mounts: Vec<Mount>,
+}
+
 /// A file of the driver in a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -115,36 +127,40 @@ pub(crate) fn qualified_name(strategy: DeviceIdStrategy, device: &Device) -> Str
     format!("{KIND}={}", Manner::name(strategy, device))
 }
 
-fn spec(devices: &[&Device], mounts: Vec<Mount>) -> Option<Spec> {
-    let nodes = |devices: &[&Device]| {
-        let paths: BTreeMap<_, _> = devices.iter().flat_map(|device| device.host_nodes()).collect();
+/// Each device by each of its names: a container that is started again has the name that was in force when it was admitted. There is no
+/// name for all of them, which nobody is ever given.
+fn spec(devices: &[&Device], common: Common) -> Option<Spec> {
+    let nodes = |device: &Device| {
+        let paths: BTreeMap<_, _> = device.host_nodes().collect();
         let node = |(path, host): (&Path, PathBuf)| Node {
             path: path.display().to_string(),
             host_path: (host != path).then(|| host.display().to_string()),
             permissions: "rw",
         };
-        let device_nodes = paths.into_iter().map(node).collect();
-        Edits { device_nodes, ..Edits::default() }
+        Edits { device_nodes: paths.into_iter().map(node).collect(), ..Edits::default() }
     };
     let mut entries = BTreeMap::new();
     for device in devices {
         for strategy in [DeviceIdStrategy::Uuid, DeviceIdStrategy::Index] {
             let name = Manner::name(strategy, device);
             if is_name(&name) {
-                entries.entry(name).or_insert_with(|| nodes(&[device]));
+                entries.entry(name).or_insert_with(|| nodes(device));
             }
         }
     }
     if entries.is_empty() {
         return None;
     }
-    entries.insert(ALL.to_owned(), nodes(devices));
     let entries = entries.into_iter().filter(|(_, edits)| !edits.device_nodes.is_empty());
     Some(Spec {
         cdi_version: VERSION,
         kind: KIND,
         devices: entries.map(|(name, container_edits)| Entry { name, container_edits }).collect(),
-        container_edits: Edits { env: vec![NOT_BY_HOOK], mounts, ..Edits::default() },
+        container_edits: Edits {
+            env: vec![NOT_BY_HOOK],
+            device_nodes: common.nodes.into_iter().map(Node::new).collect(),
+            mounts: common.mounts,
+        },
     })
     .filter(|spec| !spec.devices.is_empty())
 }
@@ -158,8 +174,10 @@ fn is_name(name: &str) -> bool {
 }
 
 /// Keeps the specification in `folder` true until `stop`. It stays after that: containers that restart need it while the agent is away.
+/// `dev` is the host's `/dev`, as this process sees it.
 pub async fn run(
     folder: PathBuf,
+    dev: PathBuf,
     mut configs: watch::Receiver<Arc<Config>>,
     mut inventory: watch::Receiver<Inventory>,
     stop: CancellationToken,
@@ -173,8 +191,9 @@ pub async fn run(
             .filter(|device| device.listed_in == Some(LISTED_IN))
             .cloned()
             .collect();
-        let failure =
-            keep(&folder, &config, &devices.iter().collect::<Vec<_>>()).err().map(|error| one_line(&error));
+        let failure = keep(&folder, &dev, &config, &devices.iter().collect::<Vec<_>>())
+            .err()
+            .map(|error| one_line(&error));
         if let Some(failure) = &failure
             && said.as_ref() != Some(failure)
         {
@@ -190,10 +209,13 @@ pub async fn run(
 }
 
 /// Writes, leaves or removes the specification.
-fn keep(folder: &Path, config: &Config, devices: &[&Device]) -> Result<(), CdiError> {
+fn keep(folder: &Path, dev: &Path, config: &Config, devices: &[&Device]) -> Result<(), CdiError> {
     let path = folder.join(FILE);
     let wanted = if config.flags.plugin.uses_cdi() {
-        spec(devices, driver::mounts(config.flags.driver_root_here(), config.flags.driver_root()))
+        let (here, host) = (config.flags.driver_root_here(), config.flags.driver_root());
+        let mut common = features::common(&config.flags, dev, here, host);
+        common.mounts.extend(driver::mounts(here, host));
+        spec(devices, common)
     } else {
         None
     };

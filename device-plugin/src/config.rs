@@ -70,7 +70,8 @@ pub struct Config {
     /// Devices that several pods hold at once.
     pub sharing: Sharing,
     /// Accepted from NVIDIA's file; without effect.
-    imex: Imex,
+    /// Channels between machines.
+    pub imex: Imex,
     /// NVIDIA GPUs.
     pub gpu: Gpu,
     /// FPGAs.
@@ -270,13 +271,29 @@ pub struct Renaming {
     pub name: ResourceName,
 }
 
-/// Channels between machines; not supported.
+/// Channels between the memories of several machines' GPUs. As with NVIDIA's plugin there is one for everybody, channel 0.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-struct Imex {
+pub struct Imex {
+    /// Those that every container with a GPU gets: none, or 0.
     #[serde(rename = "channelIDs")]
-    channel_ids: Vec<u32>,
-    required: bool,
+    pub channel_ids: Vec<u32>,
+    /// A machine without the channel gives no GPU to anybody.
+    pub required: bool,
+}
+
+impl Imex {
+    /// The channel that is wanted, if one is.
+    pub fn channel(&self) -> Option<u32> {
+        self.channel_ids.first().copied()
+    }
+
+    fn mistakes(&self) -> Vec<String> {
+        match self.channel_ids.as_slice() {
+            [] | [0] => Vec::new(),
+            other => vec![format!("imex.channelIDs: expected [] or [0], not {other:?}")],
+        }
+    }
 }
 
 /// NVIDIA GPUs, by NVML.
@@ -470,6 +487,7 @@ impl Config {
         let mut mistakes = config.sharing.mistakes(config.flags.mig_strategy);
         mistakes.extend(settled.err());
         mistakes.extend(config.flags.mistakes());
+        mistakes.extend(config.imex.mistakes());
         if mistakes.is_empty() {
             let warnings = config.without_effect();
             Ok(Loaded { config, warnings })

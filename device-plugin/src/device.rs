@@ -205,6 +205,8 @@ pub struct Partition {
     pub memory_mib: Option<u64>,
     /// The numbers of its GPU instance and compute instance.
     pub instance: Option<(u32, u32)>,
+    /// The vendor's own number for it among those of its accelerator.
+    pub index: Option<u32>,
 }
 
 impl Partition {

@@ -59,7 +59,7 @@ impl Roots {
     }
 }
 
-/// Every back end there is. A new vendor is one file, and one line here.
+/// Every back end there is. A new vendor is one file, and its name here.
 pub const KINDS: &[Kind] = &[nvml::KIND, dfl::KIND, opae::KIND, xrt::KIND, fpga_manager::KIND];
 
 /// A kind of back end.
@@ -71,6 +71,29 @@ pub struct Kind {
     pub make: fn(&Setting) -> Option<Box<dyn Backend>>,
     /// Whether two configurations are the same to it, so that a running one need not be replaced.
     pub same: fn(&Config, &Config) -> bool,
+    /// How the device nodes of its accelerators are called.
+    pub nodes: NodeNames,
+}
+
+/// How device nodes are known to be accelerators', also those of devices that were not listed (yet): isolation keeps them from all who
+/// weren't given them. All but the numbers are beginnings of names.
+#[derive(Debug, Clone, Copy)]
+pub struct NodeNames {
+    /// Majors that the kernel keeps for the drivers, loaded or not.
+    pub majors: &'static [u32],
+    /// Drivers in `/proc/devices`.
+    pub drivers: &'static [&'static str],
+    /// Nodes below `/dev`, should the driver go by another name; one that ends in `/` is a folder of them.
+    pub nodes: &'static [&'static str],
+    /// PCI drivers whose graphics nodes (`/dev/dri`) reach an accelerator.
+    pub graphics: &'static [&'static str],
+    /// Nodes that govern more than one pod's share: they are nobody's, even if a back end should list them.
+    pub management: &'static [&'static str],
+}
+
+impl NodeNames {
+    /// Nodes that are known by the devices that need them, and by nothing else.
+    pub const NONE: Self = Self { majors: &[], drivers: &[], nodes: &[], graphics: &[], management: &[] };
 }
 
 /// What a back end is made from.

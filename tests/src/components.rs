@@ -36,12 +36,20 @@ struct Module {
     name: &'static str,
     packages: &'static [&'static str],
     tags: &'static str,
+    /// Whether it needs a C compiler: what opens shared libraries does.
+    cgo: bool,
     /// Said before the first build, so that nobody thinks it hangs. Measured on two cores.
     minutes_cold: &'static str,
 }
 
 const MODULES: &[Module] = &[
-    Module { name: "etcd", packages: &["go.etcd.io/etcd/server/v3"], tags: "", minutes_cold: "1 min" },
+    Module {
+        name: "etcd",
+        packages: &["go.etcd.io/etcd/server/v3"],
+        tags: "",
+        cgo: false,
+        minutes_cold: "1 min",
+    },
     Module {
         name: "containerd",
         packages: &[
@@ -50,6 +58,7 @@ const MODULES: &[Module] = &[
             "github.com/containerd/containerd/v2/cmd/ctr",
         ],
         tags: "urfave_cli_no_docs,no_btrfs,no_devmapper,no_zfs",
+        cgo: false,
         minutes_cold: "2 min",
     },
     Module {
@@ -63,17 +72,46 @@ const MODULES: &[Module] = &[
             "k8s.io/kubernetes/cmd/kubelet",
         ],
         tags: "",
+        cgo: false,
         minutes_cold: "5 min",
     },
-    Module { name: "coredns", packages: &["github.com/coredns/coredns"], tags: "", minutes_cold: "3 min" },
+    Module {
+        name: "coredns",
+        packages: &["github.com/coredns/coredns"],
+        tags: "",
+        cgo: false,
+        minutes_cold: "3 min",
+    },
     Module {
         name: "prometheus",
         packages: &["github.com/prometheus/prometheus/cmd/promtool"],
         tags: "",
+        cgo: false,
         minutes_cold: "5 min",
     },
-    Module { name: "helm", packages: &["helm.sh/helm/v4/cmd/helm"], tags: "", minutes_cold: "2 min" },
+    Module {
+        name: "helm",
+        packages: &["helm.sh/helm/v4/cmd/helm"],
+        tags: "",
+        cgo: false,
+        minutes_cold: "2 min",
+    },
 ];
+
+/// What ours is compared with, which only tests need.
+const PEER: Module = Module {
+    name: "nvidia",
+    packages: &[
+        "github.com/NVIDIA/k8s-device-plugin/cmd/nvidia-device-plugin",
+        "github.com/NVIDIA/k8s-device-plugin/cmd/gpu-feature-discovery",
+    ],
+    tags: "",
+    cgo: true,
+    minutes_cold: "3 min",
+};
+
+/// What a module with C in it is built with.
+const COMPILER: &[(&str, &str)] = &[("/usr/bin/gcc", "gcc"), ("/usr/include/stdlib.h", "libc6-dev")];
 
 /// Where the built components lie.
 pub fn folder() -> PathBuf {
@@ -94,6 +132,18 @@ pub fn ensure() -> anyhow::Result<PathBuf> {
         build(module, &go, &out)?;
     }
     Ok(out)
+}
+
+/// Makes NVIDIA's device plugin and feature discovery ready.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_peer() -> anyhow::Result<()> {
+    require_root()?;
+    ensure_tools(COMPILER)?;
+    let out = folder();
+    fs::create_dir_all(&out).with_context(|| format!("can't create {}", out.display()))?;
+    build(&PEER, &go_version()?, &out)
 }
 
 /// # Errors
@@ -230,7 +280,9 @@ fn build(module: &Module, go: &str, out: &Path) -> anyhow::Result<()> {
             .arg(&fresh)
             .arg(package)
             .current_dir(&source)
-            .env("CGO_ENABLED", "0")
+            .env("CGO_ENABLED", if module.cgo { "1" } else { "0" })
+            // Symbols of a library that is opened later, as NVIDIA's own builds leave them.
+            .env("CGO_LDFLAGS", "-Wl,--export-dynamic -Wl,--unresolved-symbols=ignore-in-object-files")
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()

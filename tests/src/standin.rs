@@ -41,6 +41,7 @@ pub fn install(base: &Path, binaries: &Path, gpus: u32, fpgas: u32) -> anyhow::R
     let standin = GpuStandin::at(base);
     fs::create_dir_all(standin.folder().join("gpus")).with_context(wrote)?;
     fs::create_dir_all(base.join("proc/driver/nvidia")).with_context(wrote)?;
+    fs::create_dir_all(base.join("sys/bus/pci/devices")).with_context(wrote)?;
     let (built, library) = (binaries.join(BUILT_LIBRARY), base.join(LIBRARY));
     fs::copy(&built, &library).with_context(|| {
         format!("can't copy {}: build it with `cargo build -p spillway-standin-nvml`", built.display())

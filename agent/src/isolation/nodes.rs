@@ -15,21 +15,13 @@ use std::{
 
 use spillway_device_plugin::{
     device::{Device, DeviceId, ResourceName},
+    discovery::{KINDS, NodeNames},
     inventory::Inventory,
 };
 
 use self::numbers::{NoNumber, Numbers};
 use super::program::{Number, Rules};
 
-/// NVIDIA's own major, fixed: GPUs and control nodes. Protected even before the driver is loaded.
-const NVIDIA_MAJOR: u32 = 195;
-/// Drivers of accelerators by the beginnings of their names in `/proc/devices`: NVIDIA (nvidia, nvidia-uvm, nvidia-caps, …), Intel FPGA
-/// (dfl-fme, dfl-port, intel-fpga-…) and AMD FPGA, user and management function (xocl…, xclmgmt).
-const DRIVERS: [&str; 6] = ["nvidia", "dfl-", "intel-fpga", "xclmgmt", "xocl", "xfpga"];
-/// The same for what udev calls their nodes, should the driver go by another name.
-const NODES: [&str; 6] = ["nvidia", "dfl-fme.", "dfl-port.", "intel-fpga-", "xclmgmt", "xfpga"];
-/// PCI drivers whose render nodes reach an accelerator.
-const RENDERING_DRIVERS: [&str; 3] = ["nvidia", "xocl", "xclmgmt"];
 /// `/proc/devices` of no machine is longer.
 const LIST_LIMIT: u64 = 64 << 10;
 /// Nodes that are looked at in one folder of `/dev`. A machine whose GPUs are all cut up has about two thousand.
@@ -74,8 +66,7 @@ impl Nodes {
     pub fn look(inventory: &Inventory, roots: &Roots) -> Self {
         let mut nodes = Self::default();
         let numbers = Numbers::look(roots);
-        nodes.rules.protect_major(NVIDIA_MAJOR);
-        for major in numbers.majors() {
+        for major in names(|names| names.majors).copied().chain(numbers.majors()) {
             nodes.rules.protect_major(major);
         }
         for (number, node) in numbers.registered() {
@@ -159,7 +150,8 @@ impl Nodes {
     /// Accelerators' nodes that no device needs: of other functions, or not listed yet.
     fn protect_by_name(&mut self, dev: &Path, numbers: &Numbers) {
         let mut room = NAMED_LIMIT;
-        for folder in ["", "nvidia-caps", "nvidia-caps-imex-channels", "xfpga"] {
+        let folders = names(|names| names.nodes).filter_map(|name| name.strip_suffix('/'));
+        for folder in [""].into_iter().chain(folders) {
             let Ok(entries) = fs::read_dir(dev.join(folder)) else { continue };
             for entry in entries.take(FOLDER_LIMIT).flatten() {
                 let name = Path::new(folder).join(entry.file_name());
@@ -205,7 +197,17 @@ impl Nodes {
 
 /// Whether a path below `/dev` is what udev or a driver calls an accelerator's node.
 fn is_accelerators(name: &str) -> bool {
-    name.bytes().all(|byte| byte.is_ascii_graphic()) && NODES.iter().any(|begin| name.starts_with(begin))
+    name.bytes().all(|byte| byte.is_ascii_graphic()) && begins(name, |names| names.nodes)
+}
+
+/// Of every vendor's names, those that `which` picks.
+fn names<T: 'static>(which: fn(&NodeNames) -> &'static [T]) -> impl Iterator<Item = &'static T> {
+    KINDS.iter().flat_map(move |kind| which(&kind.nodes))
+}
+
+/// Whether `name` begins like one of the names that `which` picks.
+fn begins(name: &str, which: fn(&NodeNames) -> &'static [&'static str]) -> bool {
+    names(which).any(|begin| name.starts_with(begin))
 }
 
 /// What is at the path, as far as it is of any use. Nothing of what can't be read.
@@ -235,7 +237,8 @@ fn management(proc: &Path) -> BTreeSet<u32> {
 /// Nodes through which more than one pod's share can be changed. They are nobody's, even if a back end should list them.
 fn is_management(node: &Path, number: Number, minors: &BTreeSet<u32>) -> bool {
     let name = node.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    name.starts_with("xclmgmt") || (name.starts_with("nvidia-cap") && minors.contains(&number.minor))
+    begins(name, |names| names.management)
+        || (name.starts_with("nvidia-cap") && minors.contains(&number.minor))
 }
 
 /// A node of the kernel's graphics subsystem. They all share one major, with the graphics cards that are nobody's business here.
@@ -261,7 +264,7 @@ fn rendering(sys: &Path) -> Vec<Card> {
             node: Path::new("/dev/dri").join(name),
             address: last("device")?,
             accelerator: last("device/driver")
-                .is_some_and(|driver| RENDERING_DRIVERS.contains(&driver.as_str())),
+                .is_some_and(|driver| names(|names| names.graphics).any(|ours| **ours == driver)),
         })
     };
     entries.flatten().filter_map(card).collect()

@@ -61,6 +61,7 @@ fn everything() -> (Now, BudgetMetrics) {
             profile: "1g.5gb".to_owned(),
             memory_mib: Some(1),
             instance: None,
+            index: None,
         })),
         ..gpu("GPU-1", Health::Unhealthy("XID 79".to_owned()), measured)
     };

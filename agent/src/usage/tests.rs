@@ -66,6 +66,7 @@ fn partitions(accelerator: Accelerator, names: &[&str]) -> Vec<Device> {
             profile: "1g.5gb".to_owned(),
             memory_mib: Some(5_000),
             instance: None,
+            index: None,
         })),
         ..device.clone()
     };

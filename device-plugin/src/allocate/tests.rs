@@ -259,3 +259,20 @@ proptest! {
         }
     }
 }
+
+/// As NVIDIA's plugin, which has one channel for everybody.
+#[test]
+fn a_channel_between_machines_comes_with_its_gpus() {
+    let mut gpu = indexed(0);
+    gpu.nodes = gpu.nodes.iter().cloned().chain(["/dev/nvidia-caps-imex-channels/channel0".into()]).collect();
+    let listed = |strategy: &str| {
+        answer(&format!("flags: {{plugin: {{deviceListStrategy: {strategy}}}}}"), std::slice::from_ref(&gpu))
+    };
+    let by_variable = listed("envvar");
+    assert_eq!(envs(&by_variable)["NVIDIA_IMEX_CHANNELS"], "0");
+    assert!(nodes(&by_variable).contains(&"/dev/nvidia-caps-imex-channels/channel0"));
+    let by_mounts = listed("volume-mounts");
+    assert!(!by_mounts.envs.contains_key("NVIDIA_IMEX_CHANNELS"));
+    assert_eq!(by_mounts.mounts[1].container_path, "/var/run/nvidia-container-devices/imex/0");
+    assert!(!plain(&[indexed(0)], &["GPU-0".to_owned()]).unwrap().envs.contains_key("NVIDIA_IMEX_CHANNELS"));
+}

@@ -73,7 +73,7 @@ fn a_driver_containers_nodes_are_where_the_host_has_them() {
     let accelerator =
         Accelerator { dev: Some("/run/nvidia/driver/dev".into()), ..(*base.accelerator).clone() };
     let device = Device { accelerator: Arc::new(accelerator), ..base };
-    let spec = serde_json::to_value(spec(&[&device], Vec::new()).unwrap()).unwrap();
+    let spec = serde_json::to_value(spec(&[&device], Common::default()).unwrap()).unwrap();
     assert_valid(&spec);
     let node = |name: &str| {
         serde_json::json!({
@@ -90,7 +90,10 @@ fn the_specification_is_valid_and_has_every_device_by_each_name() {
     fs::create_dir_all(root.path().join("usr/lib")).unwrap();
     fs::write(root.path().join("usr/lib/libnvidia-ml.so.1"), "").unwrap();
     let mounts = driver::mounts(root.path(), Path::new("/"));
-    let spec = serde_json::to_value(spec(&gpus.iter().collect::<Vec<_>>(), mounts).unwrap()).unwrap();
+    let spec = serde_json::to_value(
+        spec(&gpus.iter().collect::<Vec<_>>(), Common { mounts, ..Common::default() }).unwrap(),
+    )
+    .unwrap();
     assert_valid(&spec);
     let devices: Vec<_> = spec["devices"]
         .as_array()
@@ -109,7 +112,6 @@ fn the_specification_is_valid_and_has_every_device_by_each_name() {
             "1 /dev/nvidia1 /dev/nvidiactl",
             "GPU-0 /dev/nvidia0 /dev/nvidiactl",
             "GPU-1 /dev/nvidia1 /dev/nvidiactl",
-            "all /dev/nvidia0 /dev/nvidia1 /dev/nvidiactl",
         ]
     );
     assert_eq!(spec["containerEdits"]["env"], serde_json::json!(["NVIDIA_VISIBLE_DEVICES=void"]));
@@ -125,8 +127,8 @@ fn names_that_the_specification_refuses_are_left_out() {
         assert!(!is_name(bad), "{bad}");
     }
     let nodeless = Device { nodes: [].into(), ..gpu(0) };
-    assert_eq!(spec(&[&nodeless], Vec::new()), None, "an entry that changes nothing is not valid");
-    assert_eq!(spec(&[], Vec::new()), None);
+    assert_eq!(spec(&[&nodeless], Common::default()), None, "an entry that changes nothing is not valid");
+    assert_eq!(spec(&[], Common::default()), None);
 }
 
 #[test]
@@ -137,19 +139,19 @@ fn the_file_is_there_while_somebody_reads_it() {
     let gpus = [gpu(0)];
     let gpus: Vec<_> = gpus.iter().collect();
     let text = "flags: {nvidiaDriverRoot: /nonexistent, plugin: {deviceListStrategy: [envvar, cdi-cri]}}";
-    keep(&cdi, &config(""), &gpus).unwrap();
+    keep(&cdi, Path::new("/dev"), &config(""), &gpus).unwrap();
     assert!(!path.exists());
-    keep(&cdi, &config(text), &gpus).unwrap();
+    keep(&cdi, Path::new("/dev"), &config(text), &gpus).unwrap();
     assert_valid(&serde_json::from_slice(&fs::read(&path).unwrap()).unwrap());
     let names: Vec<_> = fs::read_dir(&cdi).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, [FILE], "nothing is left beside it");
     let before = fs::metadata(&path).unwrap().modified().unwrap();
-    keep(&cdi, &config(text), &gpus).unwrap();
+    keep(&cdi, Path::new("/dev"), &config(text), &gpus).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), before, "the same is not written twice");
-    keep(&cdi, &config(text), &[]).unwrap();
+    keep(&cdi, Path::new("/dev"), &config(text), &[]).unwrap();
     assert!(!path.exists(), "no device, no specification");
     fs::write(&path, "what an earlier agent left").unwrap();
-    keep(&cdi, &config(""), &gpus).unwrap();
+    keep(&cdi, Path::new("/dev"), &config(""), &gpus).unwrap();
     assert!(!path.exists());
 }
 
@@ -159,6 +161,6 @@ fn a_folder_that_cannot_be_written_is_named() {
     let file = folder.path().join("cdi");
     fs::write(&file, "").unwrap();
     let text = "flags: {plugin: {deviceListStrategy: cdi-annotations}}";
-    let error = keep(&file, &config(text), &[&gpu(0)]).unwrap_err();
+    let error = keep(&file, Path::new("/dev"), &config(text), &[&gpu(0)]).unwrap_err();
     assert!(error.to_string().contains(file.to_str().unwrap()), "{error}");
 }

@@ -199,7 +199,6 @@ impl Config {
             ("flags.gfd.oneshot", gfd.oneshot),
             ("flags.gfd.sleepInterval", gfd.sleep_interval.is_some()),
             ("flags.gfd.outputFile", gfd.output_file.is_some()),
-            ("imex", !self.imex.channel_ids.is_empty() || self.imex.required),
             ("health.eventTypes", self.health.has_event_types()),
         ];
         let set: Vec<_> = keys.into_iter().filter_map(|(key, set)| set.then_some(key)).collect();

@@ -174,7 +174,7 @@ health:
     assert_eq!(shared[2].1.devices, SharedDevices::Count(2));
     assert!(config.gpu.is_critical(79) && !config.gpu.is_critical(13) && !config.gpu.is_critical(119));
     let [warning] = warnings.as_slice() else { panic!("{warnings:?}") };
-    for key in ["nvidiaCTKPath", "sleepInterval", "outputFile", "imex", "health.eventTypes"] {
+    for key in ["nvidiaCTKPath", "sleepInterval", "outputFile", "health.eventTypes"] {
         assert!(warning.contains(key), "{warning:?} lacks {key}");
     }
     assert!(!warning.contains("useNodeFeatureAPI") && !warning.contains("gds"), "{warning}");

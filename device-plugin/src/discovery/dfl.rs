@@ -14,7 +14,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 use super::{
-    Kind, Roots,
+    Kind, NodeNames, Roots,
     intel::{self, Layout, group, register},
     sysfs::{children, file_name, id128, number, optional},
 };
@@ -38,6 +38,8 @@ impl Layout for Dfl {
     const CARD: &'static str = "region";
     const ENGINE: &'static str = "dfl-fme.";
     const PORT: &'static str = "dfl-port.";
+    const NODES: NodeNames =
+        NodeNames { drivers: &["dfl-"], nodes: &[Self::ENGINE, Self::PORT], ..NodeNames::NONE };
 
     fn interface(engine: &Path) -> Result<Option<String>, String> {
         let mut ids = BTreeSet::new();

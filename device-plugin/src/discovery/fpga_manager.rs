@@ -21,7 +21,7 @@ use std::{
 };
 
 use super::{
-    Complaints, Kind, Roots,
+    Complaints, Kind, NodeNames, Roots,
     poll::{Look, Polled},
     sysfs::{children, file_name, id128, numa_node, optional, pci_address, text},
 };
@@ -46,6 +46,7 @@ pub(super) const KIND: Kind = Kind {
         wanted.then(|| Box::new(Polled(FpgaRegions::new(setting.roots.clone()))) as _)
     },
     same: |one, other| one.fpga.enabled == other.fpga.enabled,
+    nodes: NodeNames::NONE,
 };
 
 /// Looks at the regions.

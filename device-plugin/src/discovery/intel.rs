@@ -35,7 +35,7 @@ pub(super) use read::{engine_of, stable_id};
 use read::{read_engine, read_port};
 
 use super::{
-    Complaints, Kind, Roots,
+    Complaints, Kind, NodeNames, Roots,
     poll::{Look, Polled},
     sysfs::{SysfsError, children},
 };
@@ -58,6 +58,8 @@ pub trait Layout: fmt::Debug + Clone + Send + 'static {
     const ENGINE: &'static str;
     /// See [`Layout::CARD`].
     const PORT: &'static str;
+    /// How the nodes of both are known, and those of functions that nobody asked for.
+    const NODES: NodeNames;
 
     /// The id of the interface between the card and what is programmed into it; none where nothing can be.
     fn interface(engine: &Path) -> Result<Option<String>, String>;
@@ -85,6 +87,7 @@ pub(super) const fn kind<L: Layout>() -> Kind {
             fpga.enabled.then(|| Box::new(Polled(look())) as _)
         },
         same: |one, other| one.fpga == other.fpga,
+        nodes: L::NODES,
     }
 }
 

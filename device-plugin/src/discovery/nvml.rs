@@ -15,10 +15,11 @@ pub mod mig;
 mod pulse;
 mod raw;
 mod usage;
+pub mod vgpu;
 pub mod vitals;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -27,12 +28,13 @@ use std::{
 
 use nvml_wrapper::{EventSet, Nvml, error::NvmlError};
 
-use super::{Backend, Kind, Memory, Reporter, Roots};
+use super::{Backend, Kind, Memory, NodeNames, Reporter, Roots};
 use crate::{causes::one_line, config::Config};
 use judge::{Judge, Rules, Urgency};
 use labels::Machine;
-use look::{Felt, Look, Looker};
+use look::{Felt, Gpu, Look, Looker};
 use pulse::{Folders, Inside, Outside};
+use vgpu::Vgpu;
 
 /// The time between two pulses, and the longest that one wait for events may block, so that stopping is prompt. A fault that no event
 /// tells of is to reach the kubelet within a second, and each pulse is a handful of calls of NVML per GPU.
@@ -45,6 +47,9 @@ const REOPEN_FOR_LOST: Duration = Duration::from_secs(30);
 const CONTROL: &str = "nvidiactl";
 /// What the firmware calls the machine, below sysfs.
 const MACHINE: &str = "class/dmi/id/product_name";
+
+/// Reserved for NVIDIA's driver: GPUs and control nodes.
+pub const MAJOR: u32 = 195;
 
 /// NVML, as the list of back ends has it.
 pub const KIND: Kind = Kind {
@@ -63,6 +68,13 @@ pub const KIND: Kind = Kind {
         let alike = one.gpu == other.gpu && one.flags == other.flags && one.health == other.health;
         // Labels tell how GPUs are shared.
         alike && one.sharing == other.sharing
+    },
+    nodes: NodeNames {
+        majors: &[MAJOR],
+        drivers: &["nvidia"],
+        nodes: &["nvidia", "nvidia-caps/", "nvidia-caps-imex-channels/"],
+        graphics: &["nvidia"],
+        ..NodeNames::NONE
     },
 };
 
@@ -87,18 +99,20 @@ pub struct NvmlBackend {
     /// Outlives this one, if it has to be replaced.
     judge: Arc<Mutex<Judge>>,
     labelled: BTreeMap<String, String>,
+    vgpu: Option<Vgpu>,
 }
 
 impl NvmlBackend {
     /// Looks for the library below `driver_root`, and at the GPUs every `interval`.
     pub fn new(driver_root: PathBuf, roots: Roots, interval: Duration, config: Arc<Config>) -> Self {
         let rules = Rules {
+            imex: config.imex.clone(),
             mig: config.flags.mig_strategy,
             gpu: config.gpu.clone(),
             xids_disabled: config.health.disabled,
         };
         let judge = Arc::new(Mutex::new(Judge::new(config.gpu.recovery())));
-        Self { driver_root, roots, interval, config, rules, judge, labelled: BTreeMap::new() }
+        Self { driver_root, roots, interval, config, rules, judge, labelled: BTreeMap::new(), vgpu: None }
     }
 
     /// Takes over what an earlier one has seen.
@@ -125,6 +139,7 @@ impl NvmlBackend {
     /// Works with one start of NVML, until it has to be started anew.
     fn session(&mut self, nvml: &Nvml, outside: &Outside, reporter: &Reporter) -> Result<(), NvmlError> {
         let opened = Instant::now();
+        self.vgpu = Vgpu::read(&self.roots.sys);
         let events = events::watch(nvml)?;
         let mut looker = Looker::default();
         loop {
@@ -214,14 +229,17 @@ impl NvmlBackend {
     fn label(&mut self, nvml: &Nvml, look: &Look, reporter: &Reporter) {
         let flags = &self.config.flags.gfd;
         let file = flags.machine_type_file.clone().unwrap_or_else(|| self.roots.sys.join(MACHINE));
-        let class = look.gpus.first().and_then(|gpu| gpu.fixed.pci_address.as_ref()).and_then(|address| {
+        let class = |gpu: &Gpu| {
+            let address = gpu.fixed.pci_address.as_ref()?;
             short_text(&self.roots.sys.join("bus/pci/devices").join(address).join("class"))
-        });
+        };
+        let classes: BTreeSet<_> = look.gpus.iter().map(class).collect();
         let labels = labels::labels(&Machine {
             driver_version: nvml.sys_driver_version().ok().as_deref(),
             cuda_version: nvml.sys_cuda_driver_version().ok(),
             product: short_text(&file).as_deref(),
-            class: class.as_deref(),
+            class: classes.first().filter(|_| classes.len() == 1).and_then(Option::as_deref),
+            vgpu: self.vgpu.as_ref(),
             gpus: &look.gpus,
             strategy: self.rules.mig,
             sharing: &self.config.sharing,

@@ -16,7 +16,7 @@
 use std::path::Path;
 
 use super::{
-    Kind,
+    Kind, NodeNames,
     intel::{self, Layout, register},
     sysfs::{id128, number, optional},
 };
@@ -39,6 +39,8 @@ impl Layout for Opae {
     const CARD: &'static str = "intel-fpga-dev.";
     const ENGINE: &'static str = "intel-fpga-fme.";
     const PORT: &'static str = "intel-fpga-port.";
+    const NODES: NodeNames =
+        NodeNames { drivers: &["intel-fpga"], nodes: &["intel-fpga-"], ..NodeNames::NONE };
 
     fn interface(engine: &Path) -> Result<Option<String>, String> {
         optional(id128(&engine.join("pr/interface_id"))).map_err(|error| error.to_string())

@@ -22,7 +22,7 @@ use std::{
 };
 
 use super::{
-    Complaints, Kind, Roots,
+    Complaints, Kind, NodeNames, Roots,
     poll::{Look, Polled},
     sysfs::{bytes, children, file_name, is_pci_address, numa_node, number, optional, text},
 };
@@ -49,6 +49,14 @@ pub(super) const KIND: Kind = Kind {
         wanted.then(|| Box::new(Polled(Xrt::new(setting.roots.clone()))) as _)
     },
     same: |one, other| one.fpga.enabled == other.fpga.enabled,
+    // Both functions: xocl is the users', xclmgmt that which governs the card.
+    nodes: NodeNames {
+        drivers: &["xclmgmt", "xocl", "xfpga"],
+        nodes: &["xclmgmt", "xfpga/"],
+        graphics: &["xocl", "xclmgmt"],
+        management: &["xclmgmt"],
+        ..NodeNames::NONE
+    },
 };
 
 /// Looks at the user functions.

@@ -42,8 +42,13 @@ fn shares(of: &Device, count: u32) -> impl Iterator<Item = Device> {
 fn parts(of: &Device, count: u32) -> impl Iterator<Item = Device> {
     (0..count).map(move |number| {
         let id = DeviceId::new(format!("MIG-{}-{number}", of.id)).unwrap();
-        let partition =
-            Partition { id: id.clone(), profile: "1g.5gb".to_owned(), memory_mib: None, instance: None };
+        let partition = Partition {
+            id: id.clone(),
+            profile: "1g.5gb".to_owned(),
+            memory_mib: None,
+            instance: None,
+            index: None,
+        };
         Device { id, partition: Some(Arc::new(partition)), ..of.clone() }
     })
 }
@@ -52,7 +57,7 @@ fn ports(of: &Device, count: u32) -> impl Iterator<Item = Device> {
     (0..count).map(move |number| {
         let id = DeviceId::new(format!("{}-port{number}", of.id)).unwrap();
         let profile = Partition::PORT.to_owned();
-        let partition = Partition { id: id.clone(), profile, memory_mib: None, instance: None };
+        let partition = Partition { id: id.clone(), profile, memory_mib: None, instance: None, index: None };
         Device { id, partition: Some(Arc::new(partition)), ..of.clone() }
     })
 }

@@ -85,6 +85,7 @@ fn shares_of_one_gpu_count_once_and_its_parts_each() {
             profile: profile.to_owned(),
             memory_mib: Some(memory_mib),
             instance: None,
+            index: None,
         })),
         ..whole[0].clone()
     };

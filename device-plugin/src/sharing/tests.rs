@@ -30,6 +30,7 @@ fn slice(gpu: &Device, instance: u32) -> Device {
         profile: "1g.5gb".to_owned(),
         memory_mib: Some(4_864),
         instance: Some((instance, 0)),
+        index: None,
     };
     Device {
         id: partition.id.clone(),

@@ -16,7 +16,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use spillway_proto::deviceplugin::{
-    Device, Empty, RegisterRequest,
+    Device, DevicePluginOptions, Empty, RegisterRequest,
     device_plugin_client::DevicePluginClient,
     registration_server::{Registration, RegistrationServer},
 };
@@ -40,6 +40,8 @@ pub(crate) struct Seen {
     pub(crate) lists: BTreeMap<String, Vec<Device>>,
     /// Lists received in all, by resource.
     pub(crate) received: BTreeMap<String, usize>,
+    /// What each resource's plugin says that it can do: when it registers, and when it is asked, which is what counts.
+    pub(crate) options: BTreeMap<String, (Option<DevicePluginOptions>, DevicePluginOptions)>,
 }
 
 impl Seen {
@@ -121,6 +123,12 @@ impl StandinKubelet {
         DevicePluginClient::new(clients.current[resource].1.clone())
     }
 
+    /// What was seen so far.
+    #[allow(dead_code, reason = "not every test looks without waiting")]
+    pub(crate) fn seen(&self) -> Seen {
+        self.handler.seen.borrow().clone()
+    }
+
     /// Waits until what was seen satisfies `condition`.
     pub(crate) async fn until(&self, what: &str, mut condition: impl FnMut(&Seen) -> bool) -> Seen {
         let mut seen = self.handler.seen.subscribe();
@@ -164,7 +172,7 @@ impl Registration for Handler {
             .await
             .map_err(|error| Status::unavailable(format!("{}: {error}", socket.display())))?;
         let mut client = DevicePluginClient::new(channel.clone());
-        client.get_device_plugin_options(Empty {}).await?;
+        let options = client.get_device_plugin_options(Empty {}).await?.into_inner();
 
         let (handler, resource) = (self.clone(), request.resource_name);
         let mut clients = self.clients.lock().unwrap();
@@ -182,7 +190,10 @@ impl Registration for Handler {
             handler.disconnect(&resource);
         });
         clients.current.insert(name.clone(), (task, channel));
-        self.seen.send_modify(|seen| *seen.registrations.entry(name).or_default() += 1);
+        self.seen.send_modify(|seen| {
+            *seen.registrations.entry(name.clone()).or_default() += 1;
+            seen.options.insert(name, (request.options, options));
+        });
         Ok(Response::new(Empty {}))
     }
 }

@@ -117,7 +117,7 @@ impl Memory {
                 }
                 // A mapping's first line: addresses, permissions, offset, device, inode, path.
                 Some(word) if !word.ends_with(':') => {
-                    library = words.nth(4).is_some_and(|path| path.contains(".so"))
+                    library = words.nth(4).is_some_and(|path| path.contains(".so"));
                 }
                 _ => {}
             }

@@ -227,6 +227,9 @@ fn cargo_command(arguments: &[&str]) -> Command {
 fn test(filter: Option<&str>) -> anyhow::Result<()> {
     set_up()?;
     if filter.is_none() {
+        components::ensure_peer()?;
+    }
+    if filter.is_none() {
         eprintln!("checking format and lints");
         cargo(&["fmt", "--all", "--check"])?;
         cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])?;

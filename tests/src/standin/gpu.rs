@@ -1,6 +1,7 @@
 //! NVIDIA GPUs: what NVML's stand-in reads, what the kernel shows in sysfs, and what the driver shows in procfs.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     io::Write as _,
     os::unix::fs::symlink,
@@ -50,8 +51,21 @@ impl MigStandin {
 
     /// Its slices of the GPU, by the profile's `Ng`.
     fn slices(self) -> u32 {
-        let field = self.profile.split('.').find_map(|field| field.strip_suffix('g'));
-        field.and_then(|digits| digits.parse().ok()).unwrap_or(1)
+        self.field("g").unwrap_or(1)
+    }
+
+    /// Those of its compute instance, by the profile's `Nc`: all, where there is none.
+    fn compute_slices(self) -> u32 {
+        self.field("c").unwrap_or(self.slices())
+    }
+
+    /// A little less than the profile's `Ngb`, as on a real GPU.
+    fn memory_mib(self) -> u32 {
+        self.field("gb").map_or(MEMORY_MIB, |gigabytes| gigabytes * 1024) - 256
+    }
+
+    fn field(self, unit: &str) -> Option<u32> {
+        self.profile.split(['.', '+', '-']).find_map(|field| field.strip_suffix(unit)?.parse().ok())
     }
 }
 
@@ -78,6 +92,11 @@ impl GpuStandin {
         fs::create_dir_all(&device)?;
         fs::write(device.join("numa_node"), "0\n")?;
         fs::write(device.join("class"), "0x030200\n")?;
+        // What NVIDIA's own programs read besides. No GPU has this number; a configuration space without capabilities is no virtual GPU's.
+        for (name, text) in [("vendor", "0x10de"), ("device", "0xffff"), ("resource", "0x0 0x0 0x0")] {
+            fs::write(device.join(name), format!("{text}\n"))?;
+        }
+        fs::write(device.join("config"), [0; 256])?;
         // Whole or not at all: the library may look at any moment.
         let new = self.folder().join(format!("new-{minor}"));
         fs::create_dir_all(&new)?;
@@ -120,6 +139,11 @@ impl GpuStandin {
     /// How a GPU's XID is written into [`GpuStandin::xids`].
     pub fn xid_line(minor: u32, xid: u64) -> String {
         format!("{} {xid}", Self::uuid(minor))
+    }
+
+    /// The file with the driver's version.
+    pub fn driver_version(&self) -> PathBuf {
+        self.folder().join("driver-version")
     }
 
     /// The file whose lines are XIDs.
@@ -197,20 +221,35 @@ impl GpuStandin {
         Ok(())
     }
 
+    /// Connects pairs of GPUs, each by so many links.
+    pub fn connect_all(&self, pairs: &[(u32, u32, u32)]) -> io::Result<()> {
+        let mut next = BTreeMap::new();
+        for (one, other, links) in pairs {
+            for (from, to) in [(one, other), (other, one)] {
+                for _ in 0..*links {
+                    let link = next.entry(*from).or_insert(0_u32);
+                    let remote = format!("up 0000{}", Self::pci_address(*to).to_uppercase());
+                    self.set(*from, &format!("nvlinks/{link}"), remote)?;
+                    *link += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Enables MIG on a GPU and partitions it so; without any it is enabled, and the GPU not partitioned.
     pub fn set_mig(&self, minor: u32, migs: &[MigStandin]) -> io::Result<()> {
         self.clear_mig(minor)?;
         for mig in migs {
             let folder = self.gpu(minor).join("mig").join(mig.uuid(minor));
             fs::create_dir_all(&folder)?;
-            let memory = MEMORY_MIB / 8 * mig.slices().next_power_of_two();
             for (name, value) in [
                 ("gi", mig.gi),
                 ("ci", mig.ci),
-                ("memory-total", memory - 256),
+                ("memory-total", mig.memory_mib()),
                 ("multiprocessors", 14 * mig.slices()),
                 ("slices-gi", mig.slices()),
-                ("slices-ci", mig.slices()),
+                ("slices-ci", mig.compute_slices()),
                 ("engines-copy", mig.slices()),
             ] {
                 fs::write(folder.join(name), value.to_string())?;

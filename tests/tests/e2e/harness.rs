@@ -64,6 +64,14 @@ pub(crate) fn run(name: &str, test: fn(&Pool) -> anyhow::Result<()>) -> Result<(
     result
 }
 
+/// Runs a test that needs no cluster.
+pub(crate) fn run_alone(name: &str, test: fn() -> anyhow::Result<()>) -> Result<(), Failed> {
+    let begin = Instant::now();
+    let result = test().map_err(|error| Failed::from(format!("{error:#}")));
+    eprintln!("  {name}: {:.1} s", begin.elapsed().as_secs_f64());
+    result
+}
+
 /// Ends the shared pool, if a test started one.
 pub(crate) fn finish() -> anyhow::Result<()> {
     match POOL.lock().unwrap_or_else(PoisonError::into_inner).take() {

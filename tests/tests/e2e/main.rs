@@ -13,6 +13,7 @@ mod main_job;
 mod neighbour;
 mod node;
 mod plugin_faults;
+mod plugin_peer;
 mod privileges;
 mod recovery;
 mod sharing;
@@ -63,7 +64,7 @@ fn main() -> ExitCode {
     if !with_cluster && !arguments.list {
         eprintln!(
             "leaving out {} end-to-end tests: they start a real cluster and need root; `cargo xtask test` runs them",
-            tests.len()
+            tests.len() + plugin_peer::TESTS.len()
         );
     }
     if with_cluster && let Err(error) = signals::end_clusters_on_signal() {
@@ -75,6 +76,9 @@ fn main() -> ExitCode {
         .map(|(name, test)| {
             Trial::test(name, move || harness::run(name, test)).with_ignored_flag(!with_cluster)
         })
+        .chain(plugin_peer::TESTS.iter().map(|(name, test)| {
+            Trial::test(*name, move || harness::run_alone(name, *test)).with_ignored_flag(!with_cluster)
+        }))
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
     // Statics are never dropped: the cluster must be ended by hand, and its end is part of the verdict.

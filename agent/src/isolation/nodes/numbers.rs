@@ -9,7 +9,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{DRIVERS, NVIDIA_MAJOR, Roots, is_accelerators, read};
+use spillway_device_plugin::discovery::nvml;
+
+use super::{Roots, begins, is_accelerators, read};
 use crate::isolation::program::Number;
 
 /// More character devices than a machine has.
@@ -85,7 +87,7 @@ impl Numbers {
             return Ok(*number);
         }
         let known = nvidia.and_then(|(driver, minor)| {
-            let major = if driver == "nvidia" { Some(NVIDIA_MAJOR) } else { self.major_of(driver) };
+            let major = if driver == "nvidia" { Some(nvml::MAJOR) } else { self.major_of(driver) };
             Some(Number { major: major?, minor })
         });
         let found = match (self.in_dev(node, below), known) {
@@ -100,7 +102,7 @@ impl Numbers {
             {
                 return contradiction(format!("another than the driver {driver} gives it"));
             }
-            None if found.major == NVIDIA_MAJOR && !name.starts_with("nvidia") => {
+            None if found.major == nvml::MAJOR && !name.starts_with("nvidia") => {
                 return contradiction("an NVIDIA device".to_owned());
             }
             Some(_) | None => {}
@@ -161,7 +163,7 @@ fn of_nvidia(name: &str) -> Option<(&'static str, u32)> {
 }
 
 pub(super) fn is_ours(driver: &str) -> bool {
-    DRIVERS.iter().any(|ours| driver.starts_with(ours))
+    begins(driver, |names| names.drivers)
 }
 
 /// Majors and names of drivers in `/proc/devices`: lines `MAJOR NAME`, character devices first, block devices after an empty line.

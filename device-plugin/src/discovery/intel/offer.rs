@@ -168,6 +168,7 @@ fn one_port(
             profile: Partition::PORT.to_owned(),
             memory_mib: None,
             instance: None,
+            index: None,
         })),
         replica: None,
         id: port.id,

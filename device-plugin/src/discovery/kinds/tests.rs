@@ -2,7 +2,7 @@ use std::{path::PathBuf, time::Duration};
 
 use super::*;
 use crate::{
-    discovery::{Backend, Memory, Reporter, Roots},
+    discovery::{Backend, Memory, NodeNames, Reporter, Roots},
     inventory::{BackendState, tests::device},
 };
 
@@ -31,6 +31,7 @@ const LISTER: Kind = Kind {
         gpu.enabled.then(|| Box::new(Lister(gpu.recovery_seconds)) as _)
     },
     same: |one, other| one.gpu == other.gpu,
+    nodes: NodeNames::NONE,
 };
 
 fn config(text: &str) -> Arc<Config> {

@@ -16,7 +16,7 @@ use super::{
     raw::Event,
 };
 use crate::{
-    config::{Gpu as GpuConfig, MigStrategy},
+    config::{Gpu as GpuConfig, Imex, MigStrategy},
     device::{Accelerator, Device, DeviceId, Health, Partition, Readings},
     discovery::{Complaints, Roots},
     health::{Faults, memo::Memos},
@@ -68,6 +68,8 @@ pub(super) enum Urgency {
 pub struct Rules {
     /// How partitions are offered.
     pub mig: MigStrategy,
+    /// Channels between machines.
+    pub imex: Imex,
     /// What the configuration says of GPUs.
     pub gpu: GpuConfig,
     /// XIDs are left out of account.
@@ -185,7 +187,7 @@ impl Judge {
         for offer in offers {
             let (gpu, accelerator) = (&look.gpus[offer.gpu], &accelerators[offer.gpu]);
             let instance = offer.instance.map(|place| &gpu.mig.instances()[place]);
-            let (nodes, missing) = nodes(gpu, instance, &control, roots);
+            let (nodes, missing) = nodes(gpu, instance, &rules.imex, &control, roots);
             let unit = instance.map_or(&gpu.id, |instance| &instance.id);
             let sick = self.sick(&gpu.id, now).or_else(|| self.sick(unit, now));
             let health =
@@ -308,6 +310,7 @@ fn partition(instance: &Instance) -> Partition {
         profile: instance.profile.to_string(),
         memory_mib: instance.attributes.as_ref().map(|attributes| attributes.memory_mib),
         instance: Some((instance.gi, instance.ci)),
+        index: Some(instance.index),
     }
 }
 
@@ -315,6 +318,7 @@ fn partition(instance: &Instance) -> Partition {
 fn nodes(
     gpu: &Gpu,
     instance: Option<&Instance>,
+    imex: &Imex,
     control: &[PathBuf],
     roots: &Roots,
 ) -> (Vec<PathBuf>, Option<String>) {
@@ -337,6 +341,14 @@ fn nodes(
             }
         }
         None => missing = Some("NVML names no device node".to_owned()),
+    }
+    if let Some(channel) = imex.channel() {
+        let name = format!("{}{channel}", crate::allocate::IMEX_CHANNEL);
+        match roots.node(&name) {
+            Some(node) => nodes.push(node),
+            None if imex.required => missing = missing.or(Some(format!("the host has no /dev/{name}"))),
+            None => {}
+        }
     }
     nodes.extend_from_slice(control);
     (nodes, missing)

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     look::Gpu,
     mig::{GPU_RESOURCE, Instance, mistake},
+    vgpu::Vgpu,
 };
 use crate::config::{MigStrategy, Sharing, Way};
 
@@ -24,8 +25,10 @@ pub struct Machine<'a> {
     pub cuda_version: Option<i32>,
     /// What the firmware calls the machine.
     pub product: Option<&'a str>,
-    /// The PCI class of its first GPU, as sysfs spells it.
+    /// The PCI class that all of its GPUs have, as sysfs spells it.
     pub class: Option<&'a str>,
+    /// Whether its GPUs are virtual ones, where that can be read.
+    pub vgpu: Option<&'a Vgpu>,
     /// All that can be read.
     pub gpus: &'a [Gpu],
     /// How partitions are offered.
@@ -34,9 +37,16 @@ pub struct Machine<'a> {
     pub sharing: &'a Sharing,
 }
 
-/// The labels, but for the time at which they were made. Without GPUs there are none.
+/// The labels, but for the time at which they were made. Without GPUs there is none but that there are no virtual ones.
 pub fn labels(machine: &Machine<'_>) -> BTreeMap<String, String> {
     let mut labels = Labels::default();
+    if let Some(vgpu) = machine.vgpu {
+        labels.put("nvidia.com/vgpu.present", *vgpu != Vgpu::None);
+        if let Vgpu::Driver { version, branch } = vgpu {
+            labels.put("nvidia.com/vgpu.host-driver-version", version);
+            labels.put("nvidia.com/vgpu.host-driver-branch", branch);
+        }
+    }
     if machine.gpus.is_empty() {
         return labels.0;
     }
@@ -146,6 +156,7 @@ fn single(labels: &mut Labels, machine: &Machine<'_>) {
         for count in ["count", "replicas", "memory"] {
             labels.put(format!("{GPU_RESOURCE}.{count}"), 0);
         }
+        labels.put(format!("{GPU_RESOURCE}.sharing-strategy"), "");
         return;
     }
     for (model, instance, count) in profiles(machine.gpus).into_values() {

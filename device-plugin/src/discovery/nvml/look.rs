@@ -231,7 +231,7 @@ fn mig(device: &NvmlDevice<'_>, gpu_mib: Option<u64>) -> Mig {
             let instances = (0..most).filter_map(|index| {
                 // Places without a MIG device are not found.
                 let device = device.mig_device_by_index(index).ok()?;
-                match instance(&device, gpu_mib) {
+                match instance(&device, index, gpu_mib) {
                     Ok(instance) => Some(instance),
                     Err(why) => {
                         tracing::warn!(mig.index = index, why, "a MIG device can't be read: left out");
@@ -244,7 +244,7 @@ fn mig(device: &NvmlDevice<'_>, gpu_mib: Option<u64>) -> Mig {
     }
 }
 
-fn instance(device: &NvmlDevice<'_>, gpu_mib: Option<u64>) -> Result<Instance, String> {
+fn instance(device: &NvmlDevice<'_>, index: u32, gpu_mib: Option<u64>) -> Result<Instance, String> {
     let uuid = device.uuid().map_err(|error| error.to_string())?;
     let id = id(uuid, "MIG-")?;
     let (gi, ci) = raw::instance(device).map_err(|error| error.to_string())?;
@@ -259,7 +259,7 @@ fn instance(device: &NvmlDevice<'_>, gpu_mib: Option<u64>) -> Result<Instance, S
         .and_then(|name| Profile::of_name(&name))
         .or_else(by_size)
         .ok_or("neither its name nor its size tells its profile")?;
-    Ok(Instance { id, gi, ci, profile, attributes })
+    Ok(Instance { id, index, gi, ci, profile, attributes })
 }
 
 /// A UUID as NVML spells it. In a container's list other words mean something else: `all`, `none`, or the GPU of that index; and what has

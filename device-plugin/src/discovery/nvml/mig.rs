@@ -100,6 +100,8 @@ impl fmt::Display for Profile {
 pub struct Instance {
     /// Its UUID.
     pub id: DeviceId,
+    /// NVML's number for it on its GPU.
+    pub index: u32,
     /// The number of its GPU instance.
     pub gi: u32,
     /// The number of its compute instance in there.

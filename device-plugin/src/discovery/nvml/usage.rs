@@ -207,7 +207,7 @@ mod tests {
 
     fn instance(name: &str, gi: u32, ci: u32) -> Instance {
         let (id, profile) = (DeviceId::new(name).unwrap(), Profile::parse("1g.5gb").unwrap());
-        Instance { id, gi, ci, profile, attributes: None }
+        Instance { id, index: gi, gi, ci, profile, attributes: None }
     }
 
     #[test]

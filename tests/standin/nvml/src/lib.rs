@@ -52,6 +52,7 @@
 
 mod folder;
 pub mod gpu;
+pub mod instances;
 pub mod mig;
 mod spent;
 pub mod usage;

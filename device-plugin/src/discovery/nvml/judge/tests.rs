@@ -38,7 +38,12 @@ impl Machine {
         let pci = roots.sys.join("bus/pci/devices/0000:3b:00.0");
         fs::create_dir_all(&pci).unwrap();
         fs::write(pci.join("numa_node"), "1\n").unwrap();
-        let rules = Rules { mig: MigStrategy::None, gpu: GpuConfig::default(), xids_disabled: false };
+        let rules = Rules {
+            mig: MigStrategy::None,
+            imex: Imex::default(),
+            gpu: GpuConfig::default(),
+            xids_disabled: false,
+        };
         Self { folder, roots, rules, judge: Judge::new(QUIET), now: Instant::now() }
     }
 
@@ -109,6 +114,7 @@ fn gpu(minor: u32) -> Gpu {
 fn partitioned(minor: u32, profiles: &[&str]) -> Gpu {
     let instance = |(number, profile): (u32, &&str)| Instance {
         id: DeviceId::new(format!("MIG-{minor}-{number}")).unwrap(),
+        index: number,
         gi: number,
         ci: 0,
         profile: Profile::parse(profile).unwrap(),

@@ -30,6 +30,7 @@ fn gpu(number: u32, mig: Mig) -> Gpu {
 fn on(profiles: &[&str]) -> Mig {
     let instance = |(number, name): (u32, &&str)| Instance {
         id: DeviceId::new(format!("MIG-{number}")).unwrap(),
+        index: number,
         gi: number,
         ci: 0,
         profile: Profile::parse(name).unwrap(),
@@ -56,6 +57,7 @@ fn label(gpus: &[Gpu], strategy: MigStrategy, sharing: &Sharing) -> BTreeMap<Str
         cuda_version: Some(13000),
         product: Some("ProLiant DL380 Gen10"),
         class: Some("0x030200"),
+        vgpu: None,
         gpus,
         strategy,
         sharing,
@@ -228,6 +230,7 @@ fn hostile_names_become_labels_or_nothing() {
             cuda_version: Some(i32::MIN),
             product: Some(name),
             class: Some(name),
+            vgpu: Some(&Vgpu::Driver { version: name.to_owned(), branch: name.to_owned() }),
             gpus: &[one],
             strategy: MigStrategy::Single,
             sharing: &Sharing::default(),

@@ -7,6 +7,7 @@ fn profile(name: &str) -> Profile {
 fn on(profiles: &[&str]) -> Mig {
     let instance = |(number, name): (usize, &&str)| Instance {
         id: DeviceId::new(format!("MIG-{number}")).unwrap(),
+        index: u32::try_from(number).unwrap(),
         gi: u32::try_from(number).unwrap() + 1,
         ci: 0,
         profile: profile(name),
