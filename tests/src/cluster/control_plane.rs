@@ -76,7 +76,7 @@ pub(super) fn start(cluster: &Cluster, pki: &Pki, dns: bool) -> anyhow::Result<(
          --requestheader-allowed-names=front-proxy-client --requestheader-username-headers=X-Remote-User \
          --requestheader-group-headers=X-Remote-Group --requestheader-extra-headers-prefix=X-Remote-Extra- \
          --proxy-client-cert-file={etc}/front-proxy.crt --proxy-client-key-file={etc}/front-proxy.key \
-         --enable-aggregator-routing=true",
+         --enable-aggregator-routing=true --feature-gates=ResourceHealthStatus=true",
         address = network::CONTROL_PLANE,
         services = network::SERVICES,
         etc = "/etc/kubernetes",

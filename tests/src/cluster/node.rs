@@ -116,6 +116,8 @@ imageGCHighThresholdPercent: 100
 imageGCLowThresholdPercent: 99
 maxPods: 250
 nodeStatusUpdateFrequency: 5s
+# By default from Kubernetes 1.36 on.
+featureGates: {{ResourceHealthStatus: true}}
 "
     )
 }
