@@ -11,14 +11,15 @@ use anyhow::{Context as _, bail};
 use hyper_util::rt::TokioIo;
 use libtest_mimic::Failed;
 use spillway_proto::podresources::{
-    AllocatableResourcesRequest, pod_resources_lister_client::PodResourcesListerClient,
+    AllocatableResourcesRequest, ListPodResourcesRequest,
+    pod_resources_lister_client::PodResourcesListerClient,
 };
 use spillway_tests::{
     BARE_POOL,
     cluster::{Cluster, Options},
 };
 use tokio::net::UnixStream;
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 
 /// How long any single condition may take. Generous: it only matters when something is broken.
 pub(crate) const LIMIT: Duration = Duration::from_mins(2);
@@ -109,24 +110,52 @@ impl Pool {
 /// By resource, the IDs that a kubelet would hand out now or has handed out.
 pub(crate) type Offered = BTreeMap<String, BTreeSet<String>>;
 
-/// What the dedicated node's kubelet says (`GetAllocatableResources`: what is Healthy). It takes 100 questions a second from all who ask.
-pub(crate) fn allocatable(pool: &Pool) -> anyhow::Result<Offered> {
+/// Asks the dedicated node's kubelet about its pods' resources. It takes 100 questions a second from all who ask.
+fn ask_kubelet<T>(
+    pool: &Pool,
+    ask: impl AsyncFnOnce(PodResourcesListerClient<Channel>) -> Result<tonic::Response<T>, tonic::Status>,
+) -> anyhow::Result<T> {
     let socket = pool.cluster.machine(DEDICATED)?.live_path("/var/lib/kubelet/pod-resources/kubelet.sock");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let answer = runtime.block_on(async {
+    runtime.block_on(async {
         let connect = tower::service_fn(move |_| {
             let socket = socket.clone();
             async move { UnixStream::connect(socket).await.map(TokioIo::new) }
         });
         let channel = Endpoint::from_static("http://kubelet").connect_with_connector(connect).await?;
-        let mut client = PodResourcesListerClient::new(channel);
-        anyhow::Ok(client.get_allocatable_resources(AllocatableResourcesRequest {}).await?.into_inner())
+        anyhow::Ok(ask(PodResourcesListerClient::new(channel)).await?.into_inner())
+    })
+}
+
+/// What the dedicated node's kubelet says (`GetAllocatableResources`: what is Healthy).
+pub(crate) fn allocatable(pool: &Pool) -> anyhow::Result<Offered> {
+    let answer = ask_kubelet(pool, async |mut client| {
+        client.get_allocatable_resources(AllocatableResourcesRequest {}).await
     })?;
     let mut offered = Offered::new();
     for devices in answer.devices.into_iter().filter(|devices| !devices.device_ids.is_empty()) {
         offered.entry(devices.resource_name).or_default().extend(devices.device_ids);
     }
     Ok(offered)
+}
+
+/// By namespace, pod and container, the IDs of a resource's devices that are held, as the dedicated node's kubelet says (`List`).
+pub(crate) fn held(
+    pool: &Pool,
+    resource: &str,
+) -> anyhow::Result<BTreeMap<(String, String, String), BTreeSet<String>>> {
+    let answer = ask_kubelet(pool, async |mut client| client.list(ListPodResourcesRequest {}).await)?;
+    let mut held = BTreeMap::new();
+    for pod in answer.pod_resources {
+        for container in pod.containers {
+            let devices = container.devices.into_iter().filter(|devices| devices.resource_name == resource);
+            let ids: BTreeSet<_> = devices.flat_map(|devices| devices.device_ids).collect();
+            if !ids.is_empty() {
+                held.insert((pod.namespace.clone(), pod.name.clone(), container.name), ids);
+            }
+        }
+    }
+    Ok(held)
 }
 
 /// Waits until the dedicated node's kubelet hands out so many NVIDIA GPUs, or shares of them.

@@ -12,6 +12,7 @@ mod isolation;
 mod main_job;
 mod neighbour;
 mod node;
+mod plugin_conformance;
 mod plugin_faults;
 mod plugin_peer;
 mod privileges;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         topology::TESTS,
         upgrade::TESTS,
         plugin_faults::TESTS,
+        plugin_conformance::TESTS,
         clock::TESTS,
         vk::TESTS,
         vk_api::TESTS,
