@@ -151,6 +151,24 @@ impl Lookout {
     }
 }
 
+/// Waits until the kubelet has noticed that the agent before this one has ended; for a moment at most. It goes by the resource's name: a
+/// successor that registers in the very moment in which the end is read is taken for the one that ended, and its own end is never
+/// noticed then (seen with Kubernetes 1.35).
+pub async fn settled(folders: &Folders) {
+    let (pause, looks) = LOOK_AGAIN;
+    for _ in 0..looks {
+        let Ok(listing) = listed::ask(&folders.pod_resources).await else { return };
+        let mut left_over = false;
+        for resource in listing.keys() {
+            left_over |= !alive(&folders.device_plugins.join(KubeletFolder::endpoint(resource))).await;
+        }
+        if !left_over {
+            return;
+        }
+        sleep(pause).await;
+    }
+}
+
 /// Who is there by the names of their sockets.
 async fn known(folders: &Folders) -> Vec<Neighbour> {
     let mut found = Vec::new();

@@ -158,11 +158,12 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
     offering::start(&mut supervisor, args, &configuration, &inventory, serving.subscribe());
     supervisor.start("plugins", {
         let (path, inventory) = (args.device_plugin_dir.clone(), inventory.subscribe());
+        let others = args.neighbour_folders();
         let configs = configuration.subscribe();
         async move {
             let folder = match folder {
                 Some(folder) => Some(folder),
-                None => wait_for_folder(&path, &stop).await?,
+                None => wait_for_folder(&path, &others, &stop).await?,
             };
             if let Some(folder) = folder {
                 serving.send_replace(true);
@@ -261,9 +262,10 @@ fn take_folder(path: &Path) -> Result<Option<KubeletFolder>, FolderError> {
     }
 }
 
-/// Waits until the other agent ends, as it does when this one replaces it. None when this one is to stop first.
+/// Waits until the other agent has ended, as it does when this one replaces it, and the kubelet knows. None when this one is to stop first.
 async fn wait_for_folder(
     path: &Path,
+    others: &neighbours::Folders,
     stop: &CancellationToken,
 ) -> Result<Option<KubeletFolder>, FolderError> {
     tracing::warn!(folder = %path.display(), "another spillway-agent holds the device plugin folder: waiting until it ends");
@@ -272,6 +274,7 @@ async fn wait_for_folder(
             return Ok(None);
         }
         if let Some(folder) = take_folder(path)? {
+            neighbours::settled(others).await;
             return Ok(Some(folder));
         }
     }

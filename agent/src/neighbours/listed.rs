@@ -107,7 +107,10 @@ impl Suspects {
                 Some(own) => listed.difference(own).cloned().collect(),
                 None => listed.clone(),
             };
-            if own.is_some() && devices.is_empty() {
+            // Where nobody answers who could serve it the kubelet has it from somebody who is gone, be it that it has not noticed yet. A new
+            // registration mends that.
+            let is_left_over = own.is_none() && sight.strangers.is_empty();
+            if own.is_some() && devices.is_empty() || is_left_over {
                 continue;
             }
             let suspect = match before.remove(resource) {
@@ -195,12 +198,19 @@ mod tests {
     }
 
     #[test]
+    fn what_a_dead_plugin_has_left_is_nobodys() {
+        let mut suspects = Suspects::default();
+        suspects.see(&sight(&[(GPU, &["a"])], &[], &[]));
+        assert!(!suspects.any());
+    }
+
+    #[test]
     fn later_it_takes_two_looks() {
         let mut suspects = Suspects::default();
         suspects.see(&sight(&[], &[], &[]));
         for _ in 0..2 {
             // This agent's own, when the kubelet is a moment behind.
-            suspects.see(&sight(&[(GPU, &["a"])], &[], &[]));
+            suspects.see(&sight(&[(GPU, &["a"])], &[], &["rdma.sock"]));
             assert!(suspects.any() && names(&suspects).is_empty());
             suspects.see(&sight(&[(GPU, &["a"])], &[(GPU, &["a"])], &[]));
             assert!(!suspects.any());

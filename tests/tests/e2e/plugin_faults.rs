@@ -257,10 +257,11 @@ fn full_disk(pool: &Pool) -> anyhow::Result<()> {
     let namespace = pool.namespace("full-disk")?;
     let gpus = GpuStandin::at(&pool.cluster.machine(DEDICATED)?.path("/opt/spillway-standin"));
     let full = Full::of(pool)?;
-    both_gpus_can_be_had(pool, &namespace)?;
+    wait_gpus(pool, 2)?;
+    let nobody = allowed(pool)?;
     holder(&namespace, "steady")?;
     namespace.wait_phase("steady", "Running")?;
-    wait("what the steady pod may open to be in the kernel", || Ok((allowed(pool)? > 1).then_some(())))?;
+    wait("what the steady pod may open to be in the kernel", || Ok((allowed(pool)? > nobody).then_some(())))?;
     let (agent, before) = (pool.on(DEDICATED, "pidof spillway-agent")?, allowed(pool)?);
     pool.on(DEDICATED, &format!("cd {FOLDER}; ln spillway-nvidia.com_gpu.sock fill-link"))?;
     full.fill()?;
