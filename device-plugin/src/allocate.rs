@@ -2,7 +2,7 @@
 //! granted that was not named, known and healthy.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     path::{Path, PathBuf},
 };
 
@@ -144,8 +144,13 @@ fn grant<'a>(
     if ids.is_empty() {
         return Err(AllocateError::Empty);
     }
-    let known: BTreeMap<&str, &Device> =
-        slice.into_iter().map(|device| (device.id.as_str(), device)).collect();
+    // Few of many: what was not asked for need not be put in order.
+    let asked: BTreeSet<&str> = ids.iter().map(String::as_str).collect();
+    let known: BTreeMap<&str, &Device> = slice
+        .into_iter()
+        .filter(|device| asked.contains(device.id.as_str()))
+        .map(|device| (device.id.as_str(), device))
+        .collect();
     let mut granted = BTreeMap::new();
     for id in ids {
         let device = known.get(id.as_str()).ok_or_else(|| AllocateError::Unknown(id.clone()))?;

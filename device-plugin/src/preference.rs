@@ -15,7 +15,7 @@ mod search;
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
 };
 
 use crate::device::{Device, DeviceId, Partition};
@@ -61,9 +61,9 @@ pub fn prefer<'a>(
     size: usize,
     policy: Policy,
 ) -> Vec<String> {
-    let free: BTreeSet<&str> = available.iter().map(String::as_str).collect();
+    let free: HashSet<&str> = available.iter().map(String::as_str).collect();
     let must: BTreeSet<&str> = must_include.iter().map(String::as_str).collect();
-    if size == 0 || size > free.len() || must.len() > size || !must.is_subset(&free) {
+    if size == 0 || size > free.len() || must.len() > size || !must.iter().all(|id| free.contains(id)) {
         return Vec::new();
     }
     Pool::new(slice, &free, &must, policy)
@@ -114,7 +114,7 @@ impl<'a> Pool<'a> {
     /// None where a device that must be in the answer is not known.
     fn new(
         slice: impl IntoIterator<Item = &'a Device>,
-        free: &BTreeSet<&str>,
+        free: &HashSet<&str>,
         must: &BTreeSet<&str>,
         policy: Policy,
     ) -> Option<Self> {
