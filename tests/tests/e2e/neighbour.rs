@@ -35,7 +35,7 @@ use tonic::{Request, Response, Status, transport::Endpoint};
 use crate::{
     Test,
     agent::GPU,
-    harness::{DEDICATED, Namespace, Pool, wait, wait_gpus},
+    harness::{DEDICATED, Namespace, Pool, held, wait, wait_gpus},
     isolation::{LET_THROUGH, expect},
 };
 
@@ -338,6 +338,7 @@ fn a_driver_container_serves(pool: &Pool) -> anyhow::Result<()> {
         ensure!(host.starts_with(DRIVER) && !own.starts_with("/run"), "{mount}");
     }
     wait_gpus(pool, 2)?;
+    wait("nobody to hold a GPU any more", || Ok(held(pool, GPU)?.is_empty().then_some(())))?;
     let namespace = pool.namespace("driver-container")?;
     namespace.holder("holder", GPU, 1)?;
     namespace.wait_ready("holder")?;
