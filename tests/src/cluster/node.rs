@@ -107,7 +107,6 @@ cpuManagerPolicy: {cpu}
 topologyManagerPolicy: {topology}
 # The static CPU manager wants something reserved.
 kubeReserved: {{cpu: 100m}}
-staticPodPath: /etc/kubernetes/manifests
 clusterDNS: [{dns}]
 clusterDomain: {domain}
 # The host's disk is shared with whatever else runs there: its fullness says nothing about this node.

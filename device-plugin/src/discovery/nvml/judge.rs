@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -18,7 +17,7 @@ use super::{
 use crate::{
     config::{Gpu as GpuConfig, Imex, MigStrategy},
     device::{Accelerator, Device, DeviceId, Health, Partition, Readings},
-    discovery::{Complaints, Roots},
+    discovery::{Complaints, Roots, sysfs},
     health::{Faults, memo::Memos},
 };
 
@@ -356,8 +355,7 @@ fn nodes(
 
 /// The NUMA node of a PCI device; the kernel says -1 where there is none.
 pub(super) fn numa_node(sys: &Path, pci_address: &str) -> Option<u32> {
-    let path = sys.join("bus/pci/devices").join(pci_address).join("numa_node");
-    fs::read_to_string(path).ok()?.trim().parse().ok()
+    sysfs::numa_node(&sys.join("bus/pci/devices").join(pci_address))
 }
 
 #[cfg(test)]
