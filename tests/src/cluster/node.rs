@@ -114,7 +114,7 @@ evictionHard: {{memory.available: \"0%\", nodefs.available: \"0%\", imagefs.avai
 imageGCHighThresholdPercent: 100
 imageGCLowThresholdPercent: 99
 maxPods: 250
-nodeStatusUpdateFrequency: 5s
+nodeStatusUpdateFrequency: 2s
 # By default from Kubernetes 1.36 on.
 featureGates: {{ResourceHealthStatus: true}}
 "

@@ -6,7 +6,7 @@ use spillway_tests::standin::{FpgaStandin, GpuStandin};
 
 use crate::{
     Test,
-    harness::{DEDICATED, Pool, wait},
+    harness::{DEDICATED, Pool, agents, metric, wait},
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -16,7 +16,6 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 pub(crate) const GPU: &str = "nvidia.com/gpu";
-const AGENT: &[&str] = &["-n", "spillway-system", "get", "pods", "-l", "app.kubernetes.io/component=agent"];
 
 /// What the node says of a resource: allocatable, capacity.
 fn offered(pool: &Pool, resource: &str) -> anyhow::Result<(String, String)> {
@@ -42,20 +41,6 @@ pub(crate) fn wait_offered(
         Ok(fits.then_some(()))
     })
     .with_context(|| format!("last: {last:?}"))
-}
-
-/// All metrics of the agent.
-pub(crate) fn metrics(pool: &Pool) -> anyhow::Result<String> {
-    let pod = pool.cluster.kubectl(&[AGENT, &["-o", "jsonpath={.items[0].metadata.name}"]].concat())?;
-    let path = format!("/api/v1/namespaces/spillway-system/pods/{pod}:9400/proxy/metrics");
-    pool.cluster.kubectl(&["get", "--raw", &path])
-}
-
-/// A metric of the agent, by its name with its first labels.
-pub(crate) fn metric(pool: &Pool, name: &str) -> anyhow::Result<Option<i64>> {
-    let metrics = metrics(pool)?;
-    let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.rsplit(' ').next()?.parse().ok());
-    Ok(value)
 }
 
 fn pods_get_exactly_their_devices(pool: &Pool) -> anyhow::Result<()> {
@@ -154,19 +139,12 @@ fn registrations_survive_everything(pool: &Pool) -> anyhow::Result<()> {
         let registrations =
             r#"spillway_plugin_registrations_total{resource="nvidia.com/gpu",outcome="success"}"#;
         let earlier = metric(pool, registrations)?.context("the agent has never registered")?;
-        let agent = || {
-            pool.cluster.kubectl(
-                &[AGENT, &["-o", "jsonpath={.items[*].status.containerStatuses[*].containerID}"]].concat(),
-            )
-        };
+        let agent = || agents(pool, "{.items[*].status.containerStatuses[*].containerID}");
         let earlier_agent = agent()?;
         disturb(pool)?;
         wait(&format!("a registration after {what}"), || {
-            // Between two agents, or two kubelets, nobody answers.
-            let Ok(now) = metric(pool, registrations) else { return Ok(None) };
-            let again =
-                now.is_some_and(|now| now > earlier || agent().is_ok_and(|agent| agent != earlier_agent));
-            Ok(again.then_some(()))
+            let now = metric(pool, registrations)?;
+            Ok((now > Some(earlier) || agent()? != earlier_agent).then_some(()))
         })?;
         wait_offered(pool, GPU, 2, 2).with_context(|| format!("after {what}"))?;
         // The kubelet asks the plugin, not only its memory. Between a registration and the first list of devices it refuses pods for good,

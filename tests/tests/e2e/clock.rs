@@ -8,8 +8,7 @@ use spillway_tests::standin::GpuStandin;
 
 use crate::{
     Test,
-    agent::{metric, metrics},
-    harness::{DEDICATED, Pool, allocatable, wait, wait_gpus},
+    harness::{DEDICATED, Pool, allocatable, metric, metrics, wait, wait_gpus},
 };
 
 pub(crate) const TESTS: &[Test] =

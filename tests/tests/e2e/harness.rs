@@ -180,6 +180,33 @@ pub(crate) fn replace_agent(pool: &Pool) -> anyhow::Result<()> {
     wait_gpus(pool, 2)
 }
 
+/// Fields of the agent's pods, by `JSONPath`.
+pub(crate) fn agents(pool: &Pool, path: &str) -> anyhow::Result<String> {
+    let select = ["-n", "spillway-system", "get", "pods", "-l", "app.kubernetes.io/component=agent", "-o"];
+    pool.cluster.kubectl(&[&select[..], &[&format!("jsonpath={path}")]].concat())
+}
+
+/// What the agent has logged.
+pub(crate) fn agent_log(pool: &Pool) -> anyhow::Result<String> {
+    let select = ["-n", "spillway-system", "logs", "-l", "app.kubernetes.io/component=agent", "--tail=-1"];
+    pool.cluster.kubectl(&select)
+}
+
+/// All metrics of the dedicated node's agent. Between two agents nobody answers: waits until there is one, and it does.
+pub(crate) fn metrics(pool: &Pool) -> anyhow::Result<String> {
+    wait("the agent to answer with its metrics", || {
+        let pods = agents(pool, "{range .items[*]}{.metadata.name} {end}")?;
+        let [pod] = pods.split_whitespace().collect::<Vec<_>>()[..] else { return Ok(None) };
+        let path = format!("/api/v1/namespaces/spillway-system/pods/{pod}:9400/proxy/metrics");
+        pool.cluster.kubectl(&["get", "--raw", &path]).map(Some)
+    })
+}
+
+/// A metric of the agent, by its name and all its labels, or the first of them.
+pub(crate) fn metric(pool: &Pool, name: &str) -> anyhow::Result<Option<i64>> {
+    Ok(metrics(pool)?.lines().find_map(|line| line.strip_prefix(name)?.rsplit(' ').next()?.parse().ok()))
+}
+
 /// Waits for a condition, with the limit that all tests share.
 pub(crate) fn wait<T>(what: &str, probe: impl FnMut() -> anyhow::Result<Option<T>>) -> anyhow::Result<T> {
     spillway_tests::wait_for(what, LIMIT, probe)

@@ -12,8 +12,8 @@ use spillway_tests::standin::GpuStandin;
 
 use crate::{
     Test,
-    agent::{GPU, metric, wait_offered},
-    harness::{DEDICATED, Namespace, Pool, wait},
+    agent::{GPU, wait_offered},
+    harness::{DEDICATED, Namespace, Pool, metric, wait},
 };
 
 pub(crate) const TESTS: &[Test] = &[

@@ -35,7 +35,7 @@ use tonic::{Request, Response, Status, transport::Endpoint};
 use crate::{
     Test,
     agent::GPU,
-    harness::{DEDICATED, Namespace, Pool, held, wait, wait_gpus},
+    harness::{DEDICATED, Namespace, Pool, agents, held, metric, wait, wait_gpus},
     isolation::{LET_THROUGH, expect},
 };
 
@@ -215,16 +215,8 @@ fn holder(namespace: &Namespace<'_>, name: &str) -> anyhow::Result<String> {
     namespace.exec(name, &["sh", "-c", "echo -n $NVIDIA_VISIBLE_DEVICES"])
 }
 
-fn metric(pool: &Pool, name: &str) -> anyhow::Result<Option<String>> {
-    let select = ["-n", "spillway-system", "get", "pods", "-l", "app.kubernetes.io/component=agent"];
-    let pod = pool.cluster.kubectl(&[&select[..], &["-o", "jsonpath={.items[0].metadata.name}"]].concat())?;
-    let path = format!("/api/v1/namespaces/spillway-system/pods/{pod}:9400/proxy/metrics");
-    let metrics = pool.cluster.kubectl(&["get", "--raw", &path])?;
-    Ok(metrics.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned())))
-}
-
-fn wait_metric(pool: &Pool, name: &str, value: &str) -> anyhow::Result<()> {
-    wait(&format!("{name} {value}"), || Ok((metric(pool, name)?.as_deref() == Some(value)).then_some(())))
+fn wait_metric(pool: &Pool, name: &str, value: i64) -> anyhow::Result<()> {
+    wait(&format!("{name} {value}"), || Ok((metric(pool, name)? == Some(value)).then_some(())))
 }
 
 /// Waits until the node has so many GPUs to give.
@@ -238,7 +230,7 @@ pub(crate) fn wait_allocatable(pool: &Pool, count: &str) -> anyhow::Result<()> {
 fn pods_of_nvidias_plugin_survive_the_move(pool: &Pool) -> anyhow::Result<()> {
     const REGISTERED: &str = r#"spillway_plugin_registered{resource="nvidia.com/gpu"}"#;
     const CONTESTED: &str = r#"spillway_plugin_contested{resource="nvidia.com/gpu"}"#;
-    wait_metric(pool, REGISTERED, "1")?;
+    wait_metric(pool, REGISTERED, 1)?;
     // A socket that nobody listens on is no plugin.
     let dead = pool.cluster.machine(DEDICATED)?.live_path(&format!("{FOLDER}/nvidia-old.sock"));
     drop(std::os::unix::net::UnixListener::bind(&dead)?);
@@ -246,8 +238,8 @@ fn pods_of_nvidias_plugin_survive_the_move(pool: &Pool) -> anyhow::Result<()> {
 
     let both = || (0..2).map(GpuStandin::uuid).collect();
     let mut theirs = Standin::start(pool, "nvidia-gpu.sock", both())?;
-    wait_metric(pool, CONTESTED, "1")?;
-    wait_metric(pool, REGISTERED, "0")?;
+    wait_metric(pool, CONTESTED, 1)?;
+    wait_metric(pool, REGISTERED, 0)?;
     wait_allocatable(pool, "0")?;
     theirs.register();
     wait_allocatable(pool, "2").context("the stand-in's devices are not offered")?;
@@ -258,11 +250,8 @@ fn pods_of_nvidias_plugin_survive_the_move(pool: &Pool) -> anyhow::Result<()> {
         })
     };
     said("NVIDIA's device plugin (nvidia-gpu.sock)")?;
-    let pods = ["-n", "spillway-system", "get", "pods", "-l", "app.kubernetes.io/component=agent", "-o"];
-    let ready = "jsonpath={.items[0].status.conditions[?(@.type=='Ready')].status}";
-    wait("the agent to be not ready", || {
-        Ok((pool.cluster.kubectl(&[&pods[..], &[ready]].concat())? == "False").then_some(()))
-    })?;
+    let ready = "{.items[0].status.conditions[?(@.type=='Ready')].status}";
+    wait("the agent to be not ready", || Ok((agents(pool, ready)? == "False").then_some(())))?;
 
     let namespace = pool.namespace("migration")?;
     let first = holder(&namespace, "from-theirs")?;
@@ -272,7 +261,7 @@ fn pods_of_nvidias_plugin_survive_the_move(pool: &Pool) -> anyhow::Result<()> {
 
     let begin = Instant::now();
     theirs.end()?;
-    wait_metric(pool, REGISTERED, "1").context("it was not taken over")?;
+    wait_metric(pool, REGISTERED, 1).context("it was not taken over")?;
     let gap: Duration = begin.elapsed();
     eprintln!("    taken over after {:.1} s", gap.as_secs_f64());
     wait_allocatable(pool, "2")?;
@@ -284,14 +273,14 @@ fn pods_of_nvidias_plugin_survive_the_move(pool: &Pool) -> anyhow::Result<()> {
     // One that nobody knows, and that calls the GPUs by other names, comes while the agent serves: the kubelet would hand them out twice.
     let mut late = Standin::start(pool, "their-gpu.sock", vec!["0".to_owned(), "1".to_owned()])?;
     late.register();
-    wait_metric(pool, CONTESTED, "1").context("a plugin of an unknown name is not noticed")?;
-    wait_metric(pool, REGISTERED, "0")?;
+    wait_metric(pool, CONTESTED, 1).context("a plugin of an unknown name is not noticed")?;
+    wait_metric(pool, REGISTERED, 0)?;
     said(
         "another device plugin (the kubelet has nvidia.com/gpu from it; its socket seems to be their-gpu.sock)",
     )?;
     wait_allocatable(pool, "0")?;
     late.end()?;
-    wait_metric(pool, REGISTERED, "1").context("it was not taken over")?;
+    wait_metric(pool, REGISTERED, 1).context("it was not taken over")?;
     wait_allocatable(pool, "2")
 }
 

@@ -12,7 +12,7 @@ use spillway_tests::standin::GpuStandin;
 
 use crate::{
     Test,
-    harness::{DEDICATED, Pool, VIRTUAL, wait},
+    harness::{DEDICATED, Pool, VIRTUAL, agents, wait},
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -63,10 +63,8 @@ fn wait_event(pool: &Pool, reason: &str, words: &[&str]) -> anyhow::Result<()> {
 
 /// The agent's pod and its container's ID, which is another after a restart.
 fn agent(pool: &Pool) -> anyhow::Result<(String, String)> {
-    let fields = "jsonpath={.items[0].metadata.name} {.items[0].status.containerStatuses[0].containerID}";
-    let select =
-        ["-n", "spillway-system", "get", "pods", "-l", "app.kubernetes.io/component=agent", "-o", fields];
-    let found = pool.cluster.kubectl(&select)?;
+    let found =
+        agents(pool, "{.items[0].metadata.name} {.items[0].status.containerStatuses[0].containerID}")?;
     let (pod, container) = found.split_once(' ').context("no agent")?;
     Ok((pod.to_owned(), container.to_owned()))
 }

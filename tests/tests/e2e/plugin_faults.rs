@@ -8,8 +8,7 @@ use spillway_tests::{cluster::machine::Machine, standin::GpuStandin};
 
 use crate::{
     Test,
-    agent::metric,
-    harness::{DEDICATED, Namespace, Pool, replace_agent, wait, wait_gpus},
+    harness::{DEDICATED, Namespace, Pool, agent_log, metric, replace_agent, wait, wait_gpus},
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -222,15 +221,14 @@ impl<'a> Full<'a> {
         Ok(full)
     }
 
-    /// Neither a file nor a byte more.
+    /// Neither a file nor a byte more. Again, too, when something was given back since.
     fn fill(&self) -> anyhow::Result<()> {
-        let files =
-            "i=0; while true >$i; do i=$((i + 1)); done 2>/dev/null; cat /dev/zero >0 2>/dev/null || true";
+        let files = "i=$(ls | wc -l); while true >$i; do i=$((i + 1)); done 2>/dev/null; cat /dev/zero >0 2>/dev/null || true";
         self.0.on(DEDICATED, &format!("mkdir -p {KUBELET}/fill; cd {KUBELET}/fill; ({files})")).map(drop)
     }
 
     fn empty(&self) -> anyhow::Result<()> {
-        self.0.on(DEDICATED, &format!("rm -rf {KUBELET}/fill {FOLDER}/fill-*")).map(drop)
+        self.0.on(DEDICATED, &format!("rm -rf {KUBELET}/fill")).map(drop)
     }
 }
 
@@ -264,7 +262,8 @@ fn full_disk(pool: &Pool) -> anyhow::Result<()> {
     namespace.wait_phase("steady", "Running")?;
     wait("what the steady pod may open to be in the kernel", || Ok((allowed(pool)? > nobody).then_some(())))?;
     let (agent, before) = (pool.on(DEDICATED, "pidof spillway-agent")?, allowed(pool)?);
-    pool.on(DEDICATED, &format!("cd {FOLDER}; ln spillway-nvidia.com_gpu.sock fill-link"))?;
+    let pods = || pool.on(DEDICATED, &format!("ls {KUBELET}/pods"));
+    let steady = pods()?;
     full.fill()?;
 
     // The kubelet can't write down who gets what, so nobody gets anything.
@@ -286,14 +285,15 @@ fn full_disk(pool: &Pool) -> anyhow::Result<()> {
     ensure!(opens.contains("No such device or address"), "the steady pod opening its GPU: {opens}");
     ensure!(allowed(pool)? == before, "{before} entries became {}", allowed(pool)?);
 
-    // An agent that could act would have its new socket in the room of the old one before anything else. The link has that room in its
-    // stead.
+    // What the kubelet gives back of the pod that failed would be room for a socket, and so would be the old socket's: an agent that
+    // could act would take it before anything else.
+    wait("the failed pod's folder to go", || Ok((pods()? == steady).then_some(())))?;
     let frozen = Frozen::agent(pool)?;
-    pool.on(DEDICATED, &format!("cd {FOLDER}; rm spillway-nvidia.com_gpu.sock; touch fill-last"))?;
+    pool.on(DEDICATED, &format!("rm {FOLDER}/spillway-nvidia.com_gpu.sock"))?;
+    full.fill()?;
     drop(frozen);
     wait("the agent to say that there is no room", || {
-        let log = ["-n", "spillway-system", "logs", "-l", "app.kubernetes.io/component=agent", "--tail=-1"];
-        Ok(pool.cluster.kubectl(&log)?.contains("No space left on device").then_some(()))
+        Ok(agent_log(pool)?.contains("No space left on device").then_some(()))
     })?;
     full.empty()?;
     wait_gpus(pool, 2)?;

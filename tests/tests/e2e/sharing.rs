@@ -6,7 +6,7 @@ use spillway_tests::standin::GpuStandin;
 
 use crate::{
     Test,
-    harness::{DEDICATED, Pool, wait},
+    harness::{DEDICATED, Pool, agents, metric, wait},
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -20,7 +20,8 @@ pub(crate) const TESTS: &[Test] = &[
     ),
 ];
 
-const AGENT: &[&str] = &["-n", "spillway-system", "get", "pods", "-l", "app.kubernetes.io/component=agent"];
+/// The metric that says whether the configuration in force is the one that was written.
+const CONFIG_VALID: &str = "spillway_config_valid ";
 const SPECIFICATION: &str = "/var/run/cdi/k8s.device-plugin.nvidia.com-gpu.json";
 
 /// Another configuration in the agent's `ConfigMap`; the one before when this goes, whatever happened.
@@ -60,13 +61,9 @@ impl Drop for Configured<'_> {
     }
 }
 
-fn agent(pool: &Pool, path: &str) -> anyhow::Result<String> {
-    pool.cluster.kubectl(&[AGENT, &["-o", &format!("jsonpath={path}")]].concat())
-}
-
 /// The agent's pod and how often it was restarted.
 fn life(pool: &Pool) -> anyhow::Result<String> {
-    agent(pool, "{.items[0].metadata.uid} {.items[0].status.containerStatuses[0].restartCount}")
+    agents(pool, "{.items[0].metadata.uid} {.items[0].status.containerStatuses[0].restartCount}")
 }
 
 fn allocatable(pool: &Pool, resource: &str) -> anyhow::Result<String> {
@@ -83,15 +80,6 @@ fn wait_allocatable(pool: &Pool, resource: &str, count: u32) -> anyhow::Result<(
         Ok(fits.then_some(()))
     })
     .with_context(|| format!("last: {last:?}"))
-}
-
-fn config_valid(pool: &Pool) -> anyhow::Result<Option<String>> {
-    let path = format!(
-        "/api/v1/namespaces/spillway-system/pods/{}:9400/proxy/metrics",
-        agent(pool, "{.items[0].metadata.name}")?
-    );
-    let metrics = pool.cluster.kubectl(&["get", "--raw", &path])?;
-    Ok(metrics.lines().find_map(|line| line.strip_prefix("spillway_config_valid ").map(str::to_owned)))
 }
 
 fn a_new_configuration_shares_gpus_without_a_restart(pool: &Pool) -> anyhow::Result<()> {
@@ -136,13 +124,13 @@ fn a_new_configuration_shares_gpus_without_a_restart(pool: &Pool) -> anyhow::Res
 
     // A configuration that is not sound changes nothing but what is said about it.
     configured.set("sharing: {timeSlicing: {resources: [{name: nvidia.com/gpu}]}}")?;
-    wait("the mistake to be reported", || Ok((config_valid(pool)?.as_deref() == Some("0")).then_some(())))?;
+    wait("the mistake to be reported", || Ok((metric(pool, CONFIG_VALID)? == Some(0)).then_some(())))?;
     ensure!(allocatable(pool, shared)? == "6", "a mistake has changed what is offered");
 
     drop(configured);
     wait_allocatable(pool, "nvidia.com/gpu", 2)?;
     wait_allocatable(pool, shared, 0)?;
-    ensure!(config_valid(pool)?.as_deref() == Some("1"), "the usual configuration is not in force");
+    ensure!(metric(pool, CONFIG_VALID)? == Some(1), "the usual configuration is not in force");
     let running = namespace.field("pod", "three", ".status.phase")?;
     ensure!(running == "Running", "a pod that holds a share is {running}");
     ensure!(life(pool)? == before, "the agent was restarted: {before:?}, {:?}", life(pool)?);

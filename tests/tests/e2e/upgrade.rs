@@ -6,7 +6,7 @@ use spillway_tests::{repository, standin::GpuStandin};
 
 use crate::{
     Test,
-    harness::{DEDICATED, Namespace, Pool, replace_agent, wait, wait_gpus},
+    harness::{DEDICATED, Namespace, Pool, agent_log, agents, replace_agent, wait, wait_gpus},
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -19,9 +19,7 @@ const DRIVER: &str = "/opt/spillway-standin/driver";
 
 /// The agent's pod.
 fn agent(pool: &Pool) -> anyhow::Result<String> {
-    let path = "jsonpath={.items[0].metadata.uid}";
-    let select = ["get", "pods", "-l", "app.kubernetes.io/component=agent", "-o", path];
-    pool.cluster.kubectl(&[&["-n", "spillway-system"], &select[..]].concat())
+    agents(pool, "{.items[0].metadata.uid}")
 }
 
 /// Each GPU shared by two pods, by MPS; as before when this is dropped.
@@ -152,9 +150,8 @@ fn a_sick_gpu_is_sick_to_the_next_agent(pool: &Pool) -> anyhow::Result<()> {
     pool.on(DEDICATED, "kill -9 $(pidof spillway-agent)")?;
     // Only the last one saw the XID. How this one found the GPU is in its log, however soon it recovers.
     wait("the next agent to find the GPU as it was", || {
-        let log = ["-n", "spillway-system", "logs", "-l", "app.kubernetes.io/component=agent", "--tail=-1"];
         // Between the two there is none.
-        let Ok(log) = pool.cluster.kubectl(&log) else { return Ok(None) };
+        let Ok(log) = agent_log(pool) else { return Ok(None) };
         let mut found =
             log.lines().filter(|line| line.contains("\"device found") && line.contains(&GpuStandin::uuid(1)));
         let Some(line) = found.next() else { return Ok(None) };

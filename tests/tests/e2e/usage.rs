@@ -8,7 +8,7 @@ use spillway_tests::standin::GpuStandin;
 
 use crate::{
     Test,
-    harness::{DEDICATED, Namespace, Pool, wait},
+    harness::{DEDICATED, Namespace, Pool, agents, metrics, wait},
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -19,14 +19,9 @@ pub(crate) const TESTS: &[Test] = &[
     ("usage::a_restart_on_a_sick_gpu_is_held_back", held_back),
 ];
 
-const AGENT: &[&str] = &["-n", "spillway-system", "get", "pods", "-l", "app.kubernetes.io/component=agent"];
-
 /// What the agent's metrics say, by whole lines without the value.
 fn metric(pool: &Pool, name: &str, labels: &[(&str, &str)]) -> anyhow::Result<Option<f64>> {
-    let pod = pool.cluster.kubectl(&[AGENT, &["-o", "jsonpath={.items[0].metadata.name}"]].concat())?;
-    let path = format!("/api/v1/namespaces/spillway-system/pods/{pod}:9400/proxy/metrics");
-    let metrics = pool.cluster.kubectl(&["get", "--raw", &path])?;
-    Ok(metrics.lines().find_map(|line| {
+    Ok(metrics(pool)?.lines().find_map(|line| {
         let rest = line.strip_prefix(name)?.strip_prefix('{')?;
         let all = labels.iter().all(|(label, value)| rest.contains(&format!("{label}=\"{value}\"")));
         if all { rest.rsplit(' ').next()?.parse().ok() } else { None }
@@ -41,8 +36,7 @@ fn wait_metric(
 ) -> anyhow::Result<()> {
     let mut last = None;
     wait(&format!("{name}{labels:?}"), || {
-        // Between two agents nobody answers.
-        let Ok(now) = metric(pool, name, labels) else { return Ok(None) };
+        let now = metric(pool, name, labels)?;
         last = now;
         Ok(fits(now).then_some(()))
     })
@@ -284,7 +278,7 @@ fn paused(pool: &Pool) -> anyhow::Result<()> {
     let namespace = pool.namespace("paused")?;
     namespace.pod("worker", &spec("sleep 100000", "nvidia.com/gpu: 1", ""))?;
     namespace.wait_ready("worker")?;
-    let agents = || pool.cluster.kubectl(&[AGENT, &["-o", "name"]].concat());
+    let agents = || agents(pool, "{.items[*].metadata.name}");
     let before = agents()?;
     let label = |value: &str| {
         pool.cluster.kubectl(&["label", "--overwrite", "node", DEDICATED, &format!("{PAUSE}={value}")])

@@ -4,8 +4,8 @@ use anyhow::{Context as _, ensure};
 
 use super::{LET_THROUGH, REFUSED, denied, expect, greedy, holder, open, settle, wait_told};
 use crate::{
-    agent::{GPU, metric, wait_offered},
-    harness::{DEDICATED, Pool, wait},
+    agent::{GPU, wait_offered},
+    harness::{DEDICATED, Pool, metric, wait},
 };
 
 pub(super) fn it_outlives_and_is_put_back(pool: &Pool) -> anyhow::Result<()> {
