@@ -24,6 +24,8 @@ use notify::{RecursiveMode, Watcher as _};
 use spillway_device_plugin::{
     causes::one_line,
     device::{DeviceId, ResourceName},
+    held::Held,
+    inventory::Inventory,
 };
 use tokio::{
     io::AsyncReadExt as _,
@@ -168,6 +170,13 @@ impl HoldersReader {
         }
     }
 
+    /// Tells `inventory` who holds what now, as far as that can be read.
+    pub async fn tell(&self, inventory: &watch::Sender<Inventory>) {
+        if let Ok(holders) = self.look().await {
+            holders.tell(inventory);
+        }
+    }
+
     /// By the checkpoint, with the names that are known or to be found among the logs.
     async fn checkpoint(&self) -> Result<Holders, HoldersError> {
         let path = self.paths.checkpoint();
@@ -227,6 +236,42 @@ pub struct Following {
     pub all: watch::Sender<Holders>,
     /// What pods hold that have not ended, as PodResources saw it last. None before it has answered.
     pub active: watch::Sender<Option<Holders>>,
+}
+
+impl Following {
+    /// Tells `inventory` what containers hold, until `stop`: what one has by another name than it is offered by now must not be handed out.
+    pub async fn tell(self, inventory: watch::Sender<Inventory>, stop: CancellationToken) {
+        let (mut all, mut active) = (self.all.subscribe(), self.active.subscribe());
+        loop {
+            let holders = active.borrow_and_update().clone();
+            let holders = holders.unwrap_or_else(|| all.borrow_and_update().clone());
+            holders.tell(&inventory);
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = active.changed() => if changed.is_err() { return },
+                changed = all.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+}
+
+impl Holders {
+    /// Tells `inventory` what these hold. A pod whose name nobody knows has ended, and the kubelet has not noticed: it would keep its
+    /// devices from everybody, and the kubelet forgets it only when it gives somebody a device.
+    pub fn tell(&self, inventory: &watch::Sender<Inventory>) {
+        let known = self.holdings.iter().filter(|holding| holding.pod.name.is_some());
+        let held = known.flat_map(|holding| {
+            holding.devices.iter().map(|device| (holding.resource.clone(), device.clone()))
+        });
+        let held: Held = held.collect();
+        inventory.send_if_modified(|current| {
+            let next = current.with_held(held);
+            // Pods come and go: that is news only where it makes a difference to what is offered.
+            let differs = !next.devices().eq(current.devices());
+            *current = next;
+            differs
+        });
+    }
 }
 
 /// Keeps `following` up to date until `stop`. While the kubelet can't be asked it stays as it was: a list that can't be had says nothing

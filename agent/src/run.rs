@@ -109,6 +109,8 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
         supervisor.start("admin", admin::serve(address, Arc::new(registry), readiness.clone(), stop.clone()));
     }
     let reader = HoldersReader::new(args.kubelet_paths());
+    // Before anything is offered: devices may have been given by another configuration than this agent's.
+    reader.tell(&inventory).await;
     let pods = watch::Sender::new(Vec::new());
     let isolation = isolate::open(
         args,

@@ -10,6 +10,7 @@ use crate::{
     device::{DeviceId, Health, ResourceName},
     inventory::Inventory,
     server::PreStart,
+    sharing::shared_by,
 };
 
 /// Looks at the health of what a container is about to use.
@@ -39,9 +40,14 @@ impl PreStart for HoldBack {
     }
 }
 
-/// What is wrong with a device, if anything is.
+/// What is wrong with a device, if anything is. One that the container was given by an earlier configuration is known by its hardware.
 fn complaint(inventory: &Inventory, resource: &ResourceName, id: &DeviceId) -> Option<String> {
-    match inventory.slice(resource).find(|device| device.id == *id).map(|device| &device.health) {
+    let offered = inventory.slice(resource).find(|device| device.id == *id);
+    let found = || {
+        let base = shared_by(id).unwrap_or_else(|| id.clone());
+        inventory.found().find(|device| device.id == base && device.resource == *resource)
+    };
+    match offered.or_else(found).map(|device| &device.health) {
         Some(Health::Healthy) => None,
         Some(Health::Unhealthy(why)) => Some(format!("{resource} {id} is Unhealthy: {why}")),
         None => Some(format!("{resource} {id} is not there any more")),
@@ -71,6 +77,13 @@ mod tests {
             assert!(why.contains(part), "{why}");
         }
         assert!(!why.contains("GPU-0"), "{why}");
+        // Given while it was shared, which it is not any more.
+        let share = DeviceId::new("GPU-0::7").unwrap();
+        assert_eq!(hook.before_start(&resource, &[share]).await, Ok(()));
+        let share = DeviceId::new("GPU-1::7").unwrap();
+        assert!(hook.before_start(&resource, &[share]).await.unwrap_err().contains("XID 79"));
+        let other = ResourceName::new("example.com/gpu").unwrap();
+        assert!(hook.before_start(&other, &ids[..1]).await.unwrap_err().contains("not there"));
         configs.send_modify(|config| Arc::make_mut(config).health.hold_back_sick_restarts = false);
         assert_eq!(hook.before_start(&resource, &ids).await, Ok(()));
     }

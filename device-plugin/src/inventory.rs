@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     device::{Device, DeviceId, Health, ResourceName},
+    held::Held,
     sharing::{Offer, Rules},
 };
 
@@ -40,6 +41,7 @@ type Services = BTreeMap<ResourceName, Result<(), String>>;
 pub struct Inventory {
     rules: Arc<Rules>,
     services: Arc<Services>,
+    held: Arc<Held>,
     parts: BTreeMap<&'static str, Part>,
 }
 
@@ -84,6 +86,17 @@ impl Inventory {
         next
     }
 
+    /// The same, knowing what containers hold: what one has by another name is not handed out again.
+    #[must_use]
+    pub fn with_held(&self, held: Held) -> Self {
+        let mut next = self.clone();
+        if *next.held != held {
+            next.held = Arc::new(held);
+            next.offer_anew();
+        }
+        next
+    }
+
     /// Resources about whose programs something is known.
     pub fn services(&self) -> impl Iterator<Item = &ResourceName> {
         self.services.keys()
@@ -92,17 +105,16 @@ impl Inventory {
     fn offer_anew(&mut self) {
         for part in self.parts.values_mut() {
             let mut offer = self.rules.offer(&part.found);
-            for device in &mut offer.devices {
+            for device in offer.devices.iter_mut().filter(|device| device.health.is_healthy()) {
                 let served = device.replica.is_some() && self.rules.need_service(&device.resource);
-                if !served || !device.health.is_healthy() {
-                    continue;
-                }
                 let trouble = match self.services.get(&device.resource) {
-                    Some(Ok(())) => continue,
-                    Some(Err(why)) => why.clone(),
-                    None => "its MPS daemon has not started".to_owned(),
+                    Some(Err(why)) if served => Some(why.clone()),
+                    None if served => Some("its MPS daemon has not started".to_owned()),
+                    _ => self.held.objection(device),
                 };
-                device.health = Health::Unhealthy(trouble);
+                if let Some(trouble) = trouble {
+                    device.health = Health::Unhealthy(trouble);
+                }
             }
             part.offer = Arc::new(offer);
         }
@@ -298,6 +310,31 @@ pub(crate) mod tests {
             all_unhealthy(shared.found_by("nvml"), "no driver"),
         );
         assert!(sick.devices().count() == 2 && sick.devices().all(|device| !device.health.is_healthy()));
+    }
+
+    #[test]
+    fn what_a_container_has_is_not_offered_by_another_name_until_it_has_ended() {
+        let config = Config::load(
+            "a test",
+            b"sharing: {timeSlicing: {resources: [{name: gpu, replicas: 2}]}}",
+            &Overrides::default(),
+        );
+        let rules = Arc::new(Rules::of(&config.unwrap().config));
+        let gpus = ["GPU-0", "GPU-1"].map(|id| device("nvidia.com/gpu", id, None));
+        let free = |inventory: &Inventory| {
+            let healthy = inventory.devices().filter(|device| device.health.is_healthy());
+            healthy.map(|device| device.id.to_string()).collect::<Vec<_>>()
+        };
+        let held = |id: &str| [(gpus[0].resource.clone(), DeviceId::new(id).unwrap())].into_iter().collect();
+        let (whole, _) = Inventory::default().with("nvml", BackendState::Running, gpus.to_vec());
+        let whole = whole.with_held(held("GPU-0"));
+        assert_eq!(free(&whole), ["GPU-0", "GPU-1"], "the kubelet knows who has it");
+        let shared = whole.ruled_by(rules);
+        assert_eq!(free(&shared), ["GPU-1::0", "GPU-1::1"]);
+        let ended = shared.with_held(Held::default());
+        assert_eq!(free(&ended), ["GPU-0::0", "GPU-0::1", "GPU-1::0", "GPU-1::1"]);
+        let back = ended.with_held(held("GPU-1::0")).ruled_by(Arc::default());
+        assert_eq!(free(&back), ["GPU-0"]);
     }
 
     #[test]

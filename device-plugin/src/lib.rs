@@ -15,6 +15,7 @@ pub mod config;
 pub mod device;
 pub mod discovery;
 pub mod health;
+pub mod held;
 pub mod hold_back;
 pub mod inventory;
 pub mod metrics;

@@ -6,6 +6,10 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use proptest::prelude::*;
+use spillway_device_plugin::{
+    device::{Accelerator, Device, Health},
+    inventory::BackendState,
+};
 use spillway_proto::podresources::{
     AllocatableResourcesRequest, AllocatableResourcesResponse, ContainerDevices, ContainerResources,
     GetPodResourcesRequest, GetPodResourcesResponse, ListPodResourcesRequest, ListPodResourcesResponse,
@@ -417,4 +421,37 @@ fn a_pod_is_named_only_when_there_is_no_doubt() {
     assert_eq!(names(&[&one, &other]), BTreeMap::new());
     let dead = holding(("u2", Some(("default", "other"))), "main", "nvidia.com/gpu", &["GPU-0"]);
     assert_eq!(names(&[&one, &dead]), expected);
+}
+
+#[test]
+fn what_somebody_has_by_another_name_is_not_free_and_who_has_no_name_has_ended() {
+    let id = |id: &str| DeviceId::new(id).unwrap();
+    let gpus = ["GPU-0", "GPU-1"].map(|gpu| Device {
+        id: id(gpu),
+        resource: ResourceName::new("nvidia.com/gpu").unwrap(),
+        health: Health::Healthy,
+        nodes: [].into(),
+        listed_in: None,
+        accelerator: Arc::new(Accelerator::new(id(gpu))),
+        partition: None,
+        replica: None,
+    });
+    let (offered, _) = Inventory::default().with("nvml", BackendState::Running, gpus.to_vec());
+    let inventory = watch::Sender::new(offered);
+    let seen = inventory.subscribe();
+    let tell = |pod: Option<(&str, &str)>, device: Option<&str>| {
+        let holdings = device.map(|device| holding(("u1", pod), "main", "nvidia.com/gpu", &[device]));
+        Holders { holdings: holdings.into_iter().collect() }.tell(&inventory);
+        let shape = crate::shape::annotation(&inventory.borrow(), &Holders::default());
+        (seen.has_changed().unwrap(), shape)
+    };
+    let pod = Some(("default", "shares"));
+    // As the kubelet knows it: its own accounts have it.
+    assert!(!tell(pod, Some("GPU-0")).0, "a pod that makes no difference is no news");
+    assert!(!tell(None, Some("GPU-0::1")).0);
+    // A share, from when it was shared.
+    let (news, shape) = tell(pod, Some("GPU-0::1"));
+    assert!(news && shape.contains(r#""node":1"#), "{shape}");
+    let (_, shape) = tell(pod, None);
+    assert!(shape.contains(r#""node":2"#), "{shape}");
 }

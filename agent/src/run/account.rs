@@ -48,6 +48,13 @@ impl Accounts {
                 Ok(())
             }
         });
+        supervisor.start("held", {
+            let telling = self.following.clone().tell(inventory.clone(), stop.clone());
+            async move {
+                telling.await;
+                Ok(())
+            }
+        });
         let processes = Processes::at(Path::new(PROC));
         let sources = usage::Sources {
             inventory: inventory.subscribe(),

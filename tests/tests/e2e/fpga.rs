@@ -166,12 +166,15 @@ fn every_kind(pool: &Pool) -> anyhow::Result<()> {
 
     cards.dfl.set_interface(0, NEW_INTERFACE)?;
     let moved = format!("fpga.intel.com/region-{NEW_INTERFACE}");
-    wait_offered(pool, "after an update of the DFL card", &[(&moved, PORT), opae, amd, board])?;
+    // The port is the old pod's, whatever it is called now.
+    wait_offered(pool, "after an update of the DFL card", &[opae, amd, board])?;
     for (pod, ..) in pods {
         let phase = namespace.field("pod", pod, ".status.phase")?;
         let restarts = namespace.field("pod", pod, ".status.containerStatuses[0].restartCount")?;
         ensure!((phase.as_str(), restarts.as_str()) == ("Running", "0"), "{pod} was touched: {phase}");
     }
+    namespace.kubectl(&["delete", "pod", "dfl"])?;
+    wait_offered(pool, "when nobody has its port any more", &[(&moved, PORT), opae, amd, board])?;
     drop(cards);
     wait_offered(pool, "when the others are out", &[dfl])
 }

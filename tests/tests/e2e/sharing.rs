@@ -1,12 +1,14 @@
 //! How GPUs are offered and given, by configurations that are put in force while the agent runs: shared by several pods, and injected by
 //! containerd from a CDI specification. The GPUs are stand-ins; kubelet, containerd and device cgroups are real.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context as _, ensure};
 use spillway_tests::standin::GpuStandin;
 
 use crate::{
     Test,
-    harness::{DEDICATED, Pool, agents, metric, wait},
+    harness::{self, DEDICATED, Pool, agents, metric, wait},
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -128,13 +130,21 @@ fn a_new_configuration_shares_gpus_without_a_restart(pool: &Pool) -> anyhow::Res
     ensure!(allocatable(pool, shared)? == "6", "a mistake has changed what is offered");
 
     drop(configured);
-    wait_allocatable(pool, "nvidia.com/gpu", 2)?;
+    // Whoever still has a share keeps its GPU from those who want a whole one.
+    let held: BTreeSet<_> = seen[2..].iter().collect();
+    let free: BTreeSet<_> = (0..2).map(GpuStandin::uuid).filter(|uuid| !held.contains(uuid)).collect();
+    wait("GPUs to be offered whole again, but for those of which shares are held", || {
+        let mut offered = harness::allocatable(pool)?;
+        let whole = offered.remove("nvidia.com/gpu").unwrap_or_default();
+        Ok((!offered.contains_key(shared) && whole == free).then_some(()))
+    })?;
     wait_allocatable(pool, shared, 0)?;
     ensure!(metric(pool, CONFIG_VALID)? == Some(1), "the usual configuration is not in force");
     let running = namespace.field("pod", "three", ".status.phase")?;
     ensure!(running == "Running", "a pod that holds a share is {running}");
     ensure!(life(pool)? == before, "the agent was restarted: {before:?}, {:?}", life(pool)?);
-    namespace.kubectl(&["delete", "pod", "--all"]).map(drop)
+    namespace.kubectl(&["delete", "pod", "--all"])?;
+    wait_allocatable(pool, "nvidia.com/gpu", 2)
 }
 
 fn containerd_injects_what_the_specification_says(pool: &Pool) -> anyhow::Result<()> {
