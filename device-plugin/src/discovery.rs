@@ -85,6 +85,8 @@ pub struct NodeNames {
     pub drivers: &'static [&'static str],
     /// Nodes below `/dev`, should the driver go by another name; one that ends in `/` is a folder of them.
     pub nodes: &'static [&'static str],
+    /// Nodes that other drivers add to all devices of the vendor: whoever has one of these may open them.
+    pub companions: &'static [&'static str],
     /// PCI drivers whose graphics nodes (`/dev/dri`) reach an accelerator.
     pub graphics: &'static [&'static str],
     /// Nodes that govern more than one pod's share: they are nobody's, even if a back end should list them.
@@ -93,7 +95,8 @@ pub struct NodeNames {
 
 impl NodeNames {
     /// Nodes that are known by the devices that need them, and by nothing else.
-    pub const NONE: Self = Self { majors: &[], drivers: &[], nodes: &[], graphics: &[], management: &[] };
+    pub const NONE: Self =
+        Self { majors: &[], drivers: &[], nodes: &[], companions: &[], graphics: &[], management: &[] };
 }
 
 /// What a back end is made from.

@@ -138,6 +138,14 @@ impl Nodes {
         let address = device.accelerator.pci_address.as_deref();
         let cards = rendering.iter().filter(|card| Some(card.address.as_str()) == address);
         own.extend(cards.map(|card| card.number));
+        let of_vendor = |vendor: &NodeNames| {
+            let below = |node: &PathBuf| Some(node.strip_prefix("/dev").ok()?.to_str()?.to_owned());
+            let mut names = device.nodes.iter().filter_map(below);
+            names.any(|name| vendor.nodes.iter().any(|begin| name.starts_with(begin)))
+        };
+        for vendor in KINDS.iter().map(|kind| &kind.nodes).filter(|vendor| of_vendor(vendor)) {
+            own.extend(numbers.companions(vendor));
+        }
         Ok(own)
     }
 

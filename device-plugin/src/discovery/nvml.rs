@@ -71,8 +71,10 @@ pub const KIND: Kind = Kind {
     },
     nodes: NodeNames {
         majors: &[MAJOR],
-        drivers: &["nvidia"],
-        nodes: &["nvidia", "nvidia-caps/", "nvidia-caps-imex-channels/"],
+        drivers: &["nvidia", "gdrdrv"],
+        nodes: &["nvidia", "nvidia-caps/", "nvidia-caps-imex-channels/", "gdrdrv"],
+        // GPUDirect's copies and storage.
+        companions: &["gdrdrv", "nvidia-fs"],
         graphics: &["nvidia"],
         ..NodeNames::NONE
     },

@@ -3,13 +3,13 @@
 //! where it fits their names: a pod that has the host's `/dev` can put any number under any name.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     os::unix::fs::{FileTypeExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
 
-use spillway_device_plugin::discovery::nvml;
+use spillway_device_plugin::discovery::{NodeNames, nvml};
 
 use super::{Roots, begins, is_accelerators, read};
 use crate::isolation::program::Number;
@@ -71,6 +71,16 @@ impl Numbers {
     pub(super) fn registered(&self) -> impl Iterator<Item = (Number, PathBuf)> {
         let ours = self.names.iter().filter(|(_, name)| is_accelerators(name));
         ours.map(|(number, name)| (*number, Path::new("/dev").join(name)))
+    }
+
+    /// What other drivers add to a vendor's devices: by their names, or registered under names that begin so.
+    pub(super) fn companions(&self, vendor: &NodeNames) -> BTreeSet<Number> {
+        let named = vendor.companions.iter().filter_map(|name| self.of(&Path::new("/dev").join(name)).ok());
+        let registered = self
+            .names
+            .iter()
+            .filter(|(_, name)| vendor.companions.iter().any(|begin| name.starts_with(begin)));
+        named.chain(registered.map(|(number, _)| *number)).collect()
     }
 
     /// The number of the character device `node`, a path below the host's `/dev`.

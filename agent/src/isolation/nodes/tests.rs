@@ -100,6 +100,31 @@ fn dynamic_majors_are_what_the_kernel_says_now() {
 }
 
 #[test]
+fn what_other_drivers_add_to_gpus_is_for_whoever_has_one() {
+    let (_folder, roots) = machine();
+    let registered = roots.sys.join("dev/char");
+    fs::create_dir_all(&registered).unwrap();
+    symlink("../../devices/virtual/nvidia-fs/nvidia-fs3", registered.join("240:3")).unwrap();
+    symlink("../../devices/virtual/gdrdrv/gdrdrv", registered.join("241:0")).unwrap();
+    symlink("../../devices/virtual/misc/vfio", registered.join("10:196")).unwrap();
+    fs::write(roots.proc.join("devices"), "Character devices:\n 10 misc\n240 nvidia-fs\n241 gdrdrv\n")
+        .unwrap();
+    let found =
+        inventory(vec![device("GPU", &["/dev/nvidia0"], None), device("other", &["/dev/null"], None)]);
+    let nodes = Nodes::look(&found, &roots);
+    let of = |id: &str| {
+        let key = (ResourceName::new("example.com/accelerator").unwrap(), DeviceId::new(id).unwrap());
+        nodes.devices[&key].clone()
+    };
+    let [gpu, storage, copies] = [(195, 0), (240, 3), (241, 0)].map(|(major, minor)| Number { major, minor });
+    assert_eq!(of("GPU"), Ok(BTreeSet::from([gpu, storage, copies])));
+    assert_eq!(of("other"), Ok(BTreeSet::from([NULL])));
+    for number in [storage, copies, Number { minor: 1, ..copies }] {
+        assert!(nodes.rules.protects(number), "{number}");
+    }
+}
+
+#[test]
 fn only_accelerators_minors_of_the_graphics_subsystem_are_protected() {
     let (_folder, roots) = machine();
     for (name, number, address, driver) in [
