@@ -250,7 +250,7 @@ impl Guard {
             return Err(format!("no cgroup of the pod that holds {resource} {list} is to be found"));
         }
         for id in devices {
-            if let Some(Err(why)) = self.nodes.devices.get(&(resource.clone(), id.clone())) {
+            if let Some(Err(why)) = self.nodes.of(resource, id) {
                 return Err(format!("{resource} {id} can't be given to its pod: {why}"));
             }
         }

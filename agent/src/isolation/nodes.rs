@@ -17,6 +17,7 @@ use spillway_device_plugin::{
     device::{Device, DeviceId, ResourceName},
     discovery::{KINDS, NodeNames},
     inventory::Inventory,
+    sharing::shared_by,
 };
 
 use self::numbers::{NoNumber, Numbers};
@@ -53,6 +54,8 @@ pub struct Nodes {
     pub rules: Rules,
     /// What each device needs; or why that can't be told now.
     pub devices: BTreeMap<DeviceKey, Result<BTreeSet<Number>, String>>,
+    /// One of these for each ID without a share's number: what is known of a device that was given by another name.
+    pub bases: BTreeMap<DeviceId, DeviceKey>,
     /// Nodes that belong to one device only: two pods that hold one of these are one too many.
     pub exclusive: BTreeSet<Number>,
     /// Names as on the host.
@@ -89,7 +92,10 @@ impl Nodes {
             for number in own.iter().flatten() {
                 *users.entry(*number).or_default() += 1;
             }
-            nodes.devices.insert((device.resource.clone(), device.id.clone()), own.clone());
+            let key = (device.resource.clone(), device.id.clone());
+            let base = shared_by(&device.id).unwrap_or_else(|| device.id.clone());
+            nodes.bases.entry(base).or_insert_with(|| key.clone());
+            nodes.devices.insert(key, own.clone());
             last = Some((device, own));
         }
         // A device that lacks one of its nodes counts as a user of the others.
@@ -192,6 +198,18 @@ impl Nodes {
                 }
             }
         }
+    }
+
+    /// What a device needs, if it is known: one that a container was given by an earlier configuration may be called otherwise now.
+    pub fn of(&self, resource: &ResourceName, id: &DeviceId) -> Option<&Result<BTreeSet<Number>, String>> {
+        let key = (resource.clone(), id.clone());
+        self.devices.get(&key).or_else(|| {
+            let (now, id) = self.bases.get(&shared_by(id).unwrap_or(key.1))?;
+            // IDs are a vendor's own; somebody else may hand out the same.
+            let vendor =
+                |name: &ResourceName| name.as_str().split_once('/').map(|(vendor, _)| vendor.to_owned());
+            (vendor(now) == vendor(resource)).then(|| self.devices.get(&(now.clone(), id.clone())))?
+        })
     }
 
     /// What a node is called, for people.

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sha2::{Digest as _, Sha256};
+use spillway_device_plugin::sharing::shared_by;
 
 use super::{
     cgroup::PodCgroup,
@@ -106,7 +107,9 @@ struct Pod<'a> {
     owner: Owner,
     /// What the kubelet says that it holds.
     holds: BTreeSet<Number>,
-    /// Whether that is all for certain: the kubelet lists it, and every node of its devices is known.
+    /// What of it was given to it as a share, by an earlier configuration: others of that time may have it, too.
+    shares: BTreeSet<Number>,
+    /// Whether what it holds is all for certain: the kubelet lists it, and every node of its devices is known.
     complete: bool,
     /// What it may have besides.
     exempt: BTreeSet<Number>,
@@ -136,7 +139,9 @@ pub fn decide(view: &View<'_>) -> Changes {
             if view.entries.get(&key) == Some(&pod.owner) && !changes.revoke.contains(&key) {
                 continue;
             }
-            let free = pod.exempt.contains(number) || !view.nodes.exclusive.contains(number);
+            let free = pod.exempt.contains(number)
+                || pod.shares.contains(number)
+                || !view.nodes.exclusive.contains(number);
             let others = kept.entry(*number).or_default();
             let first = if free { None } else { pod.behind(*number, others, &pods) };
             if let Some(other) = first {
@@ -161,6 +166,7 @@ impl<'a> Pod<'a> {
             cgroup,
             owner: Owner::of(uid),
             holds: BTreeSet::new(),
+            shares: BTreeSet::new(),
             complete: false,
             exempt: BTreeSet::new(),
             named: false,
@@ -170,7 +176,10 @@ impl<'a> Pod<'a> {
         let mut known = true;
         for numbers in holdings.flat_map(|holding| of_holding(holding, view.nodes)) {
             match numbers {
-                Some(numbers) => pod.holds.extend(numbers),
+                Some((numbers, was_share)) => {
+                    pod.holds.extend(numbers);
+                    pod.shares.extend(numbers.iter().filter(|_| was_share));
+                }
                 None => known = false,
             }
         }
@@ -222,6 +231,7 @@ impl<'a> Pod<'a> {
             };
             // Listed twice, as a pod that has ended is for a while: nothing runs in it any more.
             return self.exempt.contains(&number)
+                || self.shares.contains(&number)
                 || self.cgroup.populated
                 || !nodes.exclusive.contains(&number)
                 || !taken();
@@ -240,14 +250,16 @@ impl<'a> Pod<'a> {
     }
 }
 
-/// The nodes of each device of a holding; none of one that is not known, or not entirely.
+/// The nodes of each device of a holding, and whether it is a share of one that is not shared any more; none of one that is not known, or
+/// not entirely.
 fn of_holding<'a>(
     holding: &'a Holding,
     nodes: &'a Nodes,
-) -> impl Iterator<Item = Option<&'a BTreeSet<Number>>> {
+) -> impl Iterator<Item = Option<(&'a BTreeSet<Number>, bool)>> {
     holding.devices.iter().map(|id| {
-        let key = (holding.resource.clone(), id.clone());
-        nodes.devices.get(&key).and_then(|numbers| numbers.as_ref().ok())
+        let numbers = nodes.of(&holding.resource, id)?.as_ref().ok()?;
+        let offered = nodes.devices.contains_key(&(holding.resource.clone(), id.clone()));
+        Some((numbers, !offered && shared_by(id).is_some()))
     })
 }
 

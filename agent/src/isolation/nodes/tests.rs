@@ -1,7 +1,7 @@
 use std::{os::unix::fs::symlink, sync::Arc};
 
 use spillway_device_plugin::{
-    device::{Accelerator, Health},
+    device::{Accelerator, Health, Replica},
     inventory::BackendState,
 };
 use tempfile::TempDir;
@@ -74,6 +74,29 @@ fn devices_are_known_by_their_nodes_and_what_only_one_has_is_exclusive() {
     assert!(nodes.rules.protects(Number { major: 195, minor: 77 }), "a GPU that nobody has seen yet");
     assert_eq!(nodes.name(NULL), "/dev/null");
     assert_eq!(nodes.name(Number { major: 195, minor: 77 }), "character device 195:77");
+}
+
+#[test]
+fn who_was_given_a_device_by_an_earlier_name_has_its_nodes() {
+    let (_folder, roots) = machine();
+    let share = |number: u32| Device {
+        replica: Some(Replica { number, of: 2, memory_mib: None }),
+        ..device(&format!("a::{number}"), &["/dev/null"], None)
+    };
+    let nodes = Nodes::look(&inventory(vec![share(0), share(1), device("b", &["/dev/zero"], None)]), &roots);
+    let of = |resource: &str, id: &str| {
+        nodes.of(&ResourceName::new(resource).unwrap(), &DeviceId::new(id).unwrap()).cloned()
+    };
+    for (resource, id, expected) in [
+        ("example.com/accelerator", "a::1", Some(NULL)),
+        ("example.com/accelerator", "a", Some(NULL)),
+        ("example.com/accelerator.shared", "a::7", Some(NULL)),
+        ("example.com/accelerator", "b::0", Some(ZERO)),
+        ("example.com/accelerator", "c", None),
+        ("example.org/accelerator", "b", None),
+    ] {
+        assert_eq!(of(resource, id), expected.map(|number| Ok(BTreeSet::from([number]))), "{resource} {id}");
+    }
 }
 
 #[test]

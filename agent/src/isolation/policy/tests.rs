@@ -206,6 +206,27 @@ fn a_pod_that_has_ended_and_is_still_listed_takes_nothing_back() {
 }
 
 #[test]
+fn a_share_from_when_it_was_one_stays_its_pods_and_keeps_others_waiting() {
+    let first = resource();
+    let mut moment = Moment::new(
+        vec![holding("s", &["gpu0::0"]), holding("t", &["gpu0::1"])],
+        vec![cgroup("s", 1, false), cgroup("t", 2, true)],
+    );
+    moment.nodes.bases.insert(DeviceId::new("gpu0").unwrap(), (first, DeviceId::new("gpu0").unwrap()));
+    let both = [entry(1, gpu(0), "s"), entry(1, CONTROL, "s"), entry(2, gpu(0), "t"), entry(2, CONTROL, "t")];
+    // One of them is between two starts.
+    assert_eq!(moment.step(), Changes { allow: both.into(), ..Changes::default() });
+    assert_eq!(moment.decide(), Changes::default());
+
+    moment.holders.holdings.push(holding("whole", &["gpu0"]));
+    moment.cgroups.push(cgroup("whole", 3, true));
+    moment.pods.push(named("whole", "default"));
+    let changes = moment.step();
+    assert!(!changes.allow.contains_key(&AllowKey { cgroup: 3, number: gpu(0) }), "{changes:?}");
+    assert_eq!((changes.waits.len(), changes.revoke), (1, BTreeSet::new()));
+}
+
+#[test]
 fn what_a_pod_certainly_does_not_hold_is_taken_away() {
     // A driver came back with another major, and its old one is something else now.
     let stale = entry(1, Number { major: 510, minor: 1 }, "a");
