@@ -1,7 +1,11 @@
 //! Who holds what, who uses what, and what happens to who uses too much, on the real kubelet with real processes. What the processes are
 //! said to do with a GPU is made up: the stand-in library lists them.
 
-use std::process::Command;
+use std::{
+    collections::BTreeSet,
+    io::Write as _,
+    process::{Command, Stdio},
+};
 
 use anyhow::{Context as _, ensure};
 use spillway_tests::standin::GpuStandin;
@@ -304,8 +308,10 @@ fn paused(pool: &Pool) -> anyhow::Result<()> {
     namespace.kubectl(&["delete", "pod", "worker"]).map(drop)
 }
 
-/// By Prometheus' own tool: the rules are sound, fire when they should, and so are the dashboard's queries.
-fn alert_rules(_: &Pool) -> anyhow::Result<()> {
+/// By Prometheus' own tool: what the agent serves is named by its conventions, the rules are sound, fire when they should, and so are the
+/// dashboard's queries.
+fn alert_rules(pool: &Pool) -> anyhow::Result<()> {
+    conventional(&metrics(pool)?)?;
     let alerts = spillway_tests::repository().join("deploy/alerts");
     let promtool = |arguments: &[&str]| {
         let mut command = Command::new(spillway_tests::components::folder().join("promtool"));
@@ -325,6 +331,27 @@ fn alert_rules(_: &Pool) -> anyhow::Result<()> {
         promtool(&["--experimental", "promql", "format", &query.replace("$__rate_interval", "5m")])
             .with_context(|| query.to_owned())?;
     }
+    Ok(())
+}
+
+/// The tool reads Prometheus' own format, in which a counter's description has the counter's whole name, and no more than that.
+fn conventional(served: &str) -> anyhow::Result<()> {
+    let counters: BTreeSet<_> =
+        served.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
+    ensure!(!counters.is_empty(), "no counters among {served}");
+    let whole = |line: &str| {
+        let [hash, what, name, rest] = line.splitn(4, ' ').collect::<Vec<_>>()[..] else { return None };
+        (hash == "#" && counters.contains(name)).then(|| format!("{hash} {what} {name}_total {rest}\n"))
+    };
+    let text: String =
+        served.lines().map(|line| whole(line).unwrap_or_else(|| format!("{line}\n"))).collect();
+    let mut promtool = Command::new(spillway_tests::components::folder().join("promtool"));
+    promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut promtool = promtool.spawn().context("can't run promtool")?;
+    promtool.stdin.take().context("promtool reads nothing")?.write_all(text.as_bytes())?;
+    let output = promtool.wait_with_output()?;
+    let said = [output.stdout, output.stderr].concat();
+    ensure!(output.status.success(), "promtool check metrics: {}", String::from_utf8_lossy(&said));
     Ok(())
 }
 
