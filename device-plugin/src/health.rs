@@ -19,6 +19,9 @@ use memo::{Memos, Standing};
 /// XIDs that an application causes and that say nothing about the GPU: the list of NVIDIA's own device plugin.
 pub const APPLICATION_XIDS: [u64; 6] = [13, 31, 43, 45, 68, 109];
 
+/// Far more devices and partitions than a machine has: a driver can name what is not there.
+const MOST: usize = 4096;
+
 #[derive(Debug, Clone)]
 struct Fault {
     why: String,
@@ -64,7 +67,9 @@ impl Faults {
 
     /// Something is wrong with `device` at `now`.
     pub fn record(&mut self, device: &DeviceId, why: impl Into<String>, now: Instant) {
-        self.last.insert(device.clone(), Fault { why: why.into(), at: now });
+        if self.last.len() < MOST || self.last.contains_key(device) {
+            self.last.insert(device.clone(), Fault { why: why.into(), at: now });
+        }
     }
 
     /// The device is still in the state that its last fault put it in: its time to recover starts anew, its reason stays.
@@ -118,6 +123,19 @@ mod tests {
         faults.record(&gpu, "XID 79", start + QUIET / 2);
         assert_eq!(faults.health(&gpu, start + QUIET), Health::Unhealthy("XID 79".to_owned()));
         assert!(faults.health(&gpu, start + QUIET / 2 + QUIET).is_healthy());
+    }
+
+    #[test]
+    fn a_driver_that_makes_up_devices_fills_no_memory() {
+        let start = Instant::now();
+        let mut faults = Faults::new(QUIET);
+        let made_up = |number: usize| DeviceId::new(format!("GPU-{number}")).unwrap();
+        for number in 0..2 * MOST {
+            faults.record(&made_up(number), "XID 79", start);
+        }
+        assert_eq!(faults.last.len(), MOST);
+        faults.record(&made_up(0), "XID 48", start);
+        assert_eq!(faults.health(&made_up(0), start), Health::Unhealthy("XID 48".to_owned()));
     }
 
     #[test]
