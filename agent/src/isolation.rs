@@ -23,6 +23,7 @@ use std::{path::PathBuf, time::Duration};
 
 use spillway_daemon::admin::Readiness;
 use spillway_device_plugin::{
+    causes::one_line,
     device::{DeviceId, ResourceName},
     inventory::{BackendState, Inventory},
     server::PreStart,
@@ -148,7 +149,7 @@ impl Isolation {
         if let Some(guard) = self.state.lock().await.guard.take()
             && let Err(error) = guard.stop()
         {
-            tracing::warn!("{}", with_causes(&error));
+            tracing::warn!("{}", one_line(&error));
         }
     }
 
@@ -178,7 +179,7 @@ impl Isolation {
             Ok(holders) => state.holders = Some(holders),
             // Nobody can hold anything before the first plugin has registered.
             Err(HoldersError::Missing(_)) => state.holders = Some(Holders::default()),
-            Err(error) if state.holders.is_none() => return Err(with_causes(&error)),
+            Err(error) if state.holders.is_none() => return Err(one_line(&error)),
             Err(_) => {}
         }
         let State { guard: Some(guard), holders: Some(holders), .. } = state else { return Ok(()) };
@@ -187,7 +188,7 @@ impl Isolation {
         self.metrics.in_force.set(i64::from(guard.in_force()));
         self.metrics.waiting.set(i64::try_from(guard.waiting()).unwrap_or(i64::MAX));
         self.metrics.allowed.set(i64::try_from(guard.allowed()).unwrap_or(i64::MAX));
-        result.map_err(|error| with_causes(&error))
+        result.map_err(|error| one_line(&error))
     }
 
     fn starting(&self) -> bool {
@@ -200,7 +201,7 @@ impl Isolation {
         let pods = self.sources.pods.borrow().clone();
         let Some(guard) = &mut state.guard else { return false };
         if let Err(error) = guard.check(&pods) {
-            tracing::warn!("isolation: {}", with_causes(&error));
+            tracing::warn!("isolation: {}", one_line(&error));
         }
         guard.is_outdated()
     }
@@ -270,14 +271,4 @@ impl Watching {
             }
         }
     }
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
