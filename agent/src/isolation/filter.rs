@@ -241,16 +241,13 @@ impl Filter {
             Err(error) if !error.is_absent() => return Err(error.into()),
             _ => return Ok(Some("the pin of the device program was removed")),
         }
-        for (name, layout) in [("allowed", ALLOWED), ("denied", DENIED)] {
-            let there = match name {
-                "allowed" => {
-                    Map::<{ AllowKey::SIZE }, { Owner::SIZE }>::open(&self.folder.join(name), layout)
-                        .map(drop)
-                }
-                _ => Map::<{ DenyKey::SIZE }, 8>::open(&self.folder.join(name), layout).map(drop),
-            };
-            if there.is_err_and(|error| error.is_absent()) {
-                return Ok(Some("the pin of a map was removed"));
+        let at = |name: &str| self.folder.join(name);
+        for found in [self.allowed.is_at(&at("allowed")), self.denied.is_at(&at("denied"))] {
+            match found {
+                Ok(true) => {}
+                Err(error) if error.is_absent() => return Ok(Some("the pin of a map was removed")),
+                // Whatever it is: the next agent would take it for ours.
+                Ok(false) | Err(_) => return Ok(Some("the pin of a map was replaced")),
             }
         }
         Ok(None)

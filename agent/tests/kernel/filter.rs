@@ -197,6 +197,17 @@ fn what_somebody_does_to_the_filter_is_noticed_and_put_back() {
         ("the device program was replaced", &foreign),
         ("the pin of the device program was removed", &|| fs::remove_file(pins.join("link")).unwrap()),
         ("the pin of a map was removed", &|| fs::remove_file(pins.join("allowed")).unwrap()),
+        ("the pin of a map was replaced", &|| {
+            // As anybody who can write to the bpffs can, without making a map.
+            fs::rename(pins.join("denied"), pins.join("x")).unwrap();
+            fs::rename(pins.join("allowed"), pins.join("denied")).unwrap();
+            fs::rename(pins.join("x"), pins.join("allowed")).unwrap();
+        }),
+        ("the pin of a map was replaced", &|| {
+            fs::remove_file(pins.join("allowed")).unwrap();
+            // One just like ours.
+            drop(Filter::open(&node.bpffs()).unwrap());
+        }),
     ] {
         assert_eq!(filter.tampered().unwrap(), None);
         disturb();

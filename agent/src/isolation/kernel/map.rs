@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     KernelError,
-    call::{MapFd, MapInfo},
+    call::{self, MapFd, MapInfo},
     name, pin, pinned,
 };
 
@@ -76,6 +76,29 @@ impl<const K: usize, const V: usize> Map<K, V> {
     /// When something is there, or it isn't in a bpffs.
     pub fn pin(&self, path: &Path) -> Result<(), KernelError> {
         pin(self.map.fd(), path)
+    }
+
+    /// The kernel's number for it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn id(&self) -> Result<u32, KernelError> {
+        // struct bpf_map_info: type, id, ...
+        let info = call::info(self.map.fd());
+        info.map(|[_, id]| id).map_err(|source| KernelError::Call { what: "describe a BPF map", source })
+    }
+
+    /// Whether it is the one that is pinned at `path`.
+    ///
+    /// # Errors
+    /// When nothing is pinned there, or it can't be opened.
+    pub fn is_at(&self, path: &Path) -> Result<bool, KernelError> {
+        let found = MapFd::of(pinned(path)?);
+        let found = found.map_err(|source| KernelError::Call { what: "describe a BPF map", source })?;
+        match found {
+            Some((map, _)) => Ok(Self { map, entries: self.entries }.id()? == self.id()?),
+            None => Ok(false),
+        }
     }
 
     /// Its descriptor, for a program that is about to be loaded.
