@@ -203,14 +203,19 @@ fn killed_in_pre_start(pool: &Pool) -> anyhow::Result<()> {
     replace_agent(pool)
 }
 
-/// The kubelet's root folder, that of the plugins included, on a small disk, which can be filled; the usual one when this is dropped.
+/// The kubelet's root folder on a small disk, and the plugins' on another, which can be filled; the usual one when this is dropped. The
+/// kubelet gives back, at any moment, what it wrote of pods before it failed: not so to the plugins.
 struct Full<'a>(&'a Pool);
 
 impl<'a> Full<'a> {
     fn of(pool: &'a Pool) -> anyhow::Result<Self> {
         let full = Self(pool);
         pool.cluster.stop(DEDICATED, "kubelet")?;
-        pool.on(DEDICATED, &format!("mount -t tmpfs -o size=8m,nr_inodes=2000 tmpfs {KUBELET}"))?;
+        pool.on(
+            DEDICATED,
+            &format!("mount -t tmpfs -o size=8m,nr_inodes=2000 tmpfs {KUBELET}; mkdir {FOLDER}"),
+        )?;
+        pool.on(DEDICATED, &format!("mount -t tmpfs -o size=1m,nr_inodes=100 tmpfs {FOLDER}"))?;
         pool.cluster.start(DEDICATED, "kubelet")?;
         wait("the kubelet to make its folders", || {
             let folders = format!("test -S {FOLDER}/kubelet.sock && test -d {KUBELET}/plugins_registry");
@@ -224,11 +229,12 @@ impl<'a> Full<'a> {
     /// Neither a file nor a byte more. Again, too, when something was given back since.
     fn fill(&self) -> anyhow::Result<()> {
         let files = "i=$(ls | wc -l); while true >$i; do i=$((i + 1)); done 2>/dev/null; cat /dev/zero >0 2>/dev/null || true";
-        self.0.on(DEDICATED, &format!("mkdir -p {KUBELET}/fill; cd {KUBELET}/fill; ({files})")).map(drop)
+        let fill = |folder| format!("mkdir -p {folder}/fill; cd {folder}/fill; ({files})");
+        self.0.on(DEDICATED, &format!("{}; {}", fill(KUBELET), fill(FOLDER))).map(drop)
     }
 
     fn empty(&self) -> anyhow::Result<()> {
-        self.0.on(DEDICATED, &format!("rm -rf {KUBELET}/fill")).map(drop)
+        self.0.on(DEDICATED, &format!("rm -rf {KUBELET}/fill {FOLDER}/fill")).map(drop)
     }
 }
 
@@ -262,8 +268,6 @@ fn full_disk(pool: &Pool) -> anyhow::Result<()> {
     namespace.wait_phase("steady", "Running")?;
     wait("what the steady pod may open to be in the kernel", || Ok((allowed(pool)? > nobody).then_some(())))?;
     let (agent, before) = (pool.on(DEDICATED, "pidof spillway-agent")?, allowed(pool)?);
-    let pods = || pool.on(DEDICATED, &format!("ls {KUBELET}/pods"));
-    let steady = pods()?;
     full.fill()?;
 
     // The kubelet can't write down who gets what, so nobody gets anything.
@@ -285,11 +289,10 @@ fn full_disk(pool: &Pool) -> anyhow::Result<()> {
     ensure!(opens.contains("No such device or address"), "the steady pod opening its GPU: {opens}");
     ensure!(allowed(pool)? == before, "{before} entries became {}", allowed(pool)?);
 
-    // What the kubelet gives back of the pod that failed would be room for a socket, and so would be the old socket's: an agent that
-    // could act would take it before anything else.
-    wait("the failed pod's folder to go", || Ok((pods()? == steady).then_some(())))?;
+    // An agent that could act would have its new socket in the room of the old one before anything else. That one's room is free when
+    // the agent has closed it: it has a second name instead.
     let frozen = Frozen::agent(pool)?;
-    pool.on(DEDICATED, &format!("rm {FOLDER}/spillway-nvidia.com_gpu.sock"))?;
+    pool.on(DEDICATED, &format!("cd {FOLDER}; mv spillway-nvidia.com_gpu.sock fill/socket"))?;
     full.fill()?;
     drop(frozen);
     wait("the agent to say that there is no room", || {
