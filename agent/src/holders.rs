@@ -342,7 +342,7 @@ async fn compare(reader: &HoldersReader, following: &Following, comparison: &mut
     reader.add_names(&mut now).await;
     // A list without any pod is that of a kubelet that has just started: this agent is in a pod itself, usually.
     if !listing.pods.is_empty() {
-        publish(&following.active, Some(compare::active(&now, &listing)));
+        publish(&following.active, Some(comparison.held(&now, &listing, Instant::now())));
     }
     publish(&following.all, now);
 }

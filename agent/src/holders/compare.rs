@@ -114,6 +114,8 @@ pub(super) struct Comparison {
     suspected: BTreeSet<Listed>,
     /// Seen again, and said.
     said: BTreeSet<Listed>,
+    /// What was held by the last list.
+    active: Holders,
     unavailable: bool,
 }
 
@@ -149,6 +151,26 @@ impl Comparison {
         self.due = Some(now + if doubt { SOON } else { EVERY });
         self.suspected = missing;
         news.iter().map(describe).collect()
+    }
+
+    /// What is held by now: what this list says, and what the last one said if it is on record still. Just after a kubelet's start a list
+    /// lacks pods; what only one list lacks has not ended, and the next one is asked for soon.
+    pub(super) fn held(&mut self, all: &Holders, listing: &Listing, now: Instant) -> Holders {
+        let active = active(all, listing);
+        let last = std::mem::replace(&mut self.active, active.clone());
+        let same = |one: &Holding, other: &Holding| {
+            (&one.pod.uid, &one.container, &one.resource)
+                == (&other.pod.uid, &other.container, &other.resource)
+        };
+        let doubtful = all.holdings.iter().filter(|one| {
+            last.holdings.iter().any(|other| same(one, other)) && !active.holdings.contains(one)
+        });
+        let mut held = active.clone();
+        held.holdings.extend(doubtful.cloned());
+        if held != active {
+            self.due = Some(now + SOON);
+        }
+        held
     }
 
     /// One of the two could not be read, which is told once.

@@ -402,6 +402,47 @@ fn what_ended_pods_have_on_record_is_not_held() {
 }
 
 #[test]
+fn what_a_single_list_lacks_has_not_ended() {
+    let pod = |uid: &'static str, name: &'static str, gpu: &'static str| {
+        holding((uid, Some(("default", name))), "main", "nvidia.com/gpu", &[gpu])
+    };
+    let (steady, other) = (pod("u1", "steady", "GPU-0"), pod("u2", "other", "GPU-1"));
+    let all = Holders { holdings: vec![steady.clone(), other.clone()] };
+    let list = |names: &[(&str, &str)]| {
+        let listed = names.iter().map(|(name, gpu)| PodResources {
+            name: (*name).to_owned(),
+            namespace: "default".to_owned(),
+            containers: vec![ContainerResources {
+                name: "main".to_owned(),
+                devices: vec![ContainerDevices {
+                    resource_name: "nvidia.com/gpu".to_owned(),
+                    device_ids: vec![(*gpu).to_owned()],
+                    topology: None,
+                }],
+                ..ContainerResources::default()
+            }],
+        });
+        pod_resources::listed(listed.collect())
+    };
+    let now = Instant::now();
+    let mut comparison = Comparison::default();
+    let both = list(&[("steady", "GPU-0"), ("other", "GPU-1")]);
+    assert_eq!(comparison.held(&all, &both, now), all);
+    // A kubelet that has just started knows the first of its pods.
+    let first = list(&[("other", "GPU-1")]);
+    let doubted = comparison.held(&all, &first, now);
+    assert!(doubted.holdings.contains(&steady) && doubted.holdings.len() == 2);
+    assert_eq!(comparison.due_in(now), Duration::from_secs(3));
+    assert_eq!(comparison.held(&all, &both, now), all);
+    // One that has ended is not listed any more, nor the next time.
+    comparison.held(&all, &first, now);
+    assert_eq!(comparison.held(&all, &first, now).holdings, std::slice::from_ref(&other));
+    // What the checkpoint has forgotten is gone at once.
+    let checkpoint = Holders { holdings: vec![steady] };
+    assert_eq!(comparison.held(&checkpoint, &list(&[("nobody", "GPU-7")]), now), Holders::default());
+}
+
+#[test]
 fn a_pod_is_named_only_when_there_is_no_doubt() {
     let listed = pod_resources::Listed {
         namespace: "default".to_owned(),
