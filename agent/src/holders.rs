@@ -242,14 +242,30 @@ impl Following {
     /// Tells `inventory` what containers hold, until `stop`: what one has by another name than it is offered by now must not be handed out.
     pub async fn tell(self, inventory: watch::Sender<Inventory>, stop: CancellationToken) {
         let (mut all, mut active) = (self.all.subscribe(), self.active.subscribe());
+        let (mut seen, mut said) = (inventory.subscribe(), BTreeSet::new());
         loop {
             let holders = active.borrow_and_update().clone();
             let holders = holders.unwrap_or_else(|| all.borrow_and_update().clone());
             holders.tell(&inventory);
-            tokio::select! {
-                () = stop.cancelled() => return,
-                changed = active.changed() => if changed.is_err() { return },
-                changed = all.changed() => if changed.is_err() { return },
+            loop {
+                let kept_back: BTreeSet<_> = seen.borrow_and_update().kept_back().collect();
+                for device in kept_back.difference(&said) {
+                    tracing::warn!("kept back: {device}");
+                }
+                said = kept_back;
+                let changed = tokio::select! {
+                    () = stop.cancelled() => return,
+                    changed = active.changed() => changed,
+                    changed = all.changed() => changed,
+                    changed = seen.changed() => match changed {
+                        Ok(()) => continue,
+                        Err(_) => return,
+                    },
+                };
+                if changed.is_err() {
+                    return;
+                }
+                break;
             }
         }
     }

@@ -209,6 +209,23 @@ impl Inventory {
         self.devices().filter(move |device| device.resource == *resource)
     }
 
+    /// What is wrong with a device, if anything is. One that is only kept back, as a container has it by another name, is well.
+    pub fn sickness<'a>(&self, device: &'a Device) -> Option<&'a str> {
+        match &device.health {
+            Health::Unhealthy(why) if self.held.objection(device).as_ref() != Some(why) => Some(why),
+            _ => None,
+        }
+    }
+
+    /// Why devices are kept back that are well, each with its resource and ID; of shares, the ID of what is shared.
+    pub fn kept_back(&self) -> impl Iterator<Item = String> {
+        self.devices().filter(|device| !device.health.is_healthy()).filter_map(|device| {
+            let why = self.held.objection(device).filter(|_| self.sickness(device).is_none())?;
+            let id = if device.replica.is_some() { device.unit() } else { &device.id };
+            Some(format!("{} {id}: {why}", device.resource))
+        })
+    }
+
     /// Every resource that has a device, healthy or not.
     pub fn resources(&self) -> BTreeSet<ResourceName> {
         let distinct: BTreeSet<_> = self.devices().map(|device| &device.resource).collect();
@@ -331,6 +348,15 @@ pub(crate) mod tests {
         assert_eq!(free(&whole), ["GPU-0", "GPU-1"], "the kubelet knows who has it");
         let shared = whole.ruled_by(rules);
         assert_eq!(free(&shared), ["GPU-1::0", "GPU-1::1"]);
+        assert!(shared.devices().all(|device| shared.sickness(device).is_none()), "nothing is wrong with it");
+        let kept: Vec<_> = shared.kept_back().collect();
+        assert!(
+            kept.len() == 2 && kept[0].starts_with("nvidia.com/gpu GPU-0: a container has it as"),
+            "{kept:?}"
+        );
+        let sick = shared.with("nvml", BackendState::Running, all_unhealthy(&gpus, "XID 79")).0;
+        assert!(sick.devices().all(|device| sick.sickness(device) == Some("XID 79")));
+        assert_eq!(sick.kept_back().count(), 0);
         let ended = shared.with_held(Held::default());
         assert_eq!(free(&ended), ["GPU-0::0", "GPU-0::1", "GPU-1::0", "GPU-1::1"]);
         let back = ended.with_held(held("GPU-1::0")).ruled_by(Arc::default());

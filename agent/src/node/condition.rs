@@ -101,8 +101,8 @@ pub(super) fn accelerators(inventory: &Inventory) -> BTreeMap<&str, Vec<&str>> {
     let mut found: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for device in inventory.devices() {
         let reasons = found.entry(device.accelerator.id.as_str()).or_default();
-        if let spillway_device_plugin::device::Health::Unhealthy(why) = &device.health
-            && !reasons.contains(&why.as_str())
+        if let Some(why) = inventory.sickness(device)
+            && !reasons.contains(&why)
         {
             reasons.push(why);
         }

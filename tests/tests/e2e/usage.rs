@@ -252,16 +252,19 @@ fn budgets(pool: &Pool) -> anyhow::Result<()> {
         ensure!(restarts == "0", "{pod} was restarted {restarts} times");
     }
     drop(back);
-    wait("two GPUs to be allocatable", || {
-        Ok((pool.cluster.kubectl(&["get", "node", DEDICATED, "-o", path])? == "2").then_some(()))
-    })?;
-    // The GPU is not shared any more, and they hold their shares of it all the same.
+    // The GPU is not shared any more, and they hold their shares of it all the same: nobody gets it whole.
+    let whole = |count: &str| {
+        wait(&format!("whole GPUs to be allocatable: {count}"), || {
+            Ok((pool.cluster.kubectl(&["get", "node", DEDICATED, "-o", path])? == count).then_some(()))
+        })
+    };
+    whole("1")?;
     for pod in ["greedy", "modest"] {
         let labels = [("namespace", "budget"), ("pod", pod), ("device", &GpuStandin::uuid(*number))];
         wait_metric(pool, "spillway_container_device_held", &labels, |value| value == Some(1.0))?;
         namespace.kubectl(&["delete", "pod", pod])?;
     }
-    Ok(())
+    whole("2")
 }
 
 /// The node without the label when it is dropped.
