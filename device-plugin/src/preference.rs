@@ -15,7 +15,8 @@ mod search;
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
 };
 
 use crate::device::{Device, DeviceId, Partition};
@@ -85,6 +86,13 @@ struct Unit<'a> {
 }
 
 impl Unit<'_> {
+    /// Another part of the same.
+    fn join(&mut self, other: Self) {
+        self.free.extend(other.free);
+        self.held += other.held;
+        self.must += other.must;
+    }
+
     fn load(&self) -> u32 {
         self.held + self.must
     }
@@ -93,6 +101,22 @@ impl Unit<'_> {
     fn offers(&self) -> bool {
         self.must == 0 && !self.free.is_empty()
     }
+}
+
+/// Where a device is: its accelerator, and what of it.
+fn place(device: &Device) -> (&DeviceId, &DeviceId) {
+    (&device.accelerator.id, device.unit())
+}
+
+/// Whether a device plainly is of the same unit as the one before, which needs no look at names: shares come one after the other. If it
+/// isn't plain, names tell later.
+fn follows(before: &Device, device: &Device) -> bool {
+    let same_part = match (&before.partition, &device.partition) {
+        (None, None) => true,
+        (Some(before), Some(part)) => Arc::ptr_eq(before, part),
+        _ => false,
+    };
+    same_part && Arc::ptr_eq(&before.accelerator, &device.accelerator)
 }
 
 /// An accelerator with at least one device that may be chosen or must be.
@@ -118,12 +142,14 @@ impl<'a> Pool<'a> {
         must: &BTreeSet<&str>,
         policy: Policy,
     ) -> Option<Self> {
-        let mut units: BTreeMap<(&DeviceId, &DeviceId), (&Device, Unit<'a>)> = BTreeMap::new();
+        let mut units: Vec<(&Device, Unit<'a>)> = Vec::new();
         let mut seen = 0;
         let mut replicated = false;
         for device in slice {
-            let key = (&device.accelerator.id, device.unit());
-            let (_, unit) = units.entry(key).or_insert_with(|| (device, Unit::default()));
+            if !units.last().is_some_and(|(last, _)| follows(last, device)) {
+                units.push((device, Unit::default()));
+            }
+            let Some((_, unit)) = units.last_mut() else { continue };
             let id = device.id.as_str();
             replicated |= device.replica.is_some();
             if must.contains(id) {
@@ -137,8 +163,16 @@ impl<'a> Pool<'a> {
         if seen != must.len() {
             return None;
         }
+        units.sort_by(|(one, _), (other, _)| place(one).cmp(&place(other)));
+        units.dedup_by(|more, unit| {
+            let same = place(more.0) == place(unit.0);
+            if same {
+                unit.1.join(std::mem::take(&mut more.1));
+            }
+            same
+        });
         let mut cards: Vec<Card<'a>> = Vec::new();
-        for (_, (any, unit)) in units {
+        for (any, unit) in units {
             match cards.last_mut().filter(|card| card.any.accelerator.id == any.accelerator.id) {
                 Some(card) => card.units.push(unit),
                 None => cards.push(Card { any, units: vec![unit] }),

@@ -142,6 +142,23 @@ fn shares_are_distributed_or_packed_and_never_two_of_one_gpu_where_another_is_fr
 }
 
 #[test]
+fn shares_of_one_device_need_not_follow_each_other() {
+    let whole = gpus(&[None; 2], |_, _| 0);
+    let [first, second]: [Vec<_>; 2] = [0, 1].map(|gpu| shares(&whole[gpu], 3).collect());
+    let slice: Vec<_> = first.into_iter().zip(second).flat_map(|(one, other)| [one, other]).collect();
+    let check = |replicas, expected: &str| {
+        let policy = Policy { replicas, ..Policy::default() };
+        assert_eq!(
+            prefer(&slice, &without(&slice, &["GPU-00::0"]), &[], 1, policy),
+            [expected],
+            "{replicas:?}"
+        );
+    };
+    check(Replicas::Distributed, "GPU-01::0");
+    check(Replicas::Packed, "GPU-00::1");
+}
+
+#[test]
 fn partitions_are_packed_onto_gpus_in_use() {
     let slice: Vec<_> = gpus(&[None; 3], |_, _| 100).iter().flat_map(|gpu| parts(gpu, 3)).collect();
     let check = |held: &[&str], size, expected: &[&str]| {
