@@ -14,9 +14,9 @@ use std::{
 };
 
 use futures::{Stream, stream};
+use hyper::server::conn::http2;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
-    server::conn::auto,
     service::TowerToHyperService,
 };
 use spillway_proto::deviceplugin::{
@@ -32,7 +32,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     allocate::{self, AllocateError, Manner},
     config::{Config, ReplicaChoice, Spread},
-    device::{Device, DeviceId, Health, ResourceName},
+    device::{Device, DeviceId, ResourceName},
     inventory::Inventory,
     metrics::Metrics,
     preference::{self, Cards, Policy, Replicas},
@@ -190,9 +190,9 @@ async fn accept(listener: UnixListener, plugin: Plugin, ending: CancellationToke
             Ok((stream, _)) => {
                 let service = service.clone();
                 connections.spawn(async move {
-                    let builder = auto::Builder::new(TokioExecutor::new()).http2_only();
+                    let builder = http2::Builder::new(TokioExecutor::new());
                     if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
-                        tracing::debug!(error, "a connection to the plugin broke");
+                        tracing::debug!(%error, "a connection to the plugin broke");
                     }
                 });
             }
@@ -233,7 +233,8 @@ impl Drop for Open {
 struct Watching {
     resource: ResourceName,
     inventory: watch::Receiver<Inventory>,
-    sent: Option<Vec<WireDevice>>,
+    /// What the list sent last was made of.
+    sent: Option<Inventory>,
     ending: CancellationToken,
     _open: Open,
 }
@@ -242,10 +243,14 @@ impl Watching {
     /// The next list that differs from the one sent before; none when it is time to end.
     async fn next(&mut self) -> Option<Vec<WireDevice>> {
         loop {
-            let list = wire(self.inventory.borrow_and_update().slice(&self.resource));
-            if self.sent.as_ref() != Some(&list) {
-                self.sent = Some(list.clone());
-                return Some(list);
+            let now = self.inventory.borrow_and_update().clone();
+            let known = self.sent.as_ref().is_some_and(|sent| {
+                sent.slice(&self.resource).map(entry).eq(now.slice(&self.resource).map(entry))
+            });
+            let list = (!known).then(|| wire(now.slice(&self.resource)));
+            self.sent = Some(now);
+            if list.is_some() {
+                return list;
             }
             tokio::select! {
                 // A last change goes out before the end: the kubelet must learn that a resource has no devices any more.
@@ -257,18 +262,18 @@ impl Watching {
     }
 }
 
+/// What the kubelet is told of a device: its ID, whether it is healthy, its NUMA node.
+fn entry(device: &Device) -> (&DeviceId, bool, Option<u32>) {
+    (&device.id, device.health.is_healthy(), device.accelerator.numa_node)
+}
+
 pub(crate) fn wire<'a>(slice: impl Iterator<Item = &'a Device>) -> Vec<WireDevice> {
     slice
-        .map(|device| WireDevice {
-            id: device.id.to_string(),
-            health: match device.health {
-                Health::Healthy => "Healthy".to_owned(),
-                Health::Unhealthy(_) => "Unhealthy".to_owned(),
-            },
-            topology: device
-                .accelerator
-                .numa_node
-                .map(|node| TopologyInfo { nodes: vec![NumaNode { id: i64::from(node) }] }),
+        .map(entry)
+        .map(|(id, healthy, numa_node)| WireDevice {
+            id: id.to_string(),
+            health: if healthy { "Healthy" } else { "Unhealthy" }.to_owned(),
+            topology: numa_node.map(|node| TopologyInfo { nodes: vec![NumaNode { id: i64::from(node) }] }),
         })
         .collect()
 }

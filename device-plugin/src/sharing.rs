@@ -66,7 +66,9 @@ impl Rules {
                 }
             }
         }
-        let mut devices = Vec::new();
+        // Room for no more than there will be: this list stays, and is the agent's largest.
+        let shares: usize = replicated.values().map(Vec::len).sum();
+        let mut devices = Vec::with_capacity(renamed.len() - replicated.len() + shares);
         for device in &renamed {
             if withheld.contains(&device.resource) {
                 continue;

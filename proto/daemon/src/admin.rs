@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -14,9 +15,14 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
+use hyper::server::conn::http1;
+use hyper_util::{rt::TokioIo, server::graceful::GracefulShutdown, service::TowerToHyperService};
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
+
+/// How long to wait when no connection can be accepted, as when all descriptors are in use.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// Named conditions that must all hold before the daemon calls itself ready. Clones share one state.
 #[derive(Debug, Clone, Default)]
@@ -54,10 +60,11 @@ pub fn router(registry: Arc<Registry>, readiness: Readiness) -> Router {
         .with_state(Shared { registry, readiness })
 }
 
-/// Serves [`router`] on `address` until `stop` is cancelled.
+/// Serves [`router`] on `address` until `stop` is cancelled. HTTP/1.1 is all that a scraper or a probe speaks: axum's own server can do
+/// HTTP/2, too, and is several times as much code.
 ///
 /// # Errors
-/// When the address can't be bound or the listener fails.
+/// When the address can't be bound.
 pub async fn serve(
     address: SocketAddr,
     registry: Arc<Registry>,
@@ -68,10 +75,38 @@ pub async fn serve(
         format!("can't listen on the admin address {address}: choose another with --admin-address")
     })?;
     tracing::info!(address = %listener.local_addr()?, "admin endpoint serves /metrics, /healthz and /readyz");
-    axum::serve(listener, router(registry, readiness))
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
-        .context("the admin endpoint failed")
+    accept(listener, router(registry, readiness), stop).await;
+    Ok(())
+}
+
+async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) {
+    let service = TowerToHyperService::new(router);
+    let (graceful, mut connections) = (GracefulShutdown::new(), JoinSet::new());
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            Some(_) = connections.join_next() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let connection =
+                    http1::Builder::new().serve_connection(TokioIo::new(stream), service.clone());
+                let connection = graceful.watch(connection);
+                connections.spawn(async move {
+                    if let Err(error) = connection.await {
+                        tracing::debug!(%error, "a connection to the admin endpoint broke");
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "can't accept a connection to the admin endpoint");
+                sleep(RETRY).await;
+            }
+        }
+    }
+    drop(listener);
+    graceful.shutdown().await;
 }
 
 async fn metrics(State(shared): State<Shared>) -> impl IntoResponse {
@@ -96,6 +131,10 @@ async fn readyz(State(shared): State<Shared>) -> impl IntoResponse {
 mod tests {
     use axum::{body::Body, http::Request};
     use http_body_util::BodyExt as _;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
+    };
     use tower::ServiceExt as _;
 
     use super::*;
@@ -106,6 +145,29 @@ mod tests {
         let status = response.status();
         let body = response.into_body().collect().await.unwrap().to_bytes();
         (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_client_that_stays_connected_does_not_hold_up_the_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let router = router(Arc::new(Registry::default()), Readiness::default());
+        let serving = accept(listener, router, stop.clone());
+        let client = async {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            for _ in 0..2 {
+                stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n").await.unwrap();
+                let mut answer = Vec::new();
+                while !answer.ends_with(b"\r\n\r\nok") {
+                    assert_ne!(stream.read_buf(&mut answer).await.unwrap(), 0, "hung up");
+                }
+                assert!(answer.starts_with(b"HTTP/1.1 200 OK\r\n"));
+            }
+            stop.cancel();
+            assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "told to go");
+        };
+        tokio::join!(serving, client);
     }
 
     #[tokio::test]
