@@ -5,6 +5,7 @@ pub mod args;
 pub mod check;
 pub mod holders;
 pub mod isolation;
+mod kinds;
 pub mod memory_budget;
 pub mod metrics;
 pub mod neighbours;

@@ -15,11 +15,12 @@ mod watch;
 
 use std::{collections::BTreeMap, future::Future, sync::Arc};
 
-use k8s_openapi::api::core::v1::Node as NodeObject;
 use kube::Api;
 use spillway_device_plugin::inventory::Inventory;
 use tokio::{sync::watch as channel, task::JoinSet};
 use tokio_util::sync::CancellationToken;
+
+use crate::kinds::Node as NodeObject;
 
 pub use args::{Feature, NodeArgs};
 pub use client::NodeError;

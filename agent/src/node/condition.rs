@@ -4,10 +4,7 @@
 use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use jiff::Timestamp;
-use k8s_openapi::{
-    api::core::v1::{Node as NodeObject, NodeCondition},
-    apimachinery::pkg::apis::meta::v1::Time,
-};
+use k8s_openapi::{api::core::v1::NodeCondition, apimachinery::pkg::apis::meta::v1::Time};
 use kube::{
     Api,
     api::{Patch, PatchParams},
@@ -25,6 +22,7 @@ use super::{
     client::{NodeError, Trouble, ask},
     watch::Seen,
 };
+use crate::kinds::Node as NodeObject;
 
 /// What the condition is called.
 pub const CONDITION: &str = "AcceleratorHealthy";

@@ -6,7 +6,6 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::api::core::v1::Node as NodeObject;
 use kube::{
     Api,
     api::{Patch, PatchParams},
@@ -22,6 +21,7 @@ use super::{
     events::{EventSink, Kind},
     watch::Seen,
 };
+use crate::kinds::Node as NodeObject;
 
 /// How often all of it is said again: whoever held a label may have let go of it.
 const REPEAT: Duration = Duration::from_mins(5);

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use futures::StreamExt as _;
-use k8s_openapi::api::core::v1::Node as NodeObject;
 use kube::{
     Api, Client,
     core::{ObjectMeta, PartialObjectMeta},
@@ -12,6 +11,7 @@ use kube::{
 use tokio::sync::watch;
 
 use super::client::{NodeError, Trouble};
+use crate::kinds::Node as NodeObject;
 
 /// The node as it was last seen.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

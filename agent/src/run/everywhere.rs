@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use k8s_openapi::{api::apps::v1::DaemonSet, apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::{
     Api, Client, Config,
     api::{Patch, PatchParams},
 };
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
+
+use crate::kinds::DaemonSet;
 
 /// The variable that says what isolation does.
 const MODE: &str = "SPILLWAY_ISOLATION";
