@@ -4,10 +4,10 @@ mod account;
 mod everywhere;
 mod isolate;
 mod mps;
+mod threads;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use anyhow::Context as _;
 use spillway_daemon::{
     admin::{self, Readiness},
     supervisor::Supervisor,
@@ -63,12 +63,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         return mps::run(args, &overrides);
     }
     let configuration = Store::open(args.config_file(), overrides)?;
-    // Two workers are plenty for a few sockets; one per core of a large machine would only hold memory.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .context("can't start the async runtime")?;
+    let runtime = threads::runtime()?;
     // The only provider there is; without it TLS to the API server panics.
     let _ = rustls::crypto::ring::default_provider().install_default();
     runtime.block_on(serve(args, configuration))
@@ -162,7 +157,7 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
         let (path, inventory) = (args.device_plugin_dir.clone(), inventory.subscribe());
         let others = args.neighbour_folders();
         let configs = configuration.subscribe();
-        async move {
+        threads::on_its_own("kubelet", async move {
             let folder = match folder {
                 Some(folder) => Some(folder),
                 None => wait_for_folder(&path, &others, &stop).await?,
@@ -173,7 +168,7 @@ async fn serve(args: &Args, configuration: Store) -> anyhow::Result<()> {
                 plugins::run(folder, shared, neighbours, registrations, stop).await;
             }
             Ok(())
-        }
+        })
     });
     supervisor.run(args.grace()).await
 }

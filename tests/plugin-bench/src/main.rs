@@ -87,7 +87,8 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         println!("{}", opens::measure(rounds, opens)?);
         return Ok(());
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    // Of one thread, as the agent answers on one; and the agent is built as it is shipped, without a scheduler for several.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.context("can't start the async runtime")?.block_on(async {
         match arguments {
             Arguments::Echo { socket } => echo::serve(&socket).await?,
