@@ -144,11 +144,12 @@ fn grant<'a>(
     if ids.is_empty() {
         return Err(AllocateError::Empty);
     }
-    // Few of many: what was not asked for need not be put in order.
+    // Few of many: what was not asked for need not be put in order, nor looked at once all are found.
     let asked: BTreeSet<&str> = ids.iter().map(String::as_str).collect();
     let known: BTreeMap<&str, &Device> = slice
         .into_iter()
         .filter(|device| asked.contains(device.id.as_str()))
+        .take(asked.len())
         .map(|device| (device.id.as_str(), device))
         .collect();
     let mut granted = BTreeMap::new();
