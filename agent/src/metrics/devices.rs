@@ -97,12 +97,12 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder<'_>, inventory: &Inventory)
     )
 }
 
-/// Of each unit that is handed out, whether it may be; replicas of one share it.
+/// Of each unit that is handed out, whether it is well; replicas of one share it. What is only kept back for its holder is well.
 fn health(encoder: &mut DescriptorEncoder<'_>, inventory: &Inventory) -> fmt::Result {
     let mut units = BTreeMap::new();
     for device in inventory.devices() {
         let healthy = units.entry((&device.resource, device.unit())).or_insert((device, true));
-        healthy.1 &= device.health.is_healthy();
+        healthy.1 &= inventory.sickness(device).is_none();
     }
     let labels = |device: &Device| {
         let [id, model] = labels(&device.accelerator);
@@ -112,7 +112,7 @@ fn health(encoder: &mut DescriptorEncoder<'_>, inventory: &Inventory) -> fmt::Re
     gauge(
         encoder,
         "device_healthy",
-        "Whether an accelerator, or a partition of one, may be handed out.",
+        "Whether an accelerator, or a partition of one, is well. Who is not is not handed out.",
         units.values().map(|(device, healthy)| (labels(device), u32::from(*healthy))),
     )?;
     gauge(
