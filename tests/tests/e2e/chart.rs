@@ -31,7 +31,7 @@ fn an_upgrade_that_ends_isolation(pool: &Pool) -> anyhow::Result<()> {
         pool.cluster.kubectl(&["-n", SYSTEM, "get", "daemonset", "spillway-agent", "-o", &path])
     };
     pool.cluster.install_chart(&["agent.isolation.mode=enforce"])?;
-    let namespace = pool.namespace("upgrade")?;
+    let namespace = pool.namespace("chart-upgrade")?;
     greedy(&namespace, "greedy", "")?;
     expect(&namespace, "greedy", "/dev/nvidia0", REFUSED)?;
 
