@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     path::Component,
     time::{Duration, Instant},
 };
@@ -18,6 +19,8 @@ use spillway_device_plugin::{
             labels::{Machine, labels},
             look::{Fixed, Gpu, Look},
             mig::{Attributes, Instance, Mig, Profile, capability_nodes},
+            vgpu::Vgpu,
+            vitals::Vitals,
         },
     },
 };
@@ -54,7 +57,8 @@ fn tried(bytes: &mut Unstructured<'_>) -> Result<()> {
     let (_, more) = (tree.spoil(bytes)?, bytes.int_in_range(0..=2_u8)?);
     tree.set("dev/nvidiactl", "");
     let roots = Roots { sys: tree.at("sys"), dev: tree.at("dev"), proc: tree.at("proc") };
-    let rules = Rules { mig: strategy, gpu: config.gpu.clone(), xids_disabled: false };
+    let rules =
+        Rules { mig: strategy, gpu: config.gpu.clone(), imex: config.imex.clone(), xids_disabled: false };
     let mut judge = Judge::new(Duration::from_secs(10));
     let mut now = Instant::now();
     for _ in 0..=more {
@@ -63,11 +67,13 @@ fn tried(bytes: &mut Unstructured<'_>) -> Result<()> {
         offered(&tree, &devices);
         allocated(&config, &devices);
         let (driver, product) = (bytes.arbitrary::<Option<&str>>()?, bytes.arbitrary::<Option<&str>>()?);
+        let vgpu = bytes.arbitrary::<Option<&[u8]>>()?.map(Vgpu::of);
         let machine = Machine {
             driver_version: driver,
             cuda_version: bytes.arbitrary()?,
             product,
             class: bytes.arbitrary()?,
+            vgpu: vgpu.as_ref(),
             gpus: &look.gpus,
             strategy,
             sharing: &config.sharing,
@@ -92,7 +98,7 @@ fn machine() -> Tree {
             tree.set(&format!("{folder}/ci0/access"), format!("DeviceFileMinor: {}\n", minor + 1));
             tree.set(&format!("dev/nvidia-caps/nvidia-cap{minor}"), "");
             tree.set(&format!("dev/nvidia-caps/nvidia-cap{}", minor + 1), "");
-            minors += &format!("gpu{gpu}/gi{instance}/access {minor}\n");
+            writeln!(minors, "gpu{gpu}/gi{instance}/access {minor}").expect("text takes all");
         }
         tree.set(&format!("dev/nvidia{gpu}"), "");
         tree.set(&format!("sys/bus/pci/devices/0000:3{gpu}:00.0/numa_node"), "1\n");
@@ -127,7 +133,7 @@ fn look(bytes: &mut Unstructured<'_>) -> Result<Look> {
                 ..Readings::default()
             },
             // Judged by numbers alone; what of them is a fault is said in unit tests.
-            vitals: Default::default(),
+            vitals: Vitals::default(),
         });
     }
     Ok(look)
@@ -172,6 +178,7 @@ fn mig(bytes: &mut Unstructured<'_>, gpu: u32) -> Result<Mig> {
         };
         instances.push(Instance {
             id,
+            index: number,
             gi: bytes.int_in_range(0..=3)?,
             ci: bytes.int_in_range(0..=1)?,
             profile,

@@ -63,6 +63,7 @@ pub fn gpus(bytes: &mut Unstructured<'_>) -> Result<Vec<Device>> {
                     profile: profile.to_owned(),
                     memory_mib: memory(bytes)?,
                     instance: Some((partition + 1, 0)),
+                    index: Some(partition),
                 })),
                 ..whole.clone()
             });

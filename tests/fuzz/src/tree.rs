@@ -133,9 +133,10 @@ impl Tree {
                 }
                 6 => remove(&place),
                 7 => {
-                    let target = match bytes.arbitrary::<bool>()? {
-                        true => self.at(bytes.choose(&self.places)?),
-                        false => PathBuf::from(bytes.choose(&TARGETS)?),
+                    let target = if bytes.arbitrary()? {
+                        self.at(bytes.choose(&self.places)?)
+                    } else {
+                        PathBuf::from(bytes.choose(&TARGETS)?)
                     };
                     remove(&place).and_then(|()| make_link(&place, &target))
                 }

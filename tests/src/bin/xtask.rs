@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand};
 use spillway_tests::{
     bench,
     cluster::{self, Cluster, forward, node, registry, serverless, signals},
-    components, demo, fuzz, vm,
+    components, demo, fuzz, repository, target, vm,
 };
 
 /// Spillway's development tasks. All but `cluster status` and `fuzz` need root.
@@ -233,6 +233,21 @@ fn test(filter: Option<&str>) -> anyhow::Result<()> {
         eprintln!("checking format and lints");
         cargo(&["fmt", "--all", "--check"])?;
         cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])?;
+        // A workspace of its own, with this one's compiled dependencies.
+        let (fuzz, target) = (repository().join("tests/fuzz/Cargo.toml"), target());
+        let [fuzz, target] = [&fuzz, &target].map(|path| path.to_string_lossy());
+        cargo(&[
+            "clippy",
+            "--manifest-path",
+            &fuzz,
+            "--target-dir",
+            &target,
+            "--locked",
+            "--quiet",
+            "--",
+            "-D",
+            "warnings",
+        ])?;
         eprintln!("running unit and integration tests");
         cargo(&["test", "--workspace", "--exclude", "spillway-tests"])?;
         cargo(&["test", "--package", "spillway-tests", "--lib", "--bins"])?;

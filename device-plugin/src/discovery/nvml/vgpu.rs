@@ -52,7 +52,8 @@ impl Vgpu {
         Some(found)
     }
 
-    fn of(config: &[u8]) -> Self {
+    /// What a device's PCI configuration space says of it; any bytes will do.
+    pub fn of(config: &[u8]) -> Self {
         let Some(own) = vendor_specific(config).and_then(|own| own.strip_prefix(MARK)) else {
             return Self::None;
         };
