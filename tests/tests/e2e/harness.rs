@@ -207,6 +207,34 @@ pub(crate) fn metric(pool: &Pool, name: &str) -> anyhow::Result<Option<i64>> {
     Ok(metrics(pool)?.lines().find_map(|line| line.strip_prefix(name)?.rsplit(' ').next()?.parse().ok()))
 }
 
+/// A process of the dedicated node's machine that stands still until this is dropped.
+pub(crate) struct Frozen<'a> {
+    pool: &'a Pool,
+    pid: String,
+}
+
+impl<'a> Frozen<'a> {
+    pub(crate) fn agent(pool: &'a Pool) -> anyhow::Result<Self> {
+        Self::process(pool, &pool.on(DEDICATED, "pidof spillway-agent")?)
+    }
+
+    pub(crate) fn process(pool: &'a Pool, pid: &str) -> anyhow::Result<Self> {
+        let pid = pid.trim().to_owned();
+        pool.on(DEDICATED, &format!("kill -STOP {pid}"))?;
+        Ok(Self { pool, pid })
+    }
+
+    pub(crate) fn kill(self) -> anyhow::Result<()> {
+        self.pool.on(DEDICATED, &format!("kill -KILL {}", self.pid)).map(drop)
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        let _ = self.pool.on(DEDICATED, &format!("kill -CONT {}", self.pid));
+    }
+}
+
 /// Waits for a condition, with the limit that all tests share.
 pub(crate) fn wait<T>(what: &str, probe: impl FnMut() -> anyhow::Result<Option<T>>) -> anyhow::Result<T> {
     spillway_tests::wait_for(what, LIMIT, probe)

@@ -5,15 +5,13 @@
 mod attacks;
 mod lasting;
 
-use std::time::Duration;
-
 use anyhow::{Context as _, bail, ensure};
 use spillway_tests::standin::GpuStandin;
 
 use crate::{
     Test,
     agent::{GPU, wait_offered},
-    harness::{DEDICATED, Namespace, Pool, metric, wait},
+    harness::{DEDICATED, Frozen, Namespace, Pool, metric, wait},
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -290,9 +288,7 @@ fn a_device_passes_on_when_its_pod_has_ended(pool: &Pool) -> anyhow::Result<()> 
             holding(1)
         )
     };
-    // Long enough for the next one to be made meanwhile.
-    let grace = spillway_tests::patience(Duration::from_secs(6)).as_secs();
-    namespace.pod("old", &spec(grace, "trap : TERM; while :; do sleep 31; done"))?;
+    namespace.pod("old", &spec(0, "exec sleep 100000"))?;
     namespace.wait_ready("old")?;
     let minor = given(&namespace, "old")?;
     namespace.pod("neighbour", &spec(0, "exec sleep 100000"))?;
@@ -312,26 +308,31 @@ fn a_device_passes_on_when_its_pod_has_ended(pool: &Pool) -> anyhow::Result<()> 
     };
     ensure!(alive()?.trim() == "yes", "nothing runs in {cgroup}");
 
+    // While its runtime's process stands still nobody can end it.
+    let process = format!("cat $(find {cgroup} -name cgroup.procs) | head -n 1");
+    let shim = pool.on(DEDICATED, &format!("awk '/^PPid/ {{print $2}}' /proc/$({process})/status"))?;
+    let shim = Frozen::process(pool, &shim)?;
     namespace.kubectl(&["delete", "pod", "old", "--force", "--grace-period=0"])?;
     // The kubelet may still count the device for a moment: a pod that it refuses is made again.
-    let mut waited = false;
-    wait("the next pod to run", || {
+    wait("the next pod to be held back", || {
         if namespace.kubectl(&["get", "pod", "new", "--ignore-not-found", "-o", "name"])?.is_empty() {
             namespace.pod("new", &spec(0, "exec sleep 100000"))?;
         }
-        let phase = namespace.field("pod", "new", ".status.phase")?;
-        let runs = !namespace.field("pod", "new", ".status.containerStatuses[0].state.running")?.is_empty();
-        let old_runs = alive()?.trim() == "yes";
-        if runs && old_runs {
+        if namespace.field("pod", "new", ".status.phase")? == "Failed" {
+            namespace.kubectl(&["delete", "pod", "new"])?;
+            return Ok(None);
+        }
+        let state = namespace.field("pod", "new", ".status.containerStatuses[0].state")?;
+        if state.contains("running") {
             bail!(spillway_tests::Fatal("the next pod runs while the old one does".to_owned()));
         }
-        waited |= old_runs && phase == "Pending";
-        if phase == "Failed" {
-            namespace.kubectl(&["delete", "pod", "new"])?;
-        }
-        Ok(runs.then_some(()))
-    })?;
-    ensure!(waited, "the old pod had ended before the next one was made: nothing was tried");
+        Ok(state.contains("in which processes run").then_some(()))
+    })
+    .with_context(|| namespace.kubectl(&["describe", "pod", "new"]).unwrap_or_default())?;
+    ensure!(alive()?.trim() == "yes", "the old pod has ended: nothing was tried");
+    drop(shim);
+    namespace.wait_phase("new", "Running")?;
+    ensure!(alive()?.trim() != "yes", "the next pod runs while the old one does");
     ensure!(given(&namespace, "new")? == minor, "the next pod got another GPU");
     expect(&namespace, "new", &format!("/dev/nvidia{minor}"), LET_THROUGH)
 }

@@ -8,7 +8,7 @@ use spillway_tests::{cluster::machine::Machine, standin::GpuStandin};
 
 use crate::{
     Test,
-    harness::{DEDICATED, Namespace, Pool, agent_log, metric, replace_agent, wait, wait_gpus},
+    harness::{DEDICATED, Frozen, Namespace, Pool, agent_log, metric, replace_agent, wait, wait_gpus},
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -78,25 +78,6 @@ fn both_gpus_can_be_had(pool: &Pool, namespace: &Namespace<'_>) -> anyhow::Resul
 }
 
 /// A process that is frozen, and goes on when this is dropped.
-struct Frozen<'a>(&'a Pool);
-
-impl<'a> Frozen<'a> {
-    fn agent(pool: &'a Pool) -> anyhow::Result<Self> {
-        pool.on(DEDICATED, "kill -STOP $(pidof spillway-agent)")?;
-        Ok(Self(pool))
-    }
-
-    fn kill(self) -> anyhow::Result<()> {
-        self.0.on(DEDICATED, "kill -KILL $(pidof spillway-agent)").map(drop)
-    }
-}
-
-impl Drop for Frozen<'_> {
-    fn drop(&mut self) {
-        let _ = self.0.on(DEDICATED, "kill -CONT $(pidof spillway-agent)");
-    }
-}
-
 fn kubelet_hangs(pool: &Pool) -> anyhow::Result<()> {
     let namespace = pool.namespace("hanging")?;
     wait_gpus(pool, 2)?;
