@@ -26,3 +26,7 @@ generated! {
     /// Container Runtime Interface (`runtime.v1`), the part that is called.
     cri, "runtime.v1.rs"
 }
+generated! {
+    /// gRPC's health checking protocol (`grpc.health.v1`).
+    health, "grpc.health.v1.rs"
+}

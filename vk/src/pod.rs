@@ -11,6 +11,7 @@ mod files;
 mod lifecycle;
 mod network;
 mod objects;
+mod probe;
 mod pull;
 mod resources;
 mod run;

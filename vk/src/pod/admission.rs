@@ -44,7 +44,7 @@ pub(crate) fn refuse(pod: &Pod) -> Option<Refusal> {
     system(spec)
         .or_else(|| pod_fields(spec))
         .or_else(|| volumes.find_map(|(n, v)| volume(&format!("spec.volumes[{n}]"), v)))
-        .or_else(|| inits.find_map(|(n, c)| init_container(&format!("spec.initContainers[{n}]"), c)))
+        .or_else(|| inits.find_map(|(n, c)| container(&format!("spec.initContainers[{n}]"), c)))
         .or_else(|| containers.find_map(|(n, c)| container(&format!("spec.containers[{n}]"), c)))
 }
 
@@ -127,20 +127,14 @@ fn projection(path: &str, source: &VolumeProjection) -> Option<Refusal> {
     Some(unsupported(&format!("{path}.{kind}")))
 }
 
-fn init_container(path: &str, init: &Container) -> Option<Refusal> {
-    let sidecar = init.restart_policy.as_deref() == Some("Always");
-    let refusal = sidecar.then(|| unsupported(&format!("{path}.restartPolicy: Always")));
-    refusal.or_else(|| container(path, init))
-}
-
 fn container(path: &str, container: &Container) -> Option<Refusal> {
     let context = container.security_context.as_ref();
     let rules = container.restart_policy_rules.iter().flatten();
     let cases = [
-        (container.lifecycle.is_some(), "lifecycle"),
-        (container.liveness_probe.is_some(), "livenessProbe"),
-        (container.readiness_probe.is_some(), "readinessProbe"),
-        (container.startup_probe.is_some(), "startupProbe"),
+        (
+            container.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.stop_signal.is_some()),
+            "lifecycle.stopSignal",
+        ),
         (container.volume_devices.as_ref().is_some_and(|devices| !devices.is_empty()), "volumeDevices"),
         (context.is_some_and(|context| context.windows_options.is_some()), "securityContext.windowsOptions"),
         (
@@ -225,11 +219,11 @@ mod tests {
         check(json!({ "hostUsers": false }), unsupported, "spec.hostUsers");
         check(json!({ "resourceClaims": [{ "name": "x" }] }), unsupported, "spec.resourceClaims");
         check(json!({ "resources": { "limits": { "cpu": "1" } } }), unsupported, "spec.resources");
-        let probe = json!({ "exec": { "command": ["true"] } });
-        for field in ["livenessProbe", "readinessProbe", "startupProbe"] {
-            check(with(field, probe.clone()), unsupported, &format!("spec.containers[0].{field}"));
-        }
-        check(with("lifecycle", json!({ "preStop": probe })), unsupported, "spec.containers[0].lifecycle");
+        check(
+            with("lifecycle", json!({ "stopSignal": "SIGUSR1" })),
+            unsupported,
+            "spec.containers[0].lifecycle.stopSignal",
+        );
         check(
             with("resources", json!({ "limits": { "nvidia.com/gpu": "1" } })),
             "OutOfnvidia.com/gpu",
@@ -244,11 +238,6 @@ mod tests {
             "fileKeyRef": { "volumeName": "v", "path": "p", "key": "k" },
         } }]);
         check(with("env", of_file), unsupported, "spec.containers[0].env[0].valueFrom.fileKeyRef");
-        check(
-            json!({ "initContainers": [{ "name": "i", "restartPolicy": "Always" }] }),
-            unsupported,
-            "spec.initContainers[0].restartPolicy",
-        );
         for (source, field) in [
             (json!({ "persistentVolumeClaim": { "claimName": "x" } }), "persistentVolumeClaim"),
             (json!({ "nfs": { "server": "s", "path": "/" } }), "nfs"),
@@ -271,9 +260,15 @@ mod tests {
         let spec = json!({
             "os": { "name": "linux" }, "hostNetwork": true, "runtimeClassName": "gvisor",
             "securityContext": { "sysctls": [{ "name": "net.ipv4.tcp_syncookies", "value": "1" }], "fsGroup": 1 },
-            "initContainers": [{ "name": "i" }],
+            "initContainers": [
+                { "name": "i" },
+                { "name": "s", "restartPolicy": "Always", "startupProbe": { "tcpSocket": { "port": 1 } } },
+            ],
             "containers": [{
                 "name": "c", "ports": [{ "containerPort": 1, "hostPort": 2 }],
+                "livenessProbe": { "exec": { "command": ["true"] } },
+                "readinessProbe": { "grpc": { "port": 1 } },
+                "lifecycle": { "preStop": { "sleep": { "seconds": 1 } } },
                 "resources": { "limits": { "cpu": "1", "memory": "1Gi" }, "requests": { "ephemeral-storage": "1Gi" } },
                 "volumeMounts": [{ "name": "e", "mountPath": "/e", "recursiveReadOnly": "IfPossible" }],
             }],

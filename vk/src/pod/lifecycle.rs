@@ -9,6 +9,7 @@ use std::{
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus, PodSpec, PodStatus};
 
+use super::probe::{Healths, Kind, is_sidecar};
 use crate::provider::observed::{self, Exit, ObservedPod, State};
 
 /// The first wait of a crash loop; then it doubles.
@@ -23,15 +24,30 @@ const CALM: Duration = Duration::from_mins(10);
 pub(crate) enum Plan {
     /// Make this attempt at a sandbox; then ask again.
     MakeSandbox(u32),
-    /// Start these (then ask again), and wait for the others.
+    /// End these (then ask again), or start those (then ask again), and wait for the others.
     Run {
+        /// Containers that have failed a probe.
+        kill: Vec<Kill>,
         /// Containers to start now.
         start: Vec<Start>,
         /// Containers that crashed too often.
         wait: Vec<Wait>,
     },
-    /// Nothing will ever run again in this pod.
+    /// Nothing will ever run again in this pod. What still runs is to be ended.
     Finished,
+}
+
+/// A container to end although the pod goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Kill {
+    /// Its name in the pod.
+    pub(crate) name: String,
+    /// The provider's ID.
+    pub(crate) id: String,
+    /// A kubelet's text for the event.
+    pub(crate) message: String,
+    /// What it has failed.
+    pub(crate) failed: Kind,
 }
 
 /// A container in a crash loop.
@@ -56,11 +72,36 @@ pub(crate) struct Start {
     pub(crate) made: Option<String>,
 }
 
-/// Since which attempt each container crashes.
+/// Since which attempt each container crashes, and what was ended for its health.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct CrashLoops(BTreeMap<String, u32>);
+pub(crate) struct CrashLoops {
+    since: BTreeMap<String, u32>,
+    /// By name: the ID, and what its successor waits for.
+    killed: BTreeMap<String, (String, Option<(Duration, Timestamp)>)>,
+}
 
 impl CrashLoops {
+    /// A container is about to be ended because of a probe. A kubelet starts the next one at the same moment, so its wait is not counted
+    /// from this end but from the one before.
+    pub(crate) fn killed(&mut self, seen: &ObservedPod, name: &str, id: &str) {
+        let before = seen.containers.iter().find(|other| other.name == name && other.exit().is_some());
+        let wait = before.and_then(|before| self.after(before, before.exit()?));
+        self.killed.insert(name.to_owned(), (id.to_owned(), wait));
+    }
+
+    /// How long to wait for the next attempt, and until when; `None`: not at all.
+    fn wait(&mut self, last: &observed::Container, exit: &Exit) -> Option<(Duration, Timestamp)> {
+        match self.killed.get(&last.name) {
+            Some((id, wait)) if *id == last.id => *wait,
+            _ => self.after(last, exit),
+        }
+    }
+
+    fn after(&mut self, last: &observed::Container, exit: &Exit) -> Option<(Duration, Timestamp)> {
+        let delay = self.delay(last, exit)?;
+        Some((delay, exit.finished_at?.checked_add(delay).ok()?))
+    }
+
     /// How long after its end a container is started again: at once after its first end, then 10 s, doubled each time.
     pub(crate) fn delay(&mut self, container: &observed::Container, exit: &Exit) -> Option<Duration> {
         let ran = match (exit.started_at, exit.finished_at) {
@@ -68,9 +109,9 @@ impl CrashLoops {
             _ => Duration::ZERO,
         };
         if ran >= CALM {
-            self.0.insert(container.name.clone(), container.attempt);
+            self.since.insert(container.name.clone(), container.attempt);
         }
-        let since = self.0.get(&container.name).copied().unwrap_or(0).min(container.attempt);
+        let since = self.since.get(&container.name).copied().unwrap_or(0).min(container.attempt);
         let doublings = (container.attempt - since).checked_sub(1)?;
         let delay = 2_u32.checked_pow(doublings).and_then(|factor| FIRST_DELAY.checked_mul(factor));
         Some(delay.unwrap_or(LAST_DELAY).min(LAST_DELAY))
@@ -91,7 +132,7 @@ pub(crate) fn restarts(spec: &PodSpec, container: &Container, is_init: bool, cod
     let policy = container.restart_policy.as_deref().or(spec.restart_policy.as_deref()).unwrap_or("Always");
     match policy {
         "Never" => false,
-        "Always" if !is_init => true,
+        "Always" if !is_init || is_sidecar(container) => true,
         _ => code != 0,
     }
 }
@@ -156,9 +197,28 @@ fn remembered(status: &ContainerStatus, attempt: u32) -> Option<observed::Contai
 }
 
 /// What to do next about a pod that shall run.
-pub(crate) fn plan(spec: &PodSpec, seen: &ObservedPod, loops: &mut CrashLoops, now: Timestamp) -> Plan {
+pub(crate) fn plan(
+    spec: &PodSpec,
+    seen: &ObservedPod,
+    healths: &Healths,
+    loops: &mut CrashLoops,
+    now: Timestamp,
+) -> Plan {
     match seen.sandbox().filter(|sandbox| sandbox.ready) {
-        Some(sandbox) => plan_containers(spec, seen, &sandbox.id, loops, now),
+        Some(sandbox) => {
+            let planner = Planner {
+                spec,
+                seen,
+                healths,
+                sandbox: &sandbox.id,
+                loops,
+                now,
+                kill: Vec::new(),
+                start: Vec::new(),
+                wait: Vec::new(),
+            };
+            planner.plan()
+        }
         None => plan_sandbox(spec, seen),
     }
 }
@@ -184,93 +244,161 @@ fn code_of(container: &observed::Container) -> i32 {
     container.exit().map_or(137, |exit| exit.code)
 }
 
-fn plan_containers(
-    spec: &PodSpec,
-    seen: &ObservedPod,
-    sandbox: &str,
-    loops: &mut CrashLoops,
-    now: Timestamp,
-) -> Plan {
-    let here = |name: &str| seen.container(name).filter(|container| container.sandbox_id == sandbox);
-    let mut start = Vec::new();
-    let mut wait = Vec::new();
-    let mut step = |name: &str, next: Next| match next {
-        Next::Start(made) => {
-            let attempt = match (&made, seen.container(name)) {
-                (Some(_), Some(last)) => last.attempt,
-                (None, Some(last)) => last.attempt + 1,
-                (_, None) => 0,
-            };
-            start.push(Start { name: name.to_owned(), attempt, made });
-        }
-        Next::After(delay, until) => wait.push(Wait { name: name.to_owned(), until, delay }),
-        Next::Nothing | Next::Ended => {}
-    };
+/// How far the init containers are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Initialization {
+    /// The others may run.
+    Done,
+    /// Not yet.
+    UnderWay,
+    /// Never.
+    Failed,
+}
 
-    let begun = spec.containers.iter().any(|container| here(&container.name).is_some());
-    if !begun {
-        for container in spec.init_containers.iter().flatten() {
-            // An init container of an earlier sandbox does not count: its work was for that one.
-            let next = next(spec, container, true, here(&container.name), loops, now);
-            let done = here(&container.name).and_then(observed::Container::exit).is_some_and(|e| e.code == 0);
-            if done {
-                continue;
+/// A plan in the making, for a pod whose sandbox is ready.
+struct Planner<'a> {
+    spec: &'a PodSpec,
+    seen: &'a ObservedPod,
+    healths: &'a Healths,
+    sandbox: &'a str,
+    loops: &'a mut CrashLoops,
+    now: Timestamp,
+    kill: Vec<Kill>,
+    start: Vec<Start>,
+    wait: Vec<Wait>,
+}
+
+impl<'a> Planner<'a> {
+    fn plan(mut self) -> Plan {
+        match self.initialize() {
+            Initialization::Failed => return Plan::Finished,
+            Initialization::UnderWay => {}
+            Initialization::Done => {
+                let mut alive = false;
+                for container in &self.spec.containers {
+                    let last = self.seen.container(&container.name);
+                    alive |= self.step(container, false, last);
+                }
+                // Sidecars alone are nothing to go on for.
+                if !alive {
+                    return Plan::Finished;
+                }
             }
-            if matches!(next, Next::Ended) {
-                return Plan::Finished;
-            }
-            step(&container.name, next);
-            return Plan::Run { start, wait };
         }
+        Plan::Run { kill: self.kill, start: self.start, wait: self.wait }
     }
-    let mut alive = false;
-    for container in &spec.containers {
-        let next = next(spec, container, false, seen.container(&container.name), loops, now);
-        let next = match (next, seen.container(&container.name)) {
-            // Whatever is of another sandbox can't be gone on with.
-            (Next::Start(Some(_)), Some(last)) if last.sandbox_id != sandbox => Next::Start(None),
-            (next, _) => next,
+
+    /// What is of an earlier sandbox does not count: its work was for that one.
+    fn here(&self, container: &Container) -> Option<&'a observed::Container> {
+        self.seen.container(&container.name).filter(|last| last.sandbox_id == self.sandbox)
+    }
+
+    /// Init containers come one after the other. A sidecar is passed when it has started, and is kept running from then on.
+    fn initialize(&mut self) -> Initialization {
+        let inits = self.spec.init_containers.as_deref().unwrap_or_default();
+        let begun = self.spec.containers.iter().any(|container| self.here(container).is_some());
+        if begun {
+            // Once begun, it does not matter what became of the others.
+            for sidecar in inits.iter().filter(|init| is_sidecar(init)) {
+                self.step(sidecar, true, self.here(sidecar));
+            }
+            return Initialization::Done;
+        }
+        // The ones before the last that was begun have had their turn.
+        let Some(last) = inits.iter().rposition(|init| self.here(init).is_some()) else {
+            return self.begin(inits.first());
         };
-        alive |= !matches!(next, Next::Ended);
-        step(&container.name, next);
-    }
-    if alive { Plan::Run { start, wait } } else { Plan::Finished }
-}
-
-enum Next {
-    /// Start it: the one that was made, or a new one.
-    Start(Option<String>),
-    /// Start it so long after its end, which is then.
-    After(Duration, Timestamp),
-    /// It runs.
-    Nothing,
-    /// It has ended for good.
-    Ended,
-}
-
-fn next(
-    spec: &PodSpec,
-    container: &Container,
-    is_init: bool,
-    last: Option<&observed::Container>,
-    loops: &mut CrashLoops,
-    now: Timestamp,
-) -> Next {
-    let Some(last) = last else { return Next::Start(None) };
-    match &last.state {
-        State::Created => Next::Start(Some(last.id.clone())),
-        State::Running { .. } => Next::Nothing,
-        State::Exited(exit) if restarts(spec, container, is_init, exit.code) => {
-            let delay = loops.delay(last, exit);
-            let until = delay.and_then(|delay| exit.finished_at?.checked_add(delay).ok());
-            match (delay, until.filter(|until| *until > now)) {
-                (Some(delay), Some(until)) => Next::After(delay, until),
-                _ => Next::Start(None),
-            }
+        for sidecar in inits[..last].iter().filter(|init| is_sidecar(init)) {
+            self.step(sidecar, true, self.here(sidecar));
         }
-        State::Unknown if restarts(spec, container, is_init, 137) => Next::Start(None),
-        State::Exited(_) | State::Unknown => Next::Ended,
+        let init = &inits[last];
+        let Some(run) = self.here(init) else { return Initialization::UnderWay };
+        let passed = if is_sidecar(init) {
+            run.is_running() && self.healths.has_started(init, &run.id)
+        } else {
+            run.exit().is_some_and(|exit| exit.code == 0)
+        };
+        let alive = (passed && !is_sidecar(init)) || self.step(init, true, Some(run));
+        match (passed, alive) {
+            (true, _) => self.begin(inits.get(last + 1)),
+            (false, true) => Initialization::UnderWay,
+            (false, false) => Initialization::Failed,
+        }
     }
+
+    fn begin(&mut self, next: Option<&'a Container>) -> Initialization {
+        match next {
+            Some(next) => {
+                self.step(next, true, None);
+                Initialization::UnderWay
+            }
+            None => Initialization::Done,
+        }
+    }
+
+    /// What is to be done about one container; whether it runs or will run.
+    fn step(&mut self, container: &Container, is_init: bool, last: Option<&observed::Container>) -> bool {
+        let Some(last) = last else {
+            let attempt = self.seen.container(&container.name).map_or(0, |before| before.attempt + 1);
+            self.start(container, attempt, None);
+            return true;
+        };
+        match &last.state {
+            // What was made in a lost sandbox can't be gone on with.
+            State::Created if last.sandbox_id != self.sandbox => self.start(container, last.attempt + 1, None),
+            State::Created => self.start(container, last.attempt, Some(last.id.clone())),
+            State::Running { .. } => {
+                if let Some(failed) = self.healths.failed(&last.id) {
+                    self.kill.push(self.kill(container, is_init, last, failed));
+                }
+            }
+            State::Exited(exit) if restarts(self.spec, container, is_init, exit.code) => {
+                match self.loops.wait(last, exit).filter(|(_, until)| *until > self.now) {
+                    Some((delay, until)) => {
+                        self.wait.push(Wait { name: container.name.clone(), until, delay });
+                    }
+                    None => self.start(container, last.attempt + 1, None),
+                }
+            }
+            State::Unknown if restarts(self.spec, container, is_init, 137) => {
+                self.start(container, last.attempt + 1, None);
+            }
+            State::Exited(_) | State::Unknown => return false,
+        }
+        true
+    }
+
+    fn start(&mut self, container: &Container, attempt: u32, made: Option<String>) {
+        self.start.push(Start { name: container.name.clone(), attempt, made });
+    }
+
+    fn kill(&self, container: &Container, is_init: bool, run: &observed::Container, failed: Kind) -> Kill {
+        let probe = failed.as_str().to_lowercase();
+        let policy = container.restart_policy.as_deref().or(self.spec.restart_policy.as_deref());
+        let message = match (is_init, policy) {
+            (true, _) => format!("Init container {} failed {probe} probe", container.name),
+            (false, Some("Never")) => format!("Container {} failed {probe} probe", container.name),
+            (false, _) => format!("Container {} failed {probe} probe, will be restarted", container.name),
+        };
+        Kill { name: container.name.clone(), id: run.id.clone(), message, failed }
+    }
+}
+
+/// Who has to have ended before each of these running containers is told to: sidecars go after all containers proper, and in the
+/// reverse of the order in which they came.
+pub(crate) fn ends_after(spec: &PodSpec, running: &BTreeSet<String>) -> BTreeMap<String, BTreeSet<String>> {
+    let names = |containers: &[Container]| -> BTreeSet<String> {
+        containers.iter().map(|container| container.name.clone()).filter(|name| running.contains(name)).collect()
+    };
+    let mut before = names(&spec.containers);
+    let mut all = BTreeMap::new();
+    for sidecar in spec.init_containers.iter().flatten().rev().filter(|init| is_sidecar(init)) {
+        if running.contains(&sidecar.name) {
+            all.insert(sidecar.name.clone(), before.clone());
+            before.insert(sidecar.name.clone());
+        }
+    }
+    all
 }
 
 /// Ended containers that nothing refers to any more: all but the last ended attempt of each container.

@@ -15,7 +15,11 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Time,
 };
 
-use super::{lifecycle, resources};
+use super::{
+    lifecycle,
+    probe::{Healths, is_sidecar},
+    resources,
+};
 use crate::provider::observed::{self, ObservedPod, State};
 
 /// Why a container does not run (yet).
@@ -44,6 +48,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) seen: &'a ObservedPod,
     /// Why containers wait, by name.
     pub(crate) waiting: &'a BTreeMap<String, Waiting>,
+    /// What probes say; `None`: the provider looks after them itself, and what it calls running is ready.
+    pub(crate) healths: Option<&'a Healths>,
     /// The machine's addresses.
     pub(crate) host_ips: &'a [IpAddr],
     /// `containerd` in `containerd://ID`.
@@ -83,6 +89,11 @@ pub(crate) fn build(facts: &Facts<'_>) -> PodStatus {
     if let Some(verdict) = facts.verdict {
         phase = Phase::Failed;
         (reason, message) = (Some(verdict.reason.clone()), Some(verdict.message.clone()));
+    }
+    let none_runs = !facts.seen.containers.iter().any(observed::Container::is_running);
+    if matches!(phase, Phase::Succeeded | Phase::Failed) && !none_runs {
+        // A terminal phase gives the pod's resources to others.
+        phase = if old.phase.as_deref() == Some("Running") { Phase::Running } else { Phase::Pending };
     }
     // Terminal phases are final.
     match old.phase.as_deref() {
@@ -161,13 +172,40 @@ fn is_running(status: &ContainerStatus) -> bool {
     status.state.as_ref().is_some_and(|state| state.running.is_some())
 }
 
+/// The status of a container of the spec.
+fn status_of<'a>(statuses: &'a [ContainerStatus], container: &Container) -> Option<&'a ContainerStatus> {
+    statuses.iter().find(|status| status.name == container.name)
+}
+
+/// Whether a container proper has ever run.
+fn has_run(status: &ContainerStatus) -> bool {
+    is_running(status)
+        || ended_in(status.state.as_ref()).is_some()
+        || ended_in(status.last_state.as_ref()).is_some()
+}
+
+/// As `getPhase` of a kubelet.
 fn phase(spec: &PodSpec, inits: &[ContainerStatus], mains: &[ContainerStatus], ended: bool) -> Phase {
-    let status_of = |statuses: &[ContainerStatus], container: &Container| {
-        statuses.iter().find(|status| status.name == container.name).cloned()
-    };
-    let mut pending_init = false;
+    let (mut pending_init, mut pending_sidecar) = (false, false);
+    let (mut running, mut waiting, mut stopped, mut restarting, mut succeeded) = (0, 0, 0, 0, 0);
     for container in spec.init_containers.iter().flatten() {
-        match status_of(inits, container).as_ref().and_then(last_exit) {
+        let status = status_of(inits, container);
+        if is_sidecar(container) {
+            // One that has ended does not count: it will be back, or is not wanted any more.
+            match status {
+                Some(status) if is_running(status) => {
+                    running += 1;
+                    pending_sidecar |= status.started != Some(true);
+                }
+                Some(status) if last_exit(status).is_some() => {}
+                _ => {
+                    waiting += 1;
+                    pending_sidecar = true;
+                }
+            }
+            continue;
+        }
+        match status.and_then(last_exit) {
             Some(exit) if exit.exit_code != 0 => {
                 if !lifecycle::restarts(spec, container, true, exit.exit_code) {
                     return Phase::Failed;
@@ -177,23 +215,28 @@ fn phase(spec: &PodSpec, inits: &[ContainerStatus], mains: &[ContainerStatus], e
             None => pending_init = true,
         }
     }
-    let (mut running, mut waiting, mut stopped, mut restarting, mut succeeded) = (0, 0, 0, 0, 0);
+    let mut main_waits = false;
     for container in &spec.containers {
         let status = status_of(mains, container);
-        match status.as_ref().map(|status| (is_running(status), last_exit(status))) {
+        match status.map(|status| (is_running(status), last_exit(status))) {
             Some((true, _)) => running += 1,
             Some((false, Some(exit))) => {
                 stopped += 1;
                 succeeded += usize::from(exit.exit_code == 0);
                 restarting += usize::from(lifecycle::restarts(spec, container, false, exit.exit_code));
             }
-            _ => waiting += 1,
+            _ => {
+                waiting += 1;
+                main_waits = true;
+            }
         }
     }
+    // Once its containers have run, a pod is not pending again because a sidecar is restarted.
+    let pending_init = pending_init || (pending_sidecar && !mains.iter().any(has_run));
     let outcome = if stopped == succeeded { Phase::Succeeded } else { Phase::Failed };
     match () {
         // Nothing will run that has not: there is no way left to succeed.
-        () if ended && (pending_init || waiting > 0 || stopped == 0) => Phase::Failed,
+        () if ended && (pending_init || main_waits || stopped == 0) => Phase::Failed,
         () if ended => outcome,
         () if pending_init || waiting > 0 => Phase::Pending,
         () if running > 0 || restarting > 0 => Phase::Running,
@@ -281,7 +324,7 @@ fn container_status(
     let code = newest.and_then(observed::Container::exit).map(|exit| exit.code);
     let will_run = newest.is_none_or(|newest| !newest.is_running())
         && code.is_none_or(|code| lifecycle::restarts(spec, container, is_init, code))
-        && !(is_init && code == Some(0));
+        && !(is_init && code == Some(0) && !is_sidecar(container));
     if !facts.ended
         && will_run
         && let Some(why) = facts.waiting.get(&container.name)
@@ -303,11 +346,15 @@ fn container_status(
         });
     }
     let running = is_running(&status);
-    status.started = Some(running);
-    status.ready = if is_init {
+    let id = newest.map(|newest| newest.id.as_str()).unwrap_or_default();
+    let says = |ask: fn(&Healths, &Container, &str) -> bool| {
+        running && facts.healths.is_none_or(|healths| ask(healths, container, id))
+    };
+    status.started = Some(says(Healths::has_started));
+    status.ready = if is_init && !is_sidecar(container) {
         ended_in(status.state.as_ref()).is_some_and(|exit| exit.exit_code == 0)
     } else {
-        running
+        says(Healths::is_ready)
     };
     status
 }

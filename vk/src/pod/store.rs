@@ -6,7 +6,7 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::Pod;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use super::{
     spec::pod_ref,
@@ -90,7 +90,7 @@ impl Store {
 }
 
 fn entry(pod: PodRef, latest: Option<Arc<Pod>>) -> Arc<Entry> {
-    Arc::new(Entry { pod, latest: watch::Sender::new(latest), wake: Notify::new() })
+    Arc::new(Entry { pod, latest: watch::Sender::new(latest), wake: Arc::default() })
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 //!
 //! It may be dropped at any await, or die with the process: whatever it has done is found again by observing.
 
+mod ending;
+mod hooks;
 mod report;
 mod service;
 mod start;
@@ -10,14 +12,14 @@ mod teardown;
 mod volumes;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{Pod, PodSpec, Service};
 use kube::{Client, runtime::reflector};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -29,6 +31,7 @@ use super::{
     files::{FilesError, PodFolder},
     lifecycle::{self, CrashLoops, Plan, Wait},
     objects::Reader,
+    probe::watch::Prober,
     spec::pod_ref,
     status::{self, Verdict, Waiting},
     volumes::Tokens,
@@ -37,7 +40,7 @@ use crate::{
     backoff::Backoff,
     provider::{
         Provider, ProviderError,
-        observed::{ObservedPod, PodRef},
+        observed::{Container, ObservedPod, PodRef},
         runtime::ContainerRuntime,
     },
 };
@@ -76,7 +79,7 @@ pub(super) struct Entry {
     /// The newest object; `None`: the API server has it no more.
     pub(super) latest: watch::Sender<Option<Arc<Pod>>>,
     /// The provider's side may have changed.
-    pub(super) wake: Notify,
+    pub(super) wake: Arc<Notify>,
 }
 
 /// Why a step was not taken.
@@ -118,6 +121,8 @@ struct Memory {
     volumes: Option<volumes::Mounted>,
     /// The sandbox that the hosts file was written for.
     hosts: Option<(String, PathBuf)>,
+    /// Containers whose preStop hook has ended.
+    pre_stopped: Arc<Mutex<BTreeSet<String>>>,
     /// The pod was condemned, and why.
     verdict: Option<Verdict>,
     /// Everything of a pod that has ended was given back.
@@ -130,6 +135,7 @@ pub(super) struct Worker {
     entry: Arc<Entry>,
     latest: watch::Receiver<Option<Arc<Pod>>>,
     folder: PodFolder,
+    prober: Prober,
     memory: Memory,
 }
 
@@ -139,6 +145,7 @@ impl Worker {
         Self {
             latest: entry.latest.subscribe(),
             folder,
+            prober: Prober::new(shared.recorder.clone(), Arc::clone(&entry.wake)),
             memory: Memory {
                 first_seen: Instant::now(),
                 retry: Backoff::new(RETRY.0, RETRY.1),
@@ -148,6 +155,7 @@ impl Worker {
                 tokens: Tokens::new(),
                 volumes: None,
                 hosts: None,
+                pre_stopped: Arc::default(),
                 verdict: None,
                 settled: false,
             },
@@ -215,6 +223,7 @@ impl Worker {
             return self.settle(pod, runtime).await;
         }
         let seen = self.observe(runtime, pod).await?;
+        self.follow(pod, &seen);
         if seen.is_empty()
             && let Some(refusal) = super::admission::refuse(pod)
         {
@@ -237,12 +246,19 @@ impl Worker {
         &mut self,
         pod: &Arc<Pod>,
         runtime: &dyn ContainerRuntime,
-        seen: ObservedPod,
+        mut seen: ObservedPod,
     ) -> Result<Next, SyncError> {
         let spec = pod.spec.clone().unwrap_or_default();
-        let plan = lifecycle::plan(&spec, &seen, &mut self.memory.loops, Timestamp::now());
-        match plan {
+        match self.plan(&spec, &seen) {
             Plan::Finished => {
+                if seen.containers.iter().any(Container::is_running) {
+                    // Sidecars, which have nobody left to serve.
+                    self.report(pod, &seen, false).await?;
+                    if !self.stop_containers(runtime, Some(pod)).await? {
+                        return Ok(Next::Again);
+                    }
+                    seen = self.observe(runtime, pod).await?;
+                }
                 self.report(pod, &seen, false).await?;
                 self.ended()
             }
@@ -255,23 +271,26 @@ impl Worker {
                     return Err(error);
                 }
                 let seen = self.observe(runtime, pod).await?;
-                if let Plan::Run { start, .. } =
-                    lifecycle::plan(&spec, &seen, &mut self.memory.loops, Timestamp::now())
-                {
+                if let Plan::Run { start, .. } = self.plan(&spec, &seen) {
                     // On the same turn: another wait would let all sandboxes go before the first container.
                     return self.run_containers(pod, runtime, seen, start, Some(permit)).await;
                 }
                 Ok(Next::Again)
             }
-            Plan::Run { start, wait } if start.is_empty() => {
+            Plan::Run { kill, .. } if !kill.is_empty() => self.kill(pod, runtime, &seen, &kill).await,
+            Plan::Run { start, wait, .. } if start.is_empty() => {
                 self.watch_over(pod, runtime, &seen, &wait).await
             }
-            Plan::Run { start, wait } => {
+            Plan::Run { start, wait, .. } => {
                 self.show_crash_loops(pod, &wait);
                 let Some(permit) = self.turn(pod, &seen).await? else { return Ok(Next::Again) };
                 self.run_containers(pod, runtime, seen, start, Some(permit)).await
             }
         }
+    }
+
+    fn plan(&mut self, spec: &PodSpec, seen: &ObservedPod) -> Plan {
+        lifecycle::plan(spec, seen, &self.prober.healths(), &mut self.memory.loops, Timestamp::now())
     }
 
     /// Nothing is to be started now: report, keep files fresh, say when to look again.

@@ -30,7 +30,7 @@ use tonic::transport::{Channel, Endpoint};
 use super::{
     Exec, Logs, ProviderError, Version,
     observed::{ObservedPod, PodRef},
-    runtime::{ContainerRuntime, ContainerSpec, Credentials, Image, SandboxSpec},
+    runtime::{CommandEnd, ContainerRuntime, ContainerSpec, Credentials, Image, SandboxSpec},
 };
 use cgroup::{Driver, Tree};
 
@@ -369,6 +369,15 @@ impl ContainerRuntime for Cri {
         let limit = CALL_TIMEOUT.saturating_add(Duration::from_secs(grace_seconds));
         let answer = self.call("StopContainer", limit, self.runtime().stop_container(request)).await;
         absent_is_done(answer)
+    }
+
+    async fn exec_sync(
+        &self,
+        id: &str,
+        command: &[String],
+        limit: Option<Duration>,
+    ) -> Result<CommandEnd, ProviderError> {
+        access::exec_sync(self, id, command, limit).await
     }
 
     async fn remove_container(&self, id: &str) -> Result<(), ProviderError> {

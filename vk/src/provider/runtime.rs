@@ -1,6 +1,6 @@
 //! Providers that are given sandboxes and containers, and what they are given: every decision is already in these values.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -66,6 +66,15 @@ pub trait ContainerRuntime: Send + Sync {
     /// another call waits, with fewer seconds.
     async fn stop_container(&self, id: &str, grace_seconds: u64) -> Result<(), ProviderError>;
 
+    /// Runs a command in a running container to its end, without input. A command that takes longer than `limit` is killed; without one it
+    /// may go on as long as the container. Dropped, the call has no further effect but that.
+    async fn exec_sync(
+        &self,
+        id: &str,
+        command: &[String],
+        limit: Option<Duration>,
+    ) -> Result<CommandEnd, ProviderError>;
+
     /// Removes a container that has ended, and its log. May be repeated.
     async fn remove_container(&self, id: &str) -> Result<(), ProviderError>;
 
@@ -77,6 +86,22 @@ pub trait ContainerRuntime: Send + Sync {
 
     /// Fetches an image and returns what it resolved to.
     async fn pull(&self, image: &str, credentials: Option<&Credentials>) -> Result<Image, ProviderError>;
+}
+
+/// How a command in a container ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CommandEnd {
+    /// By itself.
+    Exited {
+        /// The exit code.
+        code: i32,
+        /// What it wrote; the runtime may have cut it.
+        stdout: Vec<u8>,
+        /// What it wrote; the runtime may have cut it.
+        stderr: Vec<u8>,
+    },
+    /// Its time was over.
+    TimedOut,
 }
 
 /// An image that the runtime has.

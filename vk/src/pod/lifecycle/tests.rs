@@ -52,17 +52,22 @@ fn seen(ready: bool, mut containers: Vec<observed::Container>) -> ObservedPod {
 
 /// A plan in one line.
 fn planned(spec: &PodSpec, seen: &ObservedPod) -> String {
-    match plan(spec, seen, &mut CrashLoops::default(), at(100)) {
+    planned_with(spec, seen, &Healths::default(), &mut CrashLoops::default())
+}
+
+fn planned_with(spec: &PodSpec, seen: &ObservedPod, healths: &Healths, loops: &mut CrashLoops) -> String {
+    match plan(spec, seen, healths, loops, at(100)) {
         Plan::MakeSandbox(attempt) => format!("sandbox {attempt}"),
         Plan::Finished => "finished".to_owned(),
-        Plan::Run { start, wait } => {
+        Plan::Run { kill, start, wait } => {
+            let kill = kill.iter().map(|kill| format!("kill {}", kill.id));
             let start = start.iter().map(|start| {
                 let made = if start.made.is_some() { " (made)" } else { "" };
                 format!("start {}:{}{made}", start.name, start.attempt)
             });
             let wait =
                 wait.iter().map(|wait| format!("{} waits until {}", wait.name, wait.until.as_second()));
-            start.chain(wait).collect::<Vec<_>>().join(", ")
+            kill.chain(start).chain(wait).collect::<Vec<_>>().join(", ")
         }
     }
 }
@@ -218,7 +223,7 @@ proptest::proptest! {
     fn no_history_starts_what_must_not_start(codes in proptest::collection::vec(0..3_i32, 0..5), ready in proptest::bool::ANY) {
         let attempts = codes.iter().zip(0..).map(|(code, n)| container("a", n, exited(*code, 0, 1))).collect();
         let pod = seen(ready, attempts);
-        let plan = plan(&spec("Never", &[], &["a"]), &pod, &mut CrashLoops::default(), at(100));
+        let plan = plan(&spec("Never", &[], &["a"]), &pod, &Healths::default(), &mut CrashLoops::default(), at(100));
         proptest::prop_assert_eq!(plan == Plan::Finished, !codes.is_empty());
     }
 }

@@ -2,11 +2,12 @@
 
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::{ContainerStatus, PodCondition, PodSpec, PodStatus},
+    api::core::v1::{Container, ContainerStatus, PodCondition, PodSpec, PodStatus},
     apimachinery::pkg::apis::meta::v1::Time,
 };
 
-use super::{Facts, Phase, ended_in, is_running};
+use super::{Facts, Phase, has_run, status_of};
+use crate::pod::probe::is_sidecar;
 
 /// What is written here; everything else in the list is somebody else's.
 pub(super) const OWN: [&str; 5] =
@@ -36,13 +37,13 @@ pub(super) fn build(
     let terminal = matches!(phase, Phase::Succeeded | Phase::Failed);
     let network = facts.seen.sandbox().is_some_and(|sandbox| sandbox.ready);
     let can_start = Verdict { holds: network && !terminal && !facts.ended, reason: None, message: None };
-    let containers = containers_ready(phase, mains);
+    let containers = containers_ready(spec, phase, inits, mains);
     let ready = if containers.holds {
         gates(spec, &all)
     } else {
         Verdict { holds: false, reason: containers.reason, message: containers.message.clone() }
     };
-    let own = [can_start, initialized(phase, inits, mains), ready, containers, HOLDS];
+    let own = [can_start, initialized(spec, phase, inits, mains), ready, containers, HOLDS];
     for (kind, verdict) in OWN.into_iter().zip(own) {
         all.push(condition(kind, verdict, facts.pod.metadata.generation, old, facts.now));
     }
@@ -70,16 +71,32 @@ fn condition(
     }
 }
 
-fn names(statuses: &[ContainerStatus], test: fn(&ContainerStatus) -> bool) -> Vec<&str> {
-    statuses.iter().filter(|status| test(status)).map(|status| status.name.as_str()).collect()
+/// Names of the containers that are not so, in the order of the spec.
+fn without<'a>(
+    containers: impl Iterator<Item = &'a Container>,
+    statuses: &[ContainerStatus],
+    test: impl Fn(&Container, &ContainerStatus) -> bool,
+) -> Vec<&'a str> {
+    containers
+        .filter(|container| !status_of(statuses, container).is_some_and(|status| test(container, status)))
+        .map(|container| container.name.as_str())
+        .collect()
 }
 
-fn containers_ready(phase: Phase, mains: &[ContainerStatus]) -> Verdict {
+fn containers_ready(
+    spec: &PodSpec,
+    phase: Phase,
+    inits: &[ContainerStatus],
+    mains: &[ContainerStatus],
+) -> Verdict {
     let reason = match phase {
         Phase::Succeeded => "PodCompleted",
         Phase::Failed => "PodFailed",
         Phase::Pending | Phase::Running => {
-            let unready = names(mains, |status| !status.ready);
+            let sidecars = spec.init_containers.iter().flatten().filter(|init| is_sidecar(init));
+            let ready = |_: &Container, status: &ContainerStatus| status.ready;
+            let mut unready = without(sidecars, inits, ready);
+            unready.extend(without(spec.containers.iter(), mains, ready));
             if unready.is_empty() {
                 return HOLDS;
             }
@@ -115,17 +132,19 @@ fn gates(spec: &PodSpec, conditions: &[PodCondition]) -> Verdict {
     Verdict { holds: false, reason: Some("ReadinessGatesNotReady"), message: Some(unready.join(", ")) }
 }
 
-fn initialized(phase: Phase, inits: &[ContainerStatus], mains: &[ContainerStatus]) -> Verdict {
+fn initialized(
+    spec: &PodSpec,
+    phase: Phase,
+    inits: &[ContainerStatus],
+    mains: &[ContainerStatus],
+) -> Verdict {
     if phase == Phase::Succeeded {
         return Verdict { holds: true, reason: Some("PodCompleted"), message: None };
     }
-    let began = |status: &ContainerStatus| {
-        is_running(status)
-            || ended_in(status.state.as_ref()).is_some()
-            || ended_in(status.last_state.as_ref()).is_some()
-    };
-    let incomplete = names(inits, |status| !status.ready);
-    if incomplete.is_empty() || mains.iter().any(began) {
+    let incomplete = without(spec.init_containers.iter().flatten(), inits, |container, status| {
+        if is_sidecar(container) { status.started == Some(true) } else { status.ready }
+    });
+    if incomplete.is_empty() || mains.iter().any(has_run) {
         return HOLDS;
     }
     let message = format!("containers with incomplete status: [{}]", incomplete.join(" "));

@@ -58,13 +58,14 @@ struct Case<'a> {
     pod: &'a Pod,
     seen: ObservedPod,
     waiting: &'a [(&'a str, &'a str)],
+    healths: Healths,
     ended: bool,
     verdict: Option<Verdict>,
 }
 
 impl<'a> Case<'a> {
     fn new(pod: &'a Pod, seen: ObservedPod) -> Self {
-        Self { pod, seen, waiting: &[], ended: false, verdict: None }
+        Self { pod, seen, waiting: &[], healths: Healths::default(), ended: false, verdict: None }
     }
 
     fn build(&self) -> PodStatus {
@@ -75,6 +76,7 @@ impl<'a> Case<'a> {
             pod: self.pod,
             seen: &self.seen,
             waiting: &waiting.collect(),
+            healths: Some(&self.healths),
             host_ips: &["10.0.0.1".parse().unwrap()],
             scheme: "containerd",
             ended: self.ended,

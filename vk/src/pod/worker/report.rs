@@ -12,9 +12,12 @@ use serde_json::{Value, json};
 
 use super::{SyncError, Worker};
 use crate::{
-    pod::status::{self, Facts},
+    pod::{
+        probe::Healths,
+        status::{self, Facts},
+    },
     provider::{
-        LogOptions,
+        LogOptions, Provider,
         observed::{ObservedPod, State},
     },
 };
@@ -39,10 +42,12 @@ impl Worker {
         let newest = self.entry.latest.borrow().clone();
         let pod = newest.as_ref().unwrap_or(pod);
         let seen = self.with_messages(pod, seen.clone()).await;
+        let healths = self.follow(pod, &seen);
         let wanted = status::build(&Facts {
             pod,
             seen: &seen,
             waiting: &self.memory.waiting,
+            healths: healths.as_ref(),
             host_ips: &self.shared.settings.host_ips,
             scheme: &self.shared.scheme,
             ended,
@@ -50,6 +55,25 @@ impl Worker {
             now: Timestamp::now(),
         });
         self.write(pod, &wanted).await
+    }
+
+    /// Asks the containers that run and have probes, and no others. What is known of them; `None`: the provider looks after that.
+    pub(super) fn follow(&mut self, pod: &Arc<Pod>, seen: &ObservedPod) -> Option<Healths> {
+        let Provider::Runtime(runtime) = &self.shared.provider else { return None };
+        self.prober.follow(pod, seen, &self.pod_ip(pod, seen), runtime);
+        Some(self.prober.healths())
+    }
+
+    /// Where the pod is reached from this machine; empty: nowhere yet.
+    pub(super) fn pod_ip(&self, pod: &Pod, seen: &ObservedPod) -> String {
+        let host_ips = &self.shared.settings.host_ips;
+        let ip = if pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false) {
+            host_ips.first().copied()
+        } else {
+            let ips = seen.sandbox().map(|sandbox| sandbox.ips.as_slice()).unwrap_or_default();
+            status::primary_first(ips, host_ips).first().copied()
+        };
+        ip.map(|ip| ip.to_string()).unwrap_or_default()
     }
 
     /// Writes a status, if it is another than the last.

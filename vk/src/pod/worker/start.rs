@@ -119,7 +119,12 @@ impl Worker {
         }
         let mut failure = None;
         let mut again_in: Option<Duration> = None;
+        // Nothing wakes us when one has started that others wait for.
+        let go_on = starts.iter().any(|start| is_init(pod, &start.name));
         for start in starts {
+            if self.is_unwanted() {
+                return Ok(Next::Again);
+            }
             match self.start_container(pod, runtime, sandbox, &start, &mut permit).await {
                 Ok(()) => drop(self.memory.waiting.remove(&start.name)),
                 Err(NotStarted::Waits(why)) => {
@@ -141,6 +146,9 @@ impl Worker {
             (None, Some(delay)) => Ok(Next::Within(Some(delay))),
             (None, None) => {
                 // What has not ended by now will wake us.
+                if go_on {
+                    return Ok(Next::Again);
+                }
                 let all_running = seen.containers.iter().all(|container| container.exit().is_none());
                 Ok(if all_running { Next::Within(self.refresh_volumes(pod).await) } else { Next::Again })
             }
@@ -200,7 +208,14 @@ impl Worker {
                     "Started",
                     "Container started",
                 );
-                Ok(())
+                let hook = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref());
+                let Some(hook) = hook else { return Ok(()) };
+                // It may take its time; others' turn.
+                drop(permit.take());
+                self.post_start(pod, runtime, sandbox, container, &id, hook).await.map_err(|why| match why {
+                    Ok(why) => NotStarted::Waits(why),
+                    Err(error) => NotStarted::Failed(error),
+                })
             }
             Err(ProviderError::Failed { message, .. }) => {
                 tell_failed(self, pod, &start.name, &message);
@@ -422,7 +437,12 @@ fn tell_failed(worker: &Worker, pod: &Pod, name: &str, message: &str) {
     worker.shared.recorder.container(pod, name, Kind::Warning, "Failed", &format!("Error: {message}"));
 }
 
-fn container_of<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
+fn is_init(pod: &Pod, name: &str) -> bool {
+    let inits = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+    inits.into_iter().any(|init| init.name == name)
+}
+
+pub(super) fn container_of<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
     let spec = pod.spec.as_ref()?;
     spec.containers
         .iter()

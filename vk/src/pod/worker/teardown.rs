@@ -1,18 +1,17 @@
 //! Ending: deleted pods, condemned pods, pods that ended by themselves, and what nobody wants any more.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
-use futures::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
 
-use super::{Next, SyncError, Worker};
+use super::{Next, SyncError, Worker, ending::Ending};
 use crate::{
     pod::{events::Kind, status::Verdict},
-    provider::{ProviderError, observed::ObservedPod, runtime::ContainerRuntime},
+    provider::{observed::ObservedPod, runtime::ContainerRuntime},
 };
 
 /// Every process gets this long, however hurried the deletion.
-const LEAST_GRACE_SECONDS: u64 = 2;
+pub(super) const LEAST_GRACE_SECONDS: u64 = 2;
 /// Kubernetes' default grace period.
 const DEFAULT_GRACE_SECONDS: i64 = 30;
 
@@ -103,37 +102,40 @@ impl Worker {
     }
 
     /// Ends all containers. `false`: the pod changed meanwhile, so that the grace period may be another.
-    async fn stop_containers(
+    pub(super) async fn stop_containers(
         &mut self,
         runtime: &dyn ContainerRuntime,
         pod: Option<&Arc<Pod>>,
     ) -> Result<bool, SyncError> {
         let seen = runtime.observe(&self.entry.pod.uid).await?;
-        let alive: BTreeSet<&str> = seen
+        if let Some(pod) = pod {
+            self.follow(pod, &seen);
+        }
+        let grace = pod.map_or(LEAST_GRACE_SECONDS, |pod| grace_seconds(pod));
+        let endings: Vec<Ending> = seen
             .containers
             .iter()
             .filter(|container| container.is_running())
-            .map(|container| container.id.as_str())
+            .map(|container| Ending {
+                name: container.name.clone(),
+                id: container.id.clone(),
+                message: format!("Stopping container {}", container.name),
+                grace,
+            })
             .collect();
-        if alive.is_empty() {
+        if endings.is_empty() {
             return Ok(true);
         }
-        let grace = pod.map_or(LEAST_GRACE_SECONDS, |pod| grace_seconds(pod));
-        if let Some(pod) = pod {
-            for container in seen.containers.iter().filter(|container| container.is_running()) {
-                let message = format!("Stopping container {}", container.name);
-                self.shared.recorder.container(pod, &container.name, Kind::Normal, "Killing", &message);
+        let ip = pod.map(|pod| self.pod_ip(pod, &seen)).unwrap_or_default();
+        // More haste: the calls are dropped and made again with what is left.
+        let mut latest = self.latest.clone();
+        let hurried = async move {
+            match pod {
+                Some(_) => shorter_grace(&mut latest, grace).await,
+                None => std::future::pending().await,
             }
-        }
-        let stops = join_all(alive.iter().map(|id| runtime.stop_container(id, grace)));
-        tokio::select! {
-            results = stops => {
-                results.into_iter().collect::<Result<Vec<()>, ProviderError>>()?;
-                Ok(true)
-            }
-            // More haste: the call is dropped and made again with what is left.
-            () = shorter_grace(&mut self.latest, grace), if pod.is_some() => Ok(false),
-        }
+        };
+        self.end_containers(runtime, pod, &ip, endings, hurried).await
     }
 
     /// Sandboxes with all that is in them, the folder with all that is mounted, the cgroup, the logs.
@@ -162,7 +164,7 @@ impl Worker {
 }
 
 /// The seconds that the pod's processes have: what the deletion says, else what the pod says.
-fn grace_seconds(pod: &Pod) -> u64 {
+pub(super) fn grace_seconds(pod: &Pod) -> u64 {
     let by_spec = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
     let seconds =
         pod.metadata.deletion_grace_period_seconds.or(by_spec).unwrap_or(DEFAULT_GRACE_SECONDS).max(0);

@@ -1,15 +1,43 @@
-//! What a user reaches inside a container through the kubelet API: its log, and commands. Where things are is asked of the runtime;
-//! reading and streaming is done elsewhere.
+//! What is reached inside a container: its log, and commands, be it by a user through the kubelet API or by the pod's own probes and
+//! hooks. Where things are is asked of the runtime; reading and streaming is done elsewhere.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use spillway_proto::cri as wire;
 
-use super::{CALL_TIMEOUT, Cri, logs};
-use crate::provider::{Exec, ExecError, ExecRequest, LogError, LogOptions, Logs};
+use super::{CALL_TIMEOUT, Cri, failure, logs};
+use crate::provider::{
+    Exec, ExecError, ExecRequest, LogError, LogOptions, Logs, ProviderError, runtime::CommandEnd,
+};
+
+/// See [`crate::provider::ContainerRuntime::exec_sync`].
+pub(super) async fn exec_sync(
+    cri: &Cri,
+    id: &str,
+    command: &[String],
+    limit: Option<Duration>,
+) -> Result<CommandEnd, ProviderError> {
+    let operation = "ExecSync";
+    let timeout = limit.map_or(0, |limit| i64::try_from(limit.as_secs()).unwrap_or(i64::MAX));
+    let request = wire::ExecSyncRequest { container_id: id.to_owned(), cmd: command.to_vec(), timeout };
+    // The runtime's own clock ends it; ours is for a runtime that hangs.
+    let patience = limit.map_or(Duration::MAX, |limit| limit.saturating_add(CALL_TIMEOUT));
+    match tokio::time::timeout(patience, cri.runtime().exec_sync(request)).await {
+        Ok(Ok(answer)) => {
+            let wire::ExecSyncResponse { stdout, stderr, exit_code } = answer.into_inner();
+            Ok(CommandEnd::Exited { code: exit_code, stdout, stderr })
+        }
+        Ok(Err(status)) if status.code() == tonic::Code::DeadlineExceeded => Ok(CommandEnd::TimedOut),
+        Ok(Err(status)) => Err(failure(operation, &cri.endpoint, &status)),
+        Err(_) => Err(ProviderError::Unavailable {
+            operation,
+            message: format!("{}: no answer within {} s", cri.endpoint, patience.as_secs()),
+        }),
+    }
+}
 
 #[async_trait]
 impl Logs for Cri {

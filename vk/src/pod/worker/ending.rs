@@ -1,0 +1,180 @@
+//! Ending containers as a kubelet does: the event, the preStop hook, its turn, the stop signal; all of it within one grace period.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::future::join_all;
+use k8s_openapi::api::core::v1::{Container, Pod};
+use tokio::{sync::watch, time::Instant};
+
+use super::{
+    Next, Shared, SyncError, Worker,
+    hooks::{self, unwanted},
+    start::container_of,
+    teardown::{LEAST_GRACE_SECONDS, grace_seconds},
+};
+use crate::{
+    pod::{
+        events::Kind,
+        lifecycle::{self, Kill},
+        probe,
+    },
+    provider::{ProviderError, observed::ObservedPod, runtime::ContainerRuntime},
+};
+
+/// A container to end.
+pub(super) struct Ending {
+    pub(super) name: String,
+    /// The provider's ID.
+    pub(super) id: String,
+    /// What its event says.
+    pub(super) message: String,
+    /// Seconds, the hook's and the wait for others included.
+    pub(super) grace: u64,
+}
+
+/// What all containers that are ended together share.
+struct Together<'a> {
+    shared: Arc<Shared>,
+    runtime: &'a dyn ContainerRuntime,
+    pod: Option<&'a Arc<Pod>>,
+    pod_ip: &'a str,
+    /// IDs of containers whose hook has ended.
+    hooked: Arc<Mutex<BTreeSet<String>>>,
+    /// Who waits for whom.
+    order: BTreeMap<String, BTreeSet<String>>,
+    /// Names of those that have ended.
+    ended: watch::Sender<BTreeSet<String>>,
+}
+
+impl Worker {
+    /// Ends containers that have failed a probe; the pod goes on.
+    pub(super) async fn kill(
+        &mut self,
+        pod: &Arc<Pod>,
+        runtime: &dyn ContainerRuntime,
+        seen: &ObservedPod,
+        kills: &[Kill],
+    ) -> Result<Next, SyncError> {
+        let mut endings = Vec::new();
+        for kill in kills {
+            self.memory.loops.killed(seen, &kill.name, &kill.id);
+            let own = container_of(pod, &kill.name)
+                .and_then(|container| probe::grace_seconds(container, kill.failed))
+                .map(|seconds| seconds.max(0).unsigned_abs());
+            endings.push(Ending {
+                name: kill.name.clone(),
+                id: kill.id.clone(),
+                message: kill.message.clone(),
+                grace: own.unwrap_or_else(|| grace_seconds(pod)),
+            });
+        }
+        let ip = self.pod_ip(pod, seen);
+        let unwanted = unwanted(self.latest.clone());
+        self.end_containers(runtime, Some(pod), &ip, endings, unwanted).await?;
+        Ok(Next::Again)
+    }
+
+    /// Ends containers, and tells how far that is. `false`: `interrupt` came first; whoever has not ended by then goes on ending.
+    pub(super) async fn end_containers(
+        &mut self,
+        runtime: &dyn ContainerRuntime,
+        pod: Option<&Arc<Pod>>,
+        pod_ip: &str,
+        endings: Vec<Ending>,
+        interrupt: impl Future<Output = ()>,
+    ) -> Result<bool, SyncError> {
+        let running = endings.iter().map(|ending| ending.name.clone()).collect();
+        let spec = pod.and_then(|pod| pod.spec.as_ref());
+        let together = Together {
+            shared: Arc::clone(&self.shared),
+            runtime,
+            pod,
+            pod_ip,
+            hooked: Arc::clone(&self.memory.pre_stopped),
+            order: spec.map(|spec| lifecycle::ends_after(spec, &running)).unwrap_or_default(),
+            ended: watch::Sender::default(),
+        };
+        let mut all = std::pin::pin!(join_all(endings.iter().map(|ending| together.end(ending))));
+        let mut interrupt = std::pin::pin!(interrupt);
+        let entry = Arc::clone(&self.entry);
+        // A single container's end is told by whoever called.
+        let telling = pod.filter(|_| endings.len() > 1 || self.prober.is_asking());
+        loop {
+            let news = async {
+                entry.wake.notified().await;
+                if let Some(pod) = telling
+                    && let Err(error) = self.tell(pod, runtime).await
+                {
+                    tracing::debug!(pod = %self.entry.pod, %error, "how far the end is can't be told");
+                }
+            };
+            tokio::select! {
+                results = &mut all => {
+                    results.into_iter().collect::<Result<Vec<()>, ProviderError>>()?;
+                    return Ok(true);
+                }
+                () = &mut interrupt => return Ok(false),
+                () = news, if telling.is_some() => {}
+            }
+        }
+    }
+
+    async fn tell(&mut self, pod: &Arc<Pod>, runtime: &dyn ContainerRuntime) -> Result<(), SyncError> {
+        let seen = self.observe(runtime, pod).await?;
+        self.report(pod, &seen, false).await
+    }
+}
+
+impl Together<'_> {
+    async fn end(&self, ending: &Ending) -> Result<(), ProviderError> {
+        let began = Instant::now();
+        let left = || ending.grace.saturating_sub(began.elapsed().as_secs());
+        if let Some(pod) = self.pod {
+            let recorder = &self.shared.recorder;
+            recorder.container(pod, &ending.name, Kind::Normal, "Killing", &ending.message);
+            if let Some(container) = container_of(pod, &ending.name) {
+                self.pre_stop(pod, container, ending).await;
+            }
+        }
+        if let Some(others) = self.order.get(&ending.name) {
+            let mut ended = self.ended.subscribe();
+            let turn = ended.wait_for(|ended| others.is_subset(ended));
+            let _ = tokio::time::timeout(Duration::from_secs(left()), turn).await;
+        }
+        self.runtime.stop_container(&ending.id, left().max(LEAST_GRACE_SECONDS)).await?;
+        self.ended.send_modify(|ended| drop(ended.insert(ending.name.clone())));
+        Ok(())
+    }
+
+    /// Runs the hook once, as long as the grace period lasts.
+    async fn pre_stop(&self, pod: &Arc<Pod>, container: &Container, ending: &Ending) {
+        let hook = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.as_ref());
+        let done = || self.hooked.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(hook) = hook.filter(|_| ending.grace > 0 && !done().contains(&ending.id)) else { return };
+        let limit = Duration::from_secs(ending.grace);
+        let run = hooks::run(&self.shared.recorder, pod, container, hook, self.pod_ip, self.runtime, &ending.id);
+        match tokio::time::timeout(limit, run).await {
+            Ok(Ok(())) => drop(done().insert(ending.id.clone())),
+            Ok(Err(why)) => {
+                tracing::debug!(pod.uid = pod.metadata.uid, container = container.name, why, "a preStop hook failed");
+                // What it said may be secret.
+                let recorder = &self.shared.recorder;
+                recorder.container(
+                    pod,
+                    &container.name,
+                    Kind::Warning,
+                    "FailedPreStopHook",
+                    "PreStopHook failed",
+                );
+                done().insert(ending.id.clone());
+            }
+            Err(_) => {
+                tracing::debug!(pod.uid = pod.metadata.uid, container = container.name, "a preStop hook took all of the grace period");
+            }
+        }
+    }
+}
