@@ -401,4 +401,4 @@ async fn sleep(within: Option<Duration>) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::pod) mod tests;

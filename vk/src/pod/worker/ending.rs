@@ -146,7 +146,9 @@ impl Together<'_> {
             let _ = tokio::time::timeout(Duration::from_secs(left()), turn).await;
         }
         self.runtime.stop_container(&ending.id, left().max(LEAST_GRACE_SECONDS)).await?;
-        self.ended.send_modify(|ended| drop(ended.insert(ending.name.clone())));
+        self.ended.send_modify(|ended| {
+            ended.insert(ending.name.clone());
+        });
         Ok(())
     }
 

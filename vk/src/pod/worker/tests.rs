@@ -1,6 +1,7 @@
 //! Pods against a runtime and an API server that are values in memory: every step, restarts of the daemon included.
 
-mod fakes;
+pub(in crate::pod) mod fakes;
+mod health;
 
 use std::{sync::Arc, time::Duration};
 
@@ -163,12 +164,12 @@ async fn what_can_not_be_done_is_refused_and_never_started() {
     let world = World::new();
     let _daemon = start(&world);
     let mut spec = spec("Always");
-    spec["containers"][0]["livenessProbe"] = json!({ "exec": { "command": ["true"] } });
+    spec["containers"][0]["lifecycle"] = json!({ "stopSignal": "SIGUSR1" });
     let uid = world.api.create("web", spec);
     wait(|| world.api.phase(&uid) == "Failed").await;
     let status = world.api.status(&uid);
     assert_eq!(status["reason"], "PodFeatureUnsupported");
-    assert!(status["message"].as_str().unwrap().contains("spec.containers[0].livenessProbe"));
+    assert!(status["message"].as_str().unwrap().contains("spec.containers[0].lifecycle.stopSignal"));
     assert!(world.is_empty());
     wait(|| world.api.events().contains(&"PodFeatureUnsupported".to_owned())).await;
 }

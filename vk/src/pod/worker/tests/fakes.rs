@@ -18,7 +18,9 @@ use crate::{
     provider::{
         ProviderError, Version,
         observed::{Container, Exit, ObservedPod, PodRef, Sandbox, State},
-        runtime::{ContainerRuntime, ContainerSpec, Credentials, Image, ImageUser, SandboxSpec},
+        runtime::{
+            CommandEnd, ContainerRuntime, ContainerSpec, Credentials, Image, ImageUser, SandboxSpec,
+        },
     },
 };
 
@@ -56,13 +58,17 @@ struct Machine {
     pods: BTreeMap<PodRef, ObservedPod>,
     calls: Vec<&'static str>,
     starts: Vec<String>,
+    /// What happened to containers, in order: `start a`, `exec a x`, `stop a`.
+    story: Vec<String>,
+    /// Exit codes of commands, 0 unless said otherwise; none: it hangs.
+    commands: BTreeMap<String, Option<i32>>,
     graces: BTreeMap<String, u64>,
     ids: u32,
     calls_left: Option<u32>,
 }
 
 /// A container runtime.
-pub(super) struct Runtime {
+pub(in crate::pod) struct Runtime {
     machine: Mutex<Machine>,
     news: broadcast::Sender<String>,
 }
@@ -100,6 +106,20 @@ impl Runtime {
 
     pub(super) fn started(&self, name: &str) -> usize {
         self.lock().starts.iter().filter(|start| *start == name).count()
+    }
+
+    pub(super) fn story(&self) -> Vec<String> {
+        self.lock().story.clone()
+    }
+
+    /// How often a command has begun.
+    pub(super) fn ran(&self, command: &str) -> usize {
+        self.story().iter().filter(|event| event.ends_with(&format!(" {command}"))).count()
+    }
+
+    /// What a command will do from now on.
+    pub(in crate::pod) fn answer_with(&self, command: &str, code: Option<i32>) {
+        self.lock().commands.insert(command.to_owned(), code);
     }
 
     pub(super) fn grace(&self, name: &str) -> Option<u64> {
@@ -295,6 +315,7 @@ impl ContainerRuntime for Runtime {
             assert_eq!(container.state, State::Created, "started twice");
             container.state = State::Running { started_at: Timestamp::now() };
             let name = container.name.clone();
+            machine.story.push(format!("start {name}"));
             machine.starts.push(name);
         }
         self.answer(Ok(())).await
@@ -306,10 +327,40 @@ impl ContainerRuntime for Runtime {
             if let Some(container) = machine.container(id) {
                 end(container, 143);
                 let name = container.name.clone();
+                machine.story.push(format!("stop {name}"));
                 machine.graces.insert(name, grace_seconds);
             }
         }
         self.answer(Ok(())).await
+    }
+
+    async fn exec_sync(
+        &self,
+        id: &str,
+        command: &[String],
+        limit: Option<Duration>,
+    ) -> Result<CommandEnd, ProviderError> {
+        let code = {
+            let mut machine = self.call("exec_sync");
+            let name = match machine.container(id) {
+                Some(container) if container.is_running() => container.name.clone(),
+                _ => return Err(ProviderError::NotFound { operation: "ExecSync", what: id.to_owned() }),
+            };
+            let command = command.join(" ");
+            machine.story.push(format!("exec {name} {command}"));
+            machine.commands.get(&command).copied().unwrap_or(Some(0))
+        };
+        match (code, limit) {
+            (Some(code), _) => {
+                self.answer(Ok(CommandEnd::Exited { code, stdout: b"out ".to_vec(), stderr: b"err".to_vec() }))
+                    .await
+            }
+            (None, Some(limit)) => {
+                tokio::time::sleep(limit).await;
+                Ok(CommandEnd::TimedOut)
+            }
+            (None, None) => std::future::pending().await,
+        }
     }
 
     async fn remove_container(&self, id: &str) -> Result<(), ProviderError> {
@@ -338,6 +389,7 @@ struct Cluster {
     gone: BTreeMap<String, Value>,
     writes: BTreeMap<String, usize>,
     events: Vec<String>,
+    messages: Vec<String>,
     watchers: Vec<mpsc::UnboundedSender<Value>>,
     /// Watchers of what never changes.
     quiet: Vec<mpsc::UnboundedSender<Value>>,
@@ -416,6 +468,11 @@ impl Api {
         self.lock().events.clone()
     }
 
+    /// Whether an event says this.
+    pub(super) fn told(&self, message: &str) -> bool {
+        self.lock().messages.iter().any(|told| told == message)
+    }
+
     fn answer(&self, call: &Call) -> Answer {
         let mut cluster = self.lock();
         let list = |items: Vec<Value>, version: u64| {
@@ -444,6 +501,7 @@ impl Api {
             }
             "POST /api/v1/namespaces/ns/events" => {
                 cluster.events.push(call.body["reason"].as_str().unwrap_or_default().to_owned());
+                cluster.messages.push(call.body["message"].as_str().unwrap_or_default().to_owned());
                 Answer::ok(call.body.clone())
             }
             name_of_call if name_of_call.starts_with("PATCH") && call.path.ends_with("/status") => {
