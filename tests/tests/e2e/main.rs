@@ -23,6 +23,7 @@ mod upgrade;
 mod usage;
 mod vk;
 mod vk_api;
+mod vk_health;
 
 use std::process::ExitCode;
 
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         clock::TESTS,
         vk::TESTS,
         vk_api::TESTS,
+        vk_health::TESTS,
         main_job::TESTS,
         usage::TESTS,
         recovery::TESTS,

@@ -345,7 +345,9 @@ impl<'a> Planner<'a> {
         };
         match &last.state {
             // What was made in a lost sandbox can't be gone on with.
-            State::Created if last.sandbox_id != self.sandbox => self.start(container, last.attempt + 1, None),
+            State::Created if last.sandbox_id != self.sandbox => {
+                self.start(container, last.attempt + 1, None)
+            }
             State::Created => self.start(container, last.attempt, Some(last.id.clone())),
             State::Running { .. } => {
                 if let Some(failed) = self.healths.failed(&last.id) {
@@ -388,7 +390,11 @@ impl<'a> Planner<'a> {
 /// reverse of the order in which they came.
 pub(crate) fn ends_after(spec: &PodSpec, running: &BTreeSet<String>) -> BTreeMap<String, BTreeSet<String>> {
     let names = |containers: &[Container]| -> BTreeSet<String> {
-        containers.iter().map(|container| container.name.clone()).filter(|name| running.contains(name)).collect()
+        containers
+            .iter()
+            .map(|container| container.name.clone())
+            .filter(|name| running.contains(name))
+            .collect()
     };
     let mut before = names(&spec.containers);
     let mut all = BTreeMap::new();

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::provider::observed::Sandbox;
+use crate::{pod::probe::Health, provider::observed::Sandbox};
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
@@ -217,6 +217,88 @@ fn only_the_last_ended_attempt_is_kept() {
     assert_eq!(superseded(&pod), ["a-1", "a-0"]);
 }
 
+fn with_sidecars(policy: &str, inits: serde_json::Value) -> PodSpec {
+    let mut spec = spec(policy, &[], &["a"]);
+    spec.init_containers = serde_json::from_value(inits).unwrap();
+    spec
+}
+
+fn sidecar(name: &str) -> serde_json::Value {
+    json!({ "name": name, "restartPolicy": "Always" })
+}
+
+#[test]
+fn sidecars_are_passed_when_they_have_started_and_kept_from_then_on() {
+    let mut slow = sidecar("s");
+    slow["startupProbe"] = json!({});
+    let spec = with_sidecars("Always", json!([sidecar("l"), { "name": "i" }, slow, sidecar("t")]));
+    let check = |containers, healths: &Healths, expected: &str| {
+        let found = planned_with(&spec, &seen(true, containers), healths, &mut CrashLoops::default());
+        assert_eq!(found, expected);
+    };
+    let none = Healths::default();
+    let up = Healths([("s-0".to_owned(), Health { started: true, ..Health::default() })].into());
+    let run = |name: &str| container(name, 0, running());
+    let done = |name: &str| container(name, 0, exited(0, 0, 1));
+    check(vec![], &none, "start l:0");
+    check(vec![run("l")], &none, "start i:0");
+    check(vec![run("l"), run("i")], &none, "");
+    check(vec![run("l"), done("i")], &none, "start s:0");
+    check(vec![done("l"), done("i")], &none, "start l:1, start s:0");
+    check(vec![run("l"), done("i"), run("s")], &none, "");
+    check(vec![run("l"), done("i"), run("s")], &up, "start t:0");
+    check(vec![run("l"), done("i"), run("s"), done("t")], &up, "start t:1");
+    check(vec![run("l"), done("i"), run("s"), run("t")], &up, "start a:0");
+    // Begun, all sidecars are kept, whatever they say of their start.
+    check(vec![done("l"), run("s"), done("t"), run("a")], &none, "start l:1, start t:1");
+    check(vec![run("a")], &none, "start l:0, start s:0, start t:0");
+}
+
+#[test]
+fn sidecars_end_with_the_others() {
+    let spec = with_sidecars("Never", json!([sidecar("s")]));
+    let over = vec![container("s", 0, running()), container("a", 0, exited(0, 0, 1))];
+    assert_eq!(planned(&spec, &seen(true, over)), "finished");
+    let failed = with_sidecars("Never", json!([sidecar("s"), { "name": "i" }]));
+    let init = vec![container("s", 0, running()), container("i", 0, exited(1, 0, 1))];
+    assert_eq!(planned(&failed, &seen(true, init)), "finished");
+    let crashed = vec![container("s", 0, exited(1, 0, 1))];
+    assert_eq!(planned(&spec, &seen(true, crashed)), "start s:1", "its own policy counts");
+}
+
+#[test]
+fn what_fails_a_probe_is_killed_and_started_without_waiting() {
+    let mut spec = spec("Always", &[], &["a"]);
+    spec.containers[0].liveness_probe = Some(k8s_openapi::api::core::v1::Probe::default());
+    let ill = |id: &str| {
+        Healths([(id.to_owned(), Health { failed: Some(Kind::Liveness), ..Health::default() })].into())
+    };
+    let mut loops = CrashLoops::default();
+    let before = seen(true, vec![container("a", 1, running()), container("a", 0, exited(137, 0, 10))]);
+    assert_eq!(planned_with(&spec, &before, &ill("a-1"), &mut loops), "kill a-1");
+    // A kubelet counts the wait from the end before: here it was long ago.
+    loops.killed(&before, "a", "a-1");
+    let after = seen(true, vec![container("a", 1, exited(137, 50, 99))]);
+    assert_eq!(planned_with(&spec, &after, &Healths::default(), &mut loops), "start a:2");
+    assert_eq!(planned(&spec, &after), "a waits until 109", "as it would after a crash");
+
+    let kill = |spec: &PodSpec| match plan(spec, &before, &ill("a-1"), &mut CrashLoops::default(), at(100)) {
+        Plan::Run { kill, .. } => kill[0].message.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(kill(&spec), "Container a failed liveness probe, will be restarted");
+    spec.restart_policy = Some("Never".to_owned());
+    assert_eq!(kill(&spec), "Container a failed liveness probe");
+}
+
+#[test]
+fn sidecars_end_last_and_in_reverse() {
+    let spec = with_sidecars("Always", json!([sidecar("s"), { "name": "i" }, sidecar("t"), sidecar("u")]));
+    let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+    let order = ends_after(&spec, &set(&["a", "s", "t"]));
+    assert_eq!(order, [("s".to_owned(), set(&["a", "t"])), ("t".to_owned(), set(&["a"]))].into());
+}
+
 proptest::proptest! {
     /// Nothing is started twice, and nothing that runs once is started again.
     #[test]
@@ -225,5 +307,53 @@ proptest::proptest! {
         let pod = seen(ready, attempts);
         let plan = plan(&spec("Never", &[], &["a"]), &pod, &Healths::default(), &mut CrashLoops::default(), at(100));
         proptest::prop_assert_eq!(plan == Plan::Finished, !codes.is_empty());
+    }
+
+    /// Whatever runs and whatever probes say: everybody gets a turn to end, so nobody waits for ever.
+    #[test]
+    fn the_order_of_ending_has_no_circle(kinds in proptest::collection::vec(proptest::bool::ANY, 0..6), runs in proptest::collection::vec(proptest::bool::ANY, 8)) {
+        let inits: Vec<_> = kinds.iter().enumerate().map(|(n, is_sidecar)| {
+            if *is_sidecar { sidecar(&format!("i{n}")) } else { json!({ "name": format!("i{n}") }) }
+        }).collect();
+        let spec = with_sidecars("Always", json!(inits));
+        let names = (0..kinds.len()).map(|n| format!("i{n}")).chain(["a".to_owned()]);
+        let running: BTreeSet<String> = names.zip(&runs).filter(|(_, runs)| **runs).map(|(name, _)| name).collect();
+        let order = ends_after(&spec, &running);
+        let mut ended = BTreeSet::new();
+        for _ in 0..=running.len() {
+            for name in &running {
+                if order.get(name).is_none_or(|others| others.is_subset(&ended)) {
+                    ended.insert(name.clone());
+                }
+            }
+        }
+        proptest::prop_assert_eq!(ended, running);
+    }
+
+    /// From any state of a pod with sidecars: no container is started while it runs or while one before it has not had its turn.
+    #[test]
+    fn nothing_overtakes(states in proptest::collection::vec(0..4_u8, 4), started in proptest::bool::ANY) {
+        let mut slow = sidecar("s");
+        slow["startupProbe"] = json!({});
+        let spec = with_sidecars("Always", json!([{ "name": "i" }, slow, sidecar("t")]));
+        let names = ["i", "s", "t", "a"];
+        let containers: Vec<_> = names.iter().zip(&states).filter_map(|(name, state)| match state {
+            0 => None,
+            1 => Some(container(name, 0, running())),
+            2 => Some(container(name, 0, exited(0, 0, 1))),
+            _ => Some(container(name, 0, State::Created)),
+        }).collect();
+        let healths = Healths([("s-0".to_owned(), Health { started, ..Health::default() })].into());
+        let pod = seen(true, containers.clone());
+        if let Plan::Run { start, .. } = plan(&spec, &pod, &healths, &mut CrashLoops::default(), at(100)) {
+            for start in &start {
+                proptest::prop_assert!(pod.container(&start.name).is_none_or(|last| !last.is_running()), "{} runs", start.name);
+            }
+            let begins_main = start.iter().any(|start| start.name == "a") && pod.container("a").is_none();
+            if begins_main {
+                let t = pod.container("t").is_some_and(observed::Container::is_running);
+                proptest::prop_assert!(t, "the last sidecar does not run yet");
+            }
+        }
     }
 }

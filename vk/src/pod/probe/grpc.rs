@@ -39,7 +39,9 @@ pub(super) async fn check(
     let mut client = HealthClient::new(channel).max_decoding_message_size(MAX_ANSWER);
     let request = HealthCheckRequest { service: service.to_owned() };
     let too_late = || format!("timeout: health rpc did not complete within {}s", limit.as_secs());
-    let Ok(answer) = tokio::time::timeout_at(until, client.check(request)).await else { return Err(too_late()) };
+    let Ok(answer) = tokio::time::timeout_at(until, client.check(request)).await else {
+        return Err(too_late());
+    };
     match answer {
         Ok(answer) => match answer.into_inner().status() {
             ServingStatus::Serving => Ok(()),

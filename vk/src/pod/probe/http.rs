@@ -147,7 +147,8 @@ async fn ask(
     }
 
     let stream = dial(&url.host, url.port_number()).await.map_err(failed)?;
-    let stream: Box<dyn Stream> = if url.https { Box::new(encrypt(url, stream).await?) } else { Box::new(stream) };
+    let stream: Box<dyn Stream> =
+        if url.https { Box::new(encrypt(url, stream).await?) } else { Box::new(stream) };
     let (mut sender, connection) = http1::Builder::new()
         .max_buf_size(MAX_HEAD)
         .handshake(TokioIo::new(stream))

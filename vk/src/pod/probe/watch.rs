@@ -260,10 +260,7 @@ impl Subject {
             let action = match action::of_probe(probe, &self.container, &self.pod_ip) {
                 Ok(action) => action,
                 Err(error) => {
-                    warn(
-                        "Unhealthy",
-                        format!("{kind} probe errored and resulted in unknown state: {error}"),
-                    );
+                    warn("Unhealthy", format!("{kind} probe errored and resulted in unknown state: {error}"));
                     return None;
                 }
             };

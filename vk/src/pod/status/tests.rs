@@ -180,6 +180,85 @@ fn init_containers_hold_the_others_back() {
     check(vec![container("i", 0, exited(1))], "Failed | i:0 Error(1), a:0 PodInitializing | PodScheduled");
 }
 
+fn health(id: &str, started: bool, ready: bool) -> Healths {
+    Healths([(id.to_owned(), crate::pod::probe::Health { started, ready, failed: None })].into())
+}
+
+#[test]
+fn probes_decide_what_is_started_and_ready() {
+    let spec = json!({ "containers": [{ "name": "a", "startupProbe": {}, "readinessProbe": {} }] });
+    let pod = pod(spec, json!({}));
+    let mut case = Case::new(&pod, seen(true, vec![container("a", 0, running())]));
+    let mut check = |healths: Option<Healths>, started: bool, ready: bool| {
+        case.healths = healths.unwrap_or_default();
+        let status = case.build();
+        let main = &status.container_statuses.as_ref().unwrap()[0];
+        assert_eq!((main.started, main.ready), (Some(started), ready));
+        assert_eq!(status.phase.as_deref(), Some("Running"));
+        let conditions = status.conditions.unwrap();
+        let holds = conditions.iter().find(|condition| condition.type_ == "Ready").unwrap();
+        assert_eq!(holds.status == "True", ready, "{holds:?}");
+        if !ready {
+            assert_eq!(holds.message.as_deref(), Some("containers with unready status: [a]"));
+        }
+    };
+    check(None, false, false);
+    check(Some(health("a0", false, true)), false, false);
+    check(Some(health("a0", true, false)), true, false);
+    check(Some(health("a0", true, true)), true, true);
+    check(Some(health("another run", true, true)), false, false);
+}
+
+#[test]
+fn sidecars_count_as_a_kubelet_counts_them() {
+    let inits = json!([{ "name": "s", "restartPolicy": "Always", "startupProbe": {} }, { "name": "i" }]);
+    let pod = pod(
+        json!({ "restartPolicy": "Never", "initContainers": inits, "containers": [{ "name": "a" }] }),
+        json!({}),
+    );
+    let check = |containers, started: bool, expected: &str| {
+        let healths = health("s0", started, started);
+        let case = Case { healths, ..Case::new(&pod, seen(true, containers)) };
+        assert_eq!(case.brief(), expected);
+    };
+    let sidecar = || container("s", 0, running());
+    let done = || container("i", 0, exited(0));
+    let waits = "a:0 PodInitializing | PodReadyToStartContainers PodScheduled";
+    check(vec![sidecar()], false, &format!("Pending | s:0 running, i:0 PodInitializing, {waits}"));
+    check(
+        vec![sidecar(), container("i", 0, running())],
+        true,
+        &format!("Pending | s:0 running, i:0 running, {waits}"),
+    );
+    check(
+        vec![sidecar(), done(), container("a", 0, running())],
+        true,
+        "Running | s:0 running, i:0 Completed(0), a:0 running | PodReadyToStartContainers Initialized Ready ContainersReady PodScheduled",
+    );
+    // A sidecar that is not ready makes the pod unready, and never pending again.
+    check(
+        vec![sidecar(), done(), container("a", 0, running())],
+        false,
+        "Running | s:0 running, i:0 Completed(0), a:0 running | PodReadyToStartContainers Initialized PodScheduled",
+    );
+    check(
+        vec![sidecar(), done(), container("a", 0, exited(0))],
+        true,
+        "Running | s:0 running, i:0 Completed(0), a:0 Completed(0) | PodReadyToStartContainers Initialized PodScheduled",
+    );
+    check(
+        vec![container("s", 0, exited(143)), done(), container("a", 0, exited(0))],
+        false,
+        "Succeeded | s:0 Error(143), i:0 Completed(0), a:0 Completed(0) | Initialized PodScheduled",
+    );
+    // A terminal phase is told when nothing runs any more.
+    check(
+        vec![sidecar(), container("i", 0, exited(1))],
+        true,
+        &format!("Pending | s:0 running, i:0 Error(1), {waits}"),
+    );
+}
+
 #[test]
 fn a_restarting_container_shows_why_it_waits_and_how_it_ended() {
     let pod = pod(json!({ "restartPolicy": "Always", "containers": [{ "name": "a" }] }), json!({}));

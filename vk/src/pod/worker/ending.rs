@@ -158,11 +158,17 @@ impl Together<'_> {
         let done = || self.hooked.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(hook) = hook.filter(|_| ending.grace > 0 && !done().contains(&ending.id)) else { return };
         let limit = Duration::from_secs(ending.grace);
-        let run = hooks::run(&self.shared.recorder, pod, container, hook, self.pod_ip, self.runtime, &ending.id);
+        let run =
+            hooks::run(&self.shared.recorder, pod, container, hook, self.pod_ip, self.runtime, &ending.id);
         match tokio::time::timeout(limit, run).await {
             Ok(Ok(())) => drop(done().insert(ending.id.clone())),
             Ok(Err(why)) => {
-                tracing::debug!(pod.uid = pod.metadata.uid, container = container.name, why, "a preStop hook failed");
+                tracing::debug!(
+                    pod.uid = pod.metadata.uid,
+                    container = container.name,
+                    why,
+                    "a preStop hook failed"
+                );
                 // What it said may be secret.
                 let recorder = &self.shared.recorder;
                 recorder.container(
@@ -175,7 +181,11 @@ impl Together<'_> {
                 done().insert(ending.id.clone());
             }
             Err(_) => {
-                tracing::debug!(pod.uid = pod.metadata.uid, container = container.name, "a preStop hook took all of the grace period");
+                tracing::debug!(
+                    pod.uid = pod.metadata.uid,
+                    container = container.name,
+                    "a preStop hook took all of the grace period"
+                );
             }
         }
     }

@@ -39,7 +39,13 @@ impl Worker {
         };
         let Err(message) = ran else { return Ok(()) };
         // What it said may be secret; the status is for those who may read the pod, events are for more.
-        recorder.container(pod, &container.name, Kind::Warning, "FailedPostStartHook", "PostStartHook failed");
+        recorder.container(
+            pod,
+            &container.name,
+            Kind::Warning,
+            "FailedPostStartHook",
+            "PostStartHook failed",
+        );
         let ending = Ending {
             name: container.name.clone(),
             id: id.to_owned(),
@@ -78,7 +84,8 @@ pub(super) async fn run(
     runtime: &dyn ContainerRuntime,
     id: &str,
 ) -> Result<(), String> {
-    let action = action::of_hook(hook, container, pod_ip).map_err(|why| format!("Cannot run handler: {why}"))?;
+    let action =
+        action::of_hook(hook, container, pod_ip).map_err(|why| format!("Cannot run handler: {why}"))?;
     match action::run_hook(&action, runtime, id).await {
         Ok(fell_back) => {
             if let (true, Action::Http(request)) = (fell_back, &action) {

@@ -15,7 +15,9 @@ use crate::{
         env,
         events::Kind,
         lifecycle::Start,
-        network, objects, pull, spec,
+        network, objects,
+        probe::is_sidecar,
+        pull, spec,
         status::{Waiting, primary_first},
     },
     provider::{
@@ -120,7 +122,7 @@ impl Worker {
         let mut failure = None;
         let mut again_in: Option<Duration> = None;
         // Nothing wakes us when one has started that others wait for.
-        let go_on = starts.iter().any(|start| is_init(pod, &start.name));
+        let go_on = starts.iter().any(|start| container_of(pod, &start.name).is_some_and(is_sidecar));
         for start in starts {
             if self.is_unwanted() {
                 return Ok(Next::Again);
@@ -435,11 +437,6 @@ impl Worker {
 
 fn tell_failed(worker: &Worker, pod: &Pod, name: &str, message: &str) {
     worker.shared.recorder.container(pod, name, Kind::Warning, "Failed", &format!("Error: {message}"));
-}
-
-fn is_init(pod: &Pod, name: &str) -> bool {
-    let inits = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
-    inits.into_iter().any(|init| init.name == name)
 }
 
 pub(super) fn container_of<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {

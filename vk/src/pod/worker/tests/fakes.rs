@@ -1,7 +1,9 @@
 //! A runtime and an API server in memory. They are naive on purpose: names are reserved, everything else is a list.
 
+mod api;
+
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::BTreeMap,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
@@ -10,19 +12,15 @@ use std::{
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use jiff::Timestamp;
-use serde_json::{Value, json};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::broadcast;
 
-use crate::{
-    fake_api::{self, Answer, Call},
-    provider::{
-        ProviderError, Version,
-        observed::{Container, Exit, ObservedPod, PodRef, Sandbox, State},
-        runtime::{
-            CommandEnd, ContainerRuntime, ContainerSpec, Credentials, Image, ImageUser, SandboxSpec,
-        },
-    },
+use crate::provider::{
+    ProviderError, Version,
+    observed::{Container, Exit, ObservedPod, PodRef, Sandbox, State},
+    runtime::{CommandEnd, ContainerRuntime, ContainerSpec, Credentials, Image, ImageUser, SandboxSpec},
 };
+
+use api::Api;
 
 /// Waits until something holds.
 pub(super) async fn wait(holds: impl Fn() -> bool) {
@@ -352,8 +350,12 @@ impl ContainerRuntime for Runtime {
         };
         match (code, limit) {
             (Some(code), _) => {
-                self.answer(Ok(CommandEnd::Exited { code, stdout: b"out ".to_vec(), stderr: b"err".to_vec() }))
-                    .await
+                self.answer(Ok(CommandEnd::Exited {
+                    code,
+                    stdout: b"out ".to_vec(),
+                    stderr: b"err".to_vec(),
+                }))
+                .await
             }
             (None, Some(limit)) => {
                 tokio::time::sleep(limit).await;
@@ -380,193 +382,5 @@ impl ContainerRuntime for Runtime {
 
     async fn pull(&self, _image: &str, _credentials: Option<&Credentials>) -> Result<Image, ProviderError> {
         unreachable!("every image is there")
-    }
-}
-
-#[derive(Default)]
-struct Cluster {
-    pods: BTreeMap<String, Value>,
-    gone: BTreeMap<String, Value>,
-    writes: BTreeMap<String, usize>,
-    events: Vec<String>,
-    messages: Vec<String>,
-    watchers: Vec<mpsc::UnboundedSender<Value>>,
-    /// Watchers of what never changes.
-    quiet: Vec<mpsc::UnboundedSender<Value>>,
-    /// What happened, by version.
-    told: Vec<(u64, Value)>,
-    version: u64,
-    fail_lists: bool,
-    uids: HashSet<String>,
-}
-
-/// An API server that knows pods of one node in one namespace.
-#[derive(Clone, Default)]
-pub(super) struct Api(Arc<Mutex<Cluster>>);
-
-impl Api {
-    fn lock(&self) -> MutexGuard<'_, Cluster> {
-        self.0.lock().unwrap()
-    }
-
-    pub(super) fn client(&self) -> kube::Client {
-        let api = self.clone();
-        fake_api::client(move |call| api.answer(&call)).0
-    }
-
-    #[allow(clippy::needless_pass_by_value)] // `json!` reads best where it is used.
-    pub(super) fn create(&self, name: &str, spec: Value) -> String {
-        let mut cluster = self.lock();
-        let uid = format!("uid-{}", cluster.uids.len());
-        cluster.uids.insert(uid.clone());
-        let created = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-        let pod = json!({ "apiVersion": "v1", "kind": "Pod", "spec": spec, "status": { "phase": "Pending" },
-            "metadata": { "name": name, "namespace": "ns", "uid": uid, "generation": 1, "creationTimestamp": created } });
-        cluster.put(&uid, pod, "ADDED");
-        uid
-    }
-
-    /// Marks a pod as deleted.
-    pub(super) fn delete(&self, uid: &str, grace: i64) {
-        let mut cluster = self.lock();
-        let mut pod = cluster.pods[uid].clone();
-        pod["metadata"]["deletionTimestamp"] = json!("2030-01-01T00:00:00Z");
-        pod["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
-        cluster.put(uid, pod, "MODIFIED");
-    }
-
-    /// A forced deletion: the object is gone at once.
-    pub(super) fn vanish(&self, uid: &str) {
-        self.lock().remove(uid);
-    }
-
-    pub(super) fn fail_lists(&self, fail: bool) {
-        self.lock().fail_lists = fail;
-    }
-
-    pub(super) fn status(&self, uid: &str) -> Value {
-        self.lock().pods.get(uid).map(|pod| pod["status"].clone()).unwrap_or_default()
-    }
-
-    pub(super) fn last_status(&self, uid: &str) -> Value {
-        self.lock().gone[uid]["status"].clone()
-    }
-
-    pub(super) fn phase(&self, uid: &str) -> String {
-        self.status(uid)["phase"].as_str().unwrap_or_default().to_owned()
-    }
-
-    pub(super) fn is_gone(&self, uid: &str) -> bool {
-        self.lock().gone.contains_key(uid)
-    }
-
-    pub(super) fn writes(&self, uid: &str) -> usize {
-        self.lock().writes.get(uid).copied().unwrap_or(0)
-    }
-
-    pub(super) fn events(&self) -> Vec<String> {
-        self.lock().events.clone()
-    }
-
-    /// Whether an event says this.
-    pub(super) fn told(&self, message: &str) -> bool {
-        self.lock().messages.iter().any(|told| told == message)
-    }
-
-    fn answer(&self, call: &Call) -> Answer {
-        let mut cluster = self.lock();
-        let list = |items: Vec<Value>, version: u64| {
-            Answer::ok(json!({ "kind": "List", "apiVersion": "v1", "items": items,
-                "metadata": { "resourceVersion": version.to_string() } }))
-        };
-        let name = call.path.trim_end_matches("/status").rsplit('/').next().unwrap_or_default();
-        match call.name().as_str() {
-            "GET /api/v1/services" => list(Vec::new(), 1),
-            "GET /api/v1/pods" if cluster.fail_lists => Answer::status(500, "InternalError"),
-            "GET /api/v1/pods" => list(cluster.pods.values().cloned().collect(), cluster.version),
-            "GET /api/v1/pods?watch" => {
-                let (sender, receiver) = mpsc::unbounded_channel();
-                let since = call.query.split('&').find_map(|part| part.strip_prefix("resourceVersion="));
-                let since: u64 = since.and_then(|text| text.parse().ok()).unwrap_or(0);
-                for (_, event) in cluster.told.iter().filter(|(version, _)| *version > since) {
-                    sender.send(event.clone()).unwrap();
-                }
-                cluster.watchers.push(sender);
-                Answer::Events(receiver)
-            }
-            "GET /api/v1/services?watch" => {
-                let (sender, receiver) = mpsc::unbounded_channel();
-                cluster.quiet.push(sender);
-                Answer::Events(receiver)
-            }
-            "POST /api/v1/namespaces/ns/events" => {
-                cluster.events.push(call.body["reason"].as_str().unwrap_or_default().to_owned());
-                cluster.messages.push(call.body["message"].as_str().unwrap_or_default().to_owned());
-                Answer::ok(call.body.clone())
-            }
-            name_of_call if name_of_call.starts_with("PATCH") && call.path.ends_with("/status") => {
-                cluster.patch(name, &call.body)
-            }
-            name_of_call if name_of_call.starts_with("DELETE") => {
-                let uid = call.body["preconditions"]["uid"].as_str().unwrap_or_default().to_owned();
-                if cluster.pods.get(&uid).is_none_or(|pod| pod["metadata"]["name"] != name) {
-                    return Answer::status(409, "Conflict");
-                }
-                cluster.remove(&uid);
-                Answer::ok(
-                    json!({ "kind": "Status", "apiVersion": "v1", "status": "Success", "metadata": {} }),
-                )
-            }
-            _ => Answer::status(404, "NotFound"),
-        }
-    }
-}
-
-impl Cluster {
-    fn tell(&mut self, kind: &str, pod: &Value) {
-        let event = json!({ "type": kind, "object": pod });
-        self.watchers.retain(|watcher| watcher.send(event.clone()).is_ok());
-        self.told.push((self.version, event));
-    }
-
-    fn put(&mut self, uid: &str, mut pod: Value, kind: &str) {
-        self.version += 1;
-        pod["metadata"]["resourceVersion"] = json!(self.version.to_string());
-        self.tell(kind, &pod);
-        self.pods.insert(uid.to_owned(), pod);
-    }
-
-    fn remove(&mut self, uid: &str) {
-        if let Some(mut pod) = self.pods.remove(uid) {
-            self.version += 1;
-            pod["metadata"]["resourceVersion"] = json!(self.version.to_string());
-            self.tell("DELETED", &pod);
-            self.gone.insert(uid.to_owned(), pod);
-        }
-    }
-
-    /// As far as a strategic merge patch of a status goes.
-    fn patch(&mut self, name: &str, patch: &Value) -> Answer {
-        let uid = patch["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
-        let Some(mut pod) = self.pods.get(&uid).filter(|pod| pod["metadata"]["name"] == name).cloned() else {
-            return Answer::status(409, "Conflict");
-        };
-        for (key, value) in patch["status"].as_object().into_iter().flatten() {
-            let mut value = value.clone();
-            if let Some(list) = value.as_array_mut() {
-                list.retain(|item| item.get("$patch").is_none());
-                for item in list.iter_mut().filter_map(Value::as_object_mut) {
-                    item.retain(|_, field| !field.is_null());
-                }
-            }
-            if value.is_null() {
-                pod["status"].as_object_mut().unwrap().remove(key);
-            } else {
-                pod["status"][key] = value;
-            }
-        }
-        *self.writes.entry(uid.clone()).or_default() += 1;
-        self.put(&uid, pod, "MODIFIED");
-        Answer::ok(self.pods[&uid].clone())
     }
 }

@@ -58,12 +58,14 @@ async fn a_failed_liveness_probe_restarts_with_its_own_grace_period() {
     let mut spec = spec("Always");
     spec["containers"][0]["livenessProbe"] = probe("alive");
     spec["containers"][0]["livenessProbe"]["terminationGracePeriodSeconds"] = json!(3);
+    // So that the next run is asked when the answer is another again.
+    spec["containers"][0]["livenessProbe"]["initialDelaySeconds"] = json!(2);
     spec["containers"][0]["lifecycle"] = json!({ "preStop": exec("bye") });
     let uid = world.api.create("web", spec);
     wait(|| world.runtime.ran("alive") > 0).await;
     assert!(is_ready(&world, &uid), "without a readiness probe it is ready at once");
     world.runtime.answer_with("alive", Some(1));
-    wait(|| world.runtime.calls("stop_container") == 1).await;
+    wait(|| world.runtime.calls("stop_container") > 0).await;
     world.runtime.answer_with("alive", Some(0));
     wait(|| main_status(&world, &uid)["restartCount"] == 1).await;
     assert_eq!(world.runtime.grace("main"), Some(3));
@@ -239,7 +241,8 @@ async fn sidecars_start_in_order_and_end_in_reverse_after_the_others() {
     assert_eq!(condition(&world, &uid, "Initialized"), "False");
     world.runtime.answer_with("proxy-up", Some(0));
     wait(|| condition(&world, &uid, "Ready") == "True").await;
-    let starts: Vec<_> = world.runtime.story().into_iter().filter(|event| event.starts_with("start")).collect();
+    let starts: Vec<_> =
+        world.runtime.story().into_iter().filter(|event| event.starts_with("start")).collect();
     assert_eq!(starts, ["start logs", "start setup", "start proxy", "start cache", "start main"]);
     let status = world.api.status(&uid);
     let inits = status["initContainerStatuses"].as_array().unwrap();
