@@ -1,7 +1,10 @@
 //! Events about pods, as a kubelet writes them. They are told, not kept: when the API server is away or too many come at once, some
 //! are lost and pods go on.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -21,6 +24,36 @@ const COMPONENT: &str = "spillway-vk";
 const QUEUE: usize = 2048;
 /// Events whose repetition is counted instead of written anew.
 const REMEMBERED: usize = 1024;
+
+/// A pod may say so much at once, and then one thing each [`QUIET`]: a kubelet's own limits.
+const BURST: u32 = 25;
+const QUIET: Duration = Duration::from_mins(5);
+
+/// How many events a pod may still have.
+#[derive(Debug, Clone, Copy)]
+struct Allowance {
+    left: u32,
+    since: Instant,
+}
+
+impl Allowance {
+    fn new(now: Instant) -> Self {
+        Self { left: BURST, since: now }
+    }
+
+    /// Takes one, if there is one.
+    fn take(&mut self, now: Instant) -> bool {
+        let periods = now.duration_since(self.since).as_secs() / QUIET.as_secs();
+        let earned = u32::try_from(periods).unwrap_or(BURST);
+        if earned > 0 {
+            self.since = now;
+            self.left = self.left.saturating_add(earned).min(BURST);
+        }
+        let allowed = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        allowed
+    }
+}
 
 /// How serious it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -106,6 +139,7 @@ impl Writer {
     /// Writes events until stopped.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let mut written: HashMap<Key, (String, i32)> = HashMap::new();
+        let mut allowances: HashMap<String, Allowance> = HashMap::new();
         loop {
             let told = tokio::select! {
                 () = stop.cancelled() => return,
@@ -116,6 +150,19 @@ impl Writer {
             };
             if written.len() >= REMEMBERED {
                 written.clear();
+            }
+            let now = Instant::now();
+            if allowances.len() >= REMEMBERED {
+                allowances.clear();
+            }
+            let allowance = allowances.entry(told.key.uid.clone()).or_insert_with(|| Allowance::new(now));
+            if !allowance.take(now) {
+                tracing::debug!(
+                    reason = told.key.reason,
+                    message = told.key.message,
+                    "an event is lost: its pod has too many"
+                );
+                continue;
             }
             let namespace = told.about.namespace.clone().unwrap_or_default();
             let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
@@ -172,4 +219,20 @@ impl Writer {
 async fn again(api: &Api<Event>, name: &str, count: i32, at: Timestamp) -> Result<(), kube::Error> {
     let patch = Patch::Merge(json!({ "count": count, "lastTimestamp": Time(at) }));
     api.patch(name, &PatchParams::default(), &patch).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_that_says_too_much_is_heard_less() {
+        let start = Instant::now();
+        let mut allowance = Allowance::new(start);
+        let heard = |allowance: &mut Allowance, at| (0..100).filter(|_| allowance.take(at)).count();
+        assert_eq!(heard(&mut allowance, start), 25);
+        assert_eq!(heard(&mut allowance, start + QUIET), 1);
+        assert_eq!(heard(&mut allowance, start + QUIET + QUIET / 2), 0);
+        assert_eq!(heard(&mut allowance, start + QUIET * 1000), 25);
+    }
 }

@@ -5,6 +5,7 @@
 pub(crate) mod action;
 mod grpc;
 mod http;
+mod patience;
 mod tls;
 mod url;
 pub(crate) mod watch;

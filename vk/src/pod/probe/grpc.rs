@@ -10,6 +10,8 @@ use tonic::{Code, transport::Endpoint};
 /// The answer is one number.
 const MAX_ANSWER: usize = 4 << 10;
 const MAX_HEADERS: u32 = 16 << 10;
+/// Between two tries to connect.
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// Whether a service says that it serves; the error is a kubelet's text.
 pub(super) async fn check(
@@ -26,15 +28,20 @@ pub(super) async fn check(
         .map_err(|error| no_connection(error.to_string()))?
         .http2_max_header_list_size(MAX_HEADERS);
     let until = tokio::time::Instant::now() + limit;
-    let channel = match tokio::time::timeout_at(until, endpoint.connect()).await {
-        Ok(Ok(channel)) => channel,
-        Ok(Err(error)) => return Err(no_connection(crate::pod::worker::chain(&error))),
-        Err(_) => {
-            let limit = limit.as_secs();
-            return Err(format!(
-                "timeout: failed to connect service {address:?} within {limit}s: context deadline exceeded"
-            ));
+    // As gRPC's own clients: again and again, as long as there is time.
+    let connected = async {
+        loop {
+            match endpoint.connect().await {
+                Ok(channel) => return channel,
+                Err(_) => tokio::time::sleep(AGAIN).await,
+            }
         }
+    };
+    let Ok(channel) = tokio::time::timeout_at(until, connected).await else {
+        let limit = limit.as_secs();
+        return Err(format!(
+            "timeout: failed to connect service {address:?} within {limit}s: context deadline exceeded"
+        ));
     };
     let mut client = HealthClient::new(channel).max_decoding_message_size(MAX_ANSWER);
     let request = HealthCheckRequest { service: service.to_owned() };

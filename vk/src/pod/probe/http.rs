@@ -17,7 +17,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{tls, url::Url};
+use super::{patience, tls, url::Url};
 
 /// As much of a body as is read.
 const MAX_BODY: usize = 10 << 10;
@@ -151,7 +151,7 @@ async fn ask(
         if url.https { Box::new(encrypt(url, stream).await?) } else { Box::new(stream) };
     let (mut sender, connection) = http1::Builder::new()
         .max_buf_size(MAX_HEAD)
-        .handshake(TokioIo::new(stream))
+        .handshake(TokioIo::new(patience::Patient::new(stream)))
         .await
         .map_err(|error| failed(chain(&error)))?;
     let exchange = async {

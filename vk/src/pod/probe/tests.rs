@@ -5,6 +5,10 @@ use std::{
     time::Duration,
 };
 
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    service::TowerToHyperService,
+};
 use serde_json::{Value, json};
 use spillway_proto::health::{
     HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus, health_server,
@@ -207,6 +211,24 @@ async fn nobody_is_waited_for_and_nothing_endless_is_read() {
 }
 
 #[tokio::test]
+async fn an_answer_that_comes_before_the_question_counts() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(answer("200 OK", "", "").as_bytes()).await.unwrap();
+            let _ = stream.read_u8().await;
+        }
+    });
+    let get = of_probe(&probe(json!({ "httpGet": { "port": port } })), &container(), "127.0.0.1").unwrap();
+    for _ in 0..20 {
+        assert_eq!(attempt(&get, &Runtime::default(), "c", LIMIT).await, Ok(Outcome::Good));
+    }
+}
+
+#[tokio::test]
 async fn a_port_that_nobody_listens_on_is_told_as_go_tells_it() {
     let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
     let refused = format!("dial tcp 127.0.0.1:{port}: connect: connection refused");
@@ -303,9 +325,15 @@ async fn health_is_checked_over_grpc() {
     let port = listener.local_addr().unwrap().port();
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
-        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
-        let service = health_server::HealthServer::new(Checked);
-        tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming).await.unwrap();
+        let service = TowerToHyperService::new(health_server::HealthServer::new(Checked));
+        let mut connections = JoinSet::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            let service = service.clone();
+            connections.spawn(async move {
+                let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                let _ = server.serve_connection(TokioIo::new(stream), service).await;
+            });
+        }
     });
     let ask = async |service: &str, port: u16, limit| {
         let action = Action::Grpc { host: "127.0.0.1".into(), port, service: service.into() };

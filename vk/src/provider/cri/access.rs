@@ -31,7 +31,14 @@ pub(super) async fn exec_sync(
             Ok(CommandEnd::Exited { code: exit_code, stdout, stderr })
         }
         Ok(Err(status)) if status.code() == tonic::Code::DeadlineExceeded => Ok(CommandEnd::TimedOut),
-        Ok(Err(status)) => Err(failure(operation, &cri.endpoint, &status)),
+        Ok(Err(status)) => Err(match failure(operation, &cri.endpoint, &status) {
+            // As it stands in a kubelet's events.
+            ProviderError::Failed { message, .. } => ProviderError::Failed {
+                operation,
+                message: format!("rpc error: code = {:?} desc = {message}", status.code()),
+            },
+            error => error,
+        }),
         Err(_) => Err(ProviderError::Unavailable {
             operation,
             message: format!("{}: no answer within {} s", cri.endpoint, patience.as_secs()),
