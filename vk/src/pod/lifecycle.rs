@@ -346,7 +346,7 @@ impl<'a> Planner<'a> {
         match &last.state {
             // What was made in a lost sandbox can't be gone on with.
             State::Created if last.sandbox_id != self.sandbox => {
-                self.start(container, last.attempt + 1, None)
+                self.start(container, last.attempt + 1, None);
             }
             State::Created => self.start(container, last.attempt, Some(last.id.clone())),
             State::Running { .. } => {
