@@ -63,7 +63,8 @@ fn told(namespace: &Namespace<'_>, pod: &str) -> anyhow::Result<Vec<String>> {
         // An attempt may fall into the moment between a server's end and its container's.
         .filter(|event| {
             let message = event["message"].as_str().unwrap_or_default();
-            !message.starts_with("Readiness") || message.contains("statuscode")
+            let of_server = message.starts_with("Readiness") || message.starts_with("Liveness");
+            !of_server || message.contains("statuscode")
         })
         .map(|event| {
             let [kind, reason, message] =
