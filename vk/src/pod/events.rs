@@ -25,7 +25,7 @@ const QUEUE: usize = 2048;
 /// Events whose repetition is counted instead of written anew.
 const REMEMBERED: usize = 1024;
 
-/// A pod may say so much at once, and then one thing each [`QUIET`]: a kubelet's own limits.
+/// So much may a pod's probes say at once, and then one thing each [`QUIET`]: a kubelet's limits for all events of a pod.
 const BURST: u32 = 25;
 const QUIET: Duration = Duration::from_mins(5);
 
@@ -156,7 +156,9 @@ impl Writer {
                 allowances.clear();
             }
             let allowance = allowances.entry(told.key.uid.clone()).or_insert_with(|| Allowance::new(now));
-            if !allowance.take(now) {
+            // What is said once must not be lost to what is said each second.
+            let of_probes = matches!(told.key.reason.as_str(), "Unhealthy" | "ProbeWarning");
+            if of_probes && !allowance.take(now) {
                 tracing::debug!(
                     reason = told.key.reason,
                     message = told.key.message,
