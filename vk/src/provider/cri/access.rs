@@ -1,5 +1,5 @@
-//! What a user reaches inside a container through the kubelet API: its log, and commands. Where things are is asked of the runtime;
-//! reading and streaming is done elsewhere.
+//! What a user reaches inside a container through the kubelet API: its log, its processes, its ports. Where
+//! things are is asked of the runtime; reading and streaming is done elsewhere.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,9 @@ use futures::stream::BoxStream;
 use spillway_proto::cri as wire;
 
 use super::{CALL_TIMEOUT, Cri, logs};
-use crate::provider::{Exec, ExecError, ExecRequest, LogError, LogOptions, Logs};
+use crate::provider::{
+    Attach, AttachRequest, Exec, ExecError, ExecRequest, LogError, LogOptions, Logs, PortForward, StreamError,
+};
 
 #[async_trait]
 impl Logs for Cri {
@@ -70,6 +72,53 @@ impl Exec for Cri {
         };
         let answer = self
             .call("Exec", CALL_TIMEOUT, self.runtime().exec(request))
+            .await
+            .map_err(|error| failed(error.into()))?;
+        answer.url.parse().map_err(|error: http::uri::InvalidUri| failed(error.into()))
+    }
+}
+
+#[async_trait]
+impl Attach for Cri {
+    async fn attach(&self, container_id: &str, request: AttachRequest) -> Result<http::Uri, StreamError> {
+        let what = format!("container {container_id}");
+        let failed = |source| StreamError::Failed { what: what.clone(), source };
+        let status = self.container_status(container_id).await.map_err(|error| failed(error.into()))?;
+        if status.is_none_or(|status| status.state() != wire::ContainerState::ContainerRunning) {
+            return Err(StreamError::NotRunning(what));
+        }
+        let request = wire::AttachRequest {
+            container_id: container_id.to_owned(),
+            stdin: request.stdin,
+            tty: request.tty,
+            stdout: request.stdout,
+            stderr: request.stderr,
+        };
+        let answer = self
+            .call("Attach", CALL_TIMEOUT, self.runtime().attach(request))
+            .await
+            .map_err(|error| failed(error.into()))?;
+        answer.url.parse().map_err(|error: http::uri::InvalidUri| failed(error.into()))
+    }
+}
+
+#[async_trait]
+impl PortForward for Cri {
+    async fn port_forward(&self, pod_uid: &str, ports: &[u16]) -> Result<http::Uri, StreamError> {
+        let what = format!("pod {pod_uid}");
+        let failed = |source| StreamError::Failed { what: what.clone(), source };
+        let sandboxes = self.sandboxes(Some(pod_uid)).await.map_err(|error| failed(error.into()))?;
+        let ready = sandboxes
+            .into_iter()
+            .filter(|sandbox| sandbox.state() == wire::PodSandboxState::SandboxReady)
+            .max_by_key(|sandbox| sandbox.created_at);
+        let Some(sandbox) = ready else { return Err(StreamError::NotRunning(what)) };
+        let request = wire::PortForwardRequest {
+            pod_sandbox_id: sandbox.id,
+            port: ports.iter().copied().map(i32::from).collect(),
+        };
+        let answer = self
+            .call("PortForward", CALL_TIMEOUT, self.runtime().port_forward(request))
             .await
             .map_err(|error| failed(error.into()))?;
         answer.url.parse().map_err(|error: http::uri::InvalidUri| failed(error.into()))
