@@ -64,9 +64,12 @@ impl Cache {
     }
 
     /// What is used now, or was a moment ago. The lock is held while the provider is asked: others wait for the same answer.
-    async fn usage(&self, provider: &Provider) -> Result<(Arc<Usage>, Arc<Rates>), Refusal> {
+    pub(super) async fn usage(&self, provider: &Provider) -> Result<(Arc<Usage>, Arc<Rates>), Refusal> {
         let stats = provider.stats().ok_or_else(|| {
-            (StatusCode::NOT_IMPLEMENTED, format!("provider {:?} doesn't tell what pods use", provider.name()))
+            (
+                StatusCode::NOT_IMPLEMENTED,
+                format!("provider {:?} doesn't tell what pods use", provider.name()),
+            )
         })?;
         let mut last = self.usage.lock().await;
         if let Some(looked) = last.as_ref().filter(|looked| looked.at.elapsed() < MAX_AGE) {
@@ -120,7 +123,7 @@ impl Cache {
 }
 
 /// A request that gets no numbers: status and text.
-type Refusal = (StatusCode, String);
+pub(super) type Refusal = (StatusCode, String);
 
 pub(super) async fn summary(
     State(shared): State<Shared>,
@@ -174,6 +177,3 @@ pub(super) async fn probes(State(shared): State<Shared>) -> Response {
     families.add(name, &[], text::unix(shared.stats.started_at), None);
     ([(header::CONTENT_TYPE, TEXT)], families.text()).into_response()
 }
-
-#[cfg(test)]
-mod tests;

@@ -50,8 +50,7 @@ impl Target {
 
     fn find(&self, shared: &Shared) -> Result<Arc<Pod>, Refusal> {
         let missing = |message: &str| (StatusCode::NOT_FOUND, message.to_owned());
-        let pod =
-            shared.pods.get(&self.namespace, &self.pod).ok_or_else(|| missing("pod does not exist"))?;
+        let pod = shared.pods.get(&self.namespace, &self.pod).ok_or_else(|| missing("pod does not exist"))?;
         if self.uid.is_some() && self.uid != pod.metadata.uid {
             return Err(missing("pod not found"));
         }
@@ -177,8 +176,11 @@ async fn start_port_forward(
     request: Request,
 ) -> Result<Response, Refusal> {
     // SPDY clients say in each stream's headers what it is for.
-    let ports =
-        if proxy::is_websocket(request.headers()) { ports(query).map_err(|text| bad(&text))? } else { vec![] };
+    let ports = if proxy::is_websocket(request.headers()) {
+        ports(query).map_err(|text| bad(&text))?
+    } else {
+        vec![]
+    };
     let pod = target.find(shared)?;
     let forward = shared.provider.port_forward().ok_or_else(|| cannot(shared, "forward ports"))?;
     must_upgrade(request.headers())?;
@@ -269,11 +271,7 @@ fn ports(query: &[(String, String)]) -> Result<Vec<u16>, String> {
     Ok(ports)
 }
 
-fn running_container(
-    pod: &Pod,
-    container: &str,
-    not_found: impl Fn() -> String,
-) -> Result<String, Refusal> {
+fn running_container(pod: &Pod, container: &str, not_found: impl Fn() -> String) -> Result<String, Refusal> {
     let status = logs::container_status(pod, container)
         .filter(|status| status.state.as_ref().is_some_and(|state| state.running.is_some()));
     match status.and_then(|status| status.container_id.as_deref()) {
@@ -306,7 +304,10 @@ mod tests {
 
     #[test]
     fn ports_are_checked_as_a_kubelet_does() {
-        assert_eq!(ports(&query(&[("port", "80,443"), ("x", "1"), ("port", "65535")])), Ok(vec![80, 443, 65535]));
+        assert_eq!(
+            ports(&query(&[("port", "80,443"), ("x", "1"), ("port", "65535")])),
+            Ok(vec![80, 443, 65535])
+        );
         let many = vec!["1"; 129].join(",");
         for (given, message) in [
             (query(&[]), "query parameter \"port\" is required"),
@@ -325,9 +326,13 @@ mod tests {
 
     #[test]
     fn streams_are_parsed() {
-        let parsed = Streams::parse(&query(&[("tty", "1"), ("input", "1"), ("output", "true"), ("error", "1")]));
+        let parsed =
+            Streams::parse(&query(&[("tty", "1"), ("input", "1"), ("output", "true"), ("error", "1")]));
         assert_eq!(parsed, Ok(Streams { tty: true, stdin: true, stdout: true, stderr: false }));
-        assert!(Streams::parse(&query(&[("tty", "1"), ("error", "1")])).is_err(), "a terminal has one output");
+        assert!(
+            Streams::parse(&query(&[("tty", "1"), ("error", "1")])).is_err(),
+            "a terminal has one output"
+        );
         assert!(Streams::parse(&query(&[("output", "0")])).is_err());
     }
 }

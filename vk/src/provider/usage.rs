@@ -256,6 +256,22 @@ pub struct FileUsage {
     pub time: Timestamp,
 }
 
+impl FileSystem {
+    /// The one that a path is on. Asks the kernel, and blocks for as long as a network file system does.
+    pub fn at(path: &std::path::Path) -> Option<Self> {
+        let found = nix::sys::statvfs::statvfs(path).ok()?;
+        let bytes = |blocks: u64| blocks.saturating_mul(found.fragment_size());
+        Some(Self {
+            device: String::new(),
+            capacity: bytes(found.blocks()),
+            available: bytes(found.blocks_available()),
+            used: bytes(found.blocks().saturating_sub(found.blocks_free())),
+            inodes: found.files(),
+            inodes_free: found.files_free(),
+        })
+    }
+}
+
 impl FileUsage {
     /// Of nothing.
     pub fn none(time: Timestamp) -> Self {

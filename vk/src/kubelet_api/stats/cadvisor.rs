@@ -60,11 +60,20 @@ impl Samples<'_> {
 /// `machine` is the machine's ID, system UUID and boot ID. `None`: there was an error.
 pub(super) fn encode(usage: Option<&Usage>) -> String {
     let mut families = Families::default();
-    let error = ("container_scrape_error", Gauge, "1 if there was an error while getting container metrics, 0 otherwise");
+    let error = (
+        "container_scrape_error",
+        Gauge,
+        "1 if there was an error while getting container metrics, 0 otherwise",
+    );
     families.add(error, &[], if usage.is_some() { 0.0 } else { 1.0 }, None);
     let Some(usage) = usage else { return families.text() };
     let machine = &usage.machine;
-    families.add(("machine_cpu_cores", Gauge, "Number of logical CPU cores."), &[], count(machine.processors), None);
+    families.add(
+        ("machine_cpu_cores", Gauge, "Number of logical CPU cores."),
+        &[],
+        count(machine.processors),
+        None,
+    );
     if let Some(limit) = machine.total.memory.and_then(|memory| memory.limit) {
         let name = ("machine_memory_bytes", Gauge, "Amount of memory installed on the machine.");
         families.add(name, &[], count(limit), None);
@@ -80,8 +89,12 @@ pub(super) fn encode(usage: Option<&Usage>) -> String {
         samples(Labels { id: &group.path, ..Labels::default() }, group, machine.booted_at);
     }
     for pod in &usage.pods {
-        let labels =
-            Labels { id: &pod.total.path, namespace: &pod.pod.namespace, pod: &pod.pod.name, ..Labels::default() };
+        let labels = Labels {
+            id: &pod.total.path,
+            namespace: &pod.pod.namespace,
+            pod: &pod.pod.name,
+            ..Labels::default()
+        };
         samples(labels, &pod.total, pod.created_at);
         if let Some(sandbox) = &pod.sandbox {
             samples(Labels { id: &sandbox.path, name: &pod.sandbox_id, ..labels }, sandbox, pod.created_at);
@@ -90,11 +103,20 @@ pub(super) fn encode(usage: Option<&Usage>) -> String {
             samples(of_container(labels, container), &container.total, container.created_at);
         }
     }
-    network(&mut Samples { families: &mut families, labels: root, time: machine.total.time }, &machine.network);
+    network(
+        &mut Samples { families: &mut families, labels: root, time: machine.total.time },
+        &machine.network,
+    );
     for pod in &usage.pods {
         // A pod's traffic is its sandbox's: containers share the network.
         let group = pod.sandbox.as_ref().unwrap_or(&pod.total);
-        let labels = Labels { id: &group.path, name: &pod.sandbox_id, namespace: &pod.pod.namespace, pod: &pod.pod.name, ..Labels::default() };
+        let labels = Labels {
+            id: &group.path,
+            name: &pod.sandbox_id,
+            namespace: &pod.pod.namespace,
+            pod: &pod.pod.name,
+            ..Labels::default()
+        };
         let mut samples = Samples { families: &mut families, labels, time: group.time };
         network(&mut samples, pod.network.as_deref().unwrap_or_default());
         for container in &pod.containers {
@@ -107,10 +129,7 @@ pub(super) fn encode(usage: Option<&Usage>) -> String {
     families.text()
 }
 
-fn of_container<'a>(
-    pod: Labels<'a>,
-    container: &'a crate::provider::usage::ContainerUsage,
-) -> Labels<'a> {
+fn of_container<'a>(pod: Labels<'a>, container: &'a crate::provider::usage::ContainerUsage) -> Labels<'a> {
     Labels {
         container: &container.name,
         id: &container.total.path,
@@ -121,18 +140,32 @@ fn of_container<'a>(
 }
 
 fn everything(samples: &mut Samples<'_>, group: &GroupUsage, created_at: Timestamp) {
-    let start = ("container_start_time_seconds", Gauge, "Start time of the container since unix epoch in seconds.");
+    let start =
+        ("container_start_time_seconds", Gauge, "Start time of the container since unix epoch in seconds.");
     samples.add_spec(start, unix(created_at).floor());
-    samples.add(("container_last_seen", Gauge, "Last time a container was seen by the exporter"), unix(group.time).floor());
+    samples.add(
+        ("container_last_seen", Gauge, "Last time a container was seen by the exporter"),
+        unix(group.time).floor(),
+    );
     if let Some(used) = group.cpu {
         cpu(samples, used);
     }
     if let Some(used) = group.memory {
         memory(samples, used, group.swap);
     }
-    samples.add_known(("container_processes", Gauge, "Number of processes running inside the container."), group.processes);
-    samples.add_known(("container_threads", Gauge, "Number of threads running inside the container"), group.threads);
-    let most = ("container_threads_max", Gauge, "Maximum number of threads allowed inside the container, infinity if value is zero");
+    samples.add_known(
+        ("container_processes", Gauge, "Number of processes running inside the container."),
+        group.processes,
+    );
+    samples.add_known(
+        ("container_threads", Gauge, "Number of threads running inside the container"),
+        group.threads,
+    );
+    let most = (
+        "container_threads_max",
+        Gauge,
+        "Maximum number of threads allowed inside the container, infinity if value is zero",
+    );
     if group.threads.is_some() {
         samples.add(most, count(group.max_threads.unwrap_or(0)));
     }
@@ -145,14 +178,18 @@ fn cpu(samples: &mut Samples<'_>, used: Cpu) {
     let time = Some(samples.time);
     samples.add_with(total, &[("cpu", "total")], seconds(used.total_ns), time);
     let user = ("container_cpu_user_seconds_total", Counter, "Cumulative user cpu time consumed in seconds.");
-    let system = ("container_cpu_system_seconds_total", Counter, "Cumulative system cpu time consumed in seconds.");
+    let system =
+        ("container_cpu_system_seconds_total", Counter, "Cumulative system cpu time consumed in seconds.");
     for (name, value) in [(user, used.user_ns), (system, used.system_ns)] {
         if let Some(value) = value {
             samples.add(name, seconds(value));
         }
     }
     let (quota, period) = used.quota_us.unzip();
-    samples.add_spec(("container_spec_cpu_period", Gauge, "CPU period of the container."), count(period.unwrap_or(100_000)));
+    samples.add_spec(
+        ("container_spec_cpu_period", Gauge, "CPU period of the container."),
+        count(period.unwrap_or(100_000)),
+    );
     if let Some(shares) = used.shares {
         samples.add_spec(("container_spec_cpu_shares", Gauge, "CPU share of the container."), count(shares));
     }
@@ -160,11 +197,17 @@ fn cpu(samples: &mut Samples<'_>, used: Cpu) {
     let Some(quota) = quota else { return };
     samples.add_spec(("container_spec_cpu_quota", Gauge, "CPU quota of the container."), count(quota));
     let Some(throttling) = used.throttling else { return };
-    let periods = ("container_cpu_cfs_periods_total", Counter, "Number of elapsed enforcement period intervals.");
+    let periods =
+        ("container_cpu_cfs_periods_total", Counter, "Number of elapsed enforcement period intervals.");
     samples.add(periods, count(throttling.periods));
-    let throttled = ("container_cpu_cfs_throttled_periods_total", Counter, "Number of throttled period intervals.");
+    let throttled =
+        ("container_cpu_cfs_throttled_periods_total", Counter, "Number of throttled period intervals.");
     samples.add(throttled, count(throttling.throttled_periods));
-    let time = ("container_cpu_cfs_throttled_seconds_total", Counter, "Total time duration the container has been throttled.");
+    let time = (
+        "container_cpu_cfs_throttled_seconds_total",
+        Counter,
+        "Total time duration the container has been throttled.",
+    );
     samples.add(time, seconds(throttling.throttled_ns));
 }
 
@@ -184,8 +227,14 @@ fn memory(samples: &mut Samples<'_>, used: Memory, swap: Option<u64>) {
             ),
             Some(used.usage),
         ),
-        (("container_memory_max_usage_bytes", Gauge, "Maximum memory usage recorded in bytes"), used.max_usage),
-        (("container_memory_working_set_bytes", Gauge, "Current working set in bytes."), Some(used.working_set)),
+        (
+            ("container_memory_max_usage_bytes", Gauge, "Maximum memory usage recorded in bytes"),
+            used.max_usage,
+        ),
+        (
+            ("container_memory_working_set_bytes", Gauge, "Current working set in bytes."),
+            Some(used.working_set),
+        ),
         (
             ("container_memory_total_active_file_bytes", Gauge, "Current total active file in bytes."),
             used.active_file,

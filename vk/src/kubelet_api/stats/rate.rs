@@ -12,7 +12,7 @@ const MIN_NS: i128 = 10_000_000_000;
 
 /// The looks that are remembered, by cgroup: of what ran at the last one.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Rates(HashMap<String, Looks>);
+pub(in crate::kubelet_api) struct Rates(HashMap<String, Looks>);
 
 #[derive(Debug, Clone, Copy)]
 struct Looks {

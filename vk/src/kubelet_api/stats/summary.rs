@@ -316,8 +316,7 @@ fn pod(pod: &PodUsage, root: Option<&FileSystem>, rates: &Rates, volumes: &[Volu
         ephemeral.bytes = ephemeral.bytes.saturating_add(used.bytes);
         ephemeral.inodes = ephemeral.inodes.saturating_add(used.inodes);
     }
-    let processes: Vec<_> =
-        pod.containers.iter().filter_map(|container| container.total.processes).collect();
+    let processes: Vec<_> = pod.containers.iter().filter_map(|container| container.total.processes).collect();
     let processes =
         if processes.is_empty() { pod.total.processes } else { Some(processes.into_iter().sum()) };
     Pod {

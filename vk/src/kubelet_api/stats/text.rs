@@ -34,8 +34,7 @@ impl Families {
         value: f64,
         time: Option<Timestamp>,
     ) {
-        let family =
-            self.0.entry(name).or_insert_with(|| Family { help, kind, samples: String::new() });
+        let family = self.0.entry(name).or_insert_with(|| Family { help, kind, samples: String::new() });
         let samples = &mut family.samples;
         samples.push_str(name);
         for (index, (label, value)) in labels.iter().enumerate() {

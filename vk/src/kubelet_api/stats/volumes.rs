@@ -49,7 +49,7 @@ fn is_ours(volume: &Volume) -> bool {
 fn volume(folder: &Path, volume: &Volume, left: &mut u64) -> Option<VolumeUsage> {
     let path = folder.join(&volume.name);
     let metadata = fs::symlink_metadata(&path).ok().filter(fs::Metadata::is_dir)?;
-    let file_system = self::file_system(&path)?;
+    let file_system = FileSystem::at(&path)?;
     let has_its_own = fs::metadata(folder).is_ok_and(|parent| parent.dev() != metadata.dev());
     let time = Timestamp::now();
     let used = if has_its_own {
@@ -91,19 +91,6 @@ fn walk(path: PathBuf, device: u64, left: &mut u64, time: Timestamp) -> Option<F
         }
     }
     Some(used)
-}
-
-fn file_system(path: &Path) -> Option<FileSystem> {
-    let found = nix::sys::statvfs::statvfs(path).ok()?;
-    let bytes = |blocks: u64| blocks.saturating_mul(found.fragment_size());
-    Some(FileSystem {
-        device: String::new(),
-        capacity: bytes(found.blocks()),
-        available: bytes(found.blocks_available()),
-        used: bytes(found.blocks().saturating_sub(found.blocks_free())),
-        inodes: found.files(),
-        inodes_free: found.files_free(),
-    })
 }
 
 #[cfg(test)]

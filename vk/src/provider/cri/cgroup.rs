@@ -113,8 +113,7 @@ impl Tree {
             Driver::Cgroupfs => self.path(uid, qos),
             Driver::Systemd => {
                 let name = self.parent(uid, qos);
-                let names: Vec<_> =
-                    name.trim_end_matches(".slice").split('-').map(str::to_owned).collect();
+                let names: Vec<_> = name.trim_end_matches(".slice").split('-').map(str::to_owned).collect();
                 slice_path(&names)
             }
         })

@@ -66,7 +66,8 @@ impl Cri {
         let mut client = self.runtime();
         let stats = self.call("ListPodSandboxStats", CALL_TIMEOUT, client.list_pod_sandbox_stats(request));
         let mut images = self.images.clone();
-        let images = self.call("ImageFsInfo", CALL_TIMEOUT, images.image_fs_info(wire::ImageFsInfoRequest {}));
+        let images =
+            self.call("ImageFsInfo", CALL_TIMEOUT, images.image_fs_info(wire::ImageFsInfoRequest {}));
         let (stats, images) = join(stats, images).await;
         let mut problems = Vec::new();
         let images = match images {
@@ -155,8 +156,7 @@ impl Collector {
         listed: &Listed,
         file_systems: &mut HashMap<String, Option<FileSystem>>,
     ) -> MachineUsage {
-        let mut machine =
-            machine::read(Path::new("/"), machine::file_system(existing(&self.log_root)), self.time);
+        let mut machine = machine::read(Path::new("/"), FileSystem::at(existing(&self.log_root)), self.time);
         machine.image_fs = listed.images.as_ref().and_then(|images| {
             let (used, file_system) = self.written(images, file_systems);
             Some((file_system?, used))
@@ -184,9 +184,10 @@ impl Collector {
         let metadata = sandbox.metadata?;
         let pod = PodRef { uid: metadata.uid, namespace: metadata.namespace, name: metadata.name };
         let stats = listed.of_sandboxes.remove(&sandbox.id).and_then(|stats| stats.linux).unwrap_or_default();
-        let place = self.reader.as_ref().and_then(|reader| {
-            self.tree.places(&pod.uid).into_iter().find(|place| reader.exists(place))
-        });
+        let place = self
+            .reader
+            .as_ref()
+            .and_then(|reader| self.tree.places(&pod.uid).into_iter().find(|place| reader.exists(place)));
         let names = match (&self.reader, &place) {
             (Some(reader), Some(place)) => reader.children(place),
             _ => Vec::new(),
@@ -207,12 +208,15 @@ impl Collector {
                 ContainerUsage {
                     total: match read(&container.id) {
                         Some((group, _)) => group,
-                        None => group(told.cpu.as_ref(), told.memory.as_ref(), self.time),
+                        None => group(&container.id, told.cpu.as_ref(), told.memory.as_ref(), self.time),
                     },
                     writable: told.writable_layer.map(|layer| self.written(&layer, file_systems)),
                     logs: log_files(&logs.join(&name), self.time),
                     created_at: time(container.created_at),
-                    image: container.image.map(|image| image.user_specified_image_or_name()).unwrap_or_default(),
+                    image: container
+                        .image
+                        .map(|image| image.user_specified_image_or_name())
+                        .unwrap_or_default(),
                     id: container.id,
                     name,
                 }
@@ -221,7 +225,7 @@ impl Collector {
         found.sort_by(|a, b| a.name.cmp(&b.name));
         let total = place.as_ref().and_then(|place| self.reader.as_ref()?.read(place, self.time));
         let total = total.unwrap_or_else(|| {
-            let mut total = group(stats.cpu.as_ref(), stats.memory.as_ref(), self.time);
+            let mut total = group(&pod.uid, stats.cpu.as_ref(), stats.memory.as_ref(), self.time);
             total.processes = stats.process.as_ref().and_then(|process| Some(process.process_count?.value));
             total
         });
@@ -249,7 +253,7 @@ impl Collector {
         };
         let mountpoint = layer.fs_id.as_ref().map(|id| id.mountpoint.clone()).unwrap_or_default();
         let known = file_systems.entry(mountpoint);
-        let file_system = known.or_insert_with_key(|path| machine::file_system(Path::new(path)));
+        let file_system = known.or_insert_with_key(|path| FileSystem::at(Path::new(path)));
         (used, file_system.clone())
     }
 }
@@ -274,15 +278,21 @@ fn own_cgroup(text: &str) -> Option<&str> {
     (path != "/" && !path.is_empty()).then_some(path)
 }
 
-/// Out of the runtime's numbers alone.
-fn group(cpu: Option<&wire::CpuUsage>, memory: Option<&wire::MemoryUsage>, now: Timestamp) -> GroupUsage {
+/// Out of the runtime's numbers alone. What has no cgroup is called by its ID.
+fn group(
+    id: &str,
+    cpu: Option<&wire::CpuUsage>,
+    memory: Option<&wire::MemoryUsage>,
+    now: Timestamp,
+) -> GroupUsage {
     let value = |value: &Option<wire::UInt64Value>| value.as_ref().map(|value| value.value);
-    let looked = cpu.map(|cpu| cpu.timestamp).or(memory.map(|memory| memory.timestamp)).filter(|&time| time > 0);
+    let looked =
+        cpu.map(|cpu| cpu.timestamp).or(memory.map(|memory| memory.timestamp)).filter(|&time| time > 0);
     GroupUsage {
+        path: format!("/{id}"),
         time: looked.map_or(now, time),
-        cpu: cpu.and_then(|cpu| {
-            Some(Cpu { total_ns: value(&cpu.usage_core_nano_seconds)?, ..Cpu::default() })
-        }),
+        cpu: cpu
+            .and_then(|cpu| Some(Cpu { total_ns: value(&cpu.usage_core_nano_seconds)?, ..Cpu::default() })),
         memory: memory.and_then(|memory| {
             let working_set = value(&memory.working_set_bytes)?;
             Some(Memory {
@@ -314,7 +324,11 @@ fn network(told: Option<&wire::NetworkUsage>, process: Option<u32>) -> Option<Ve
     let value = |value: &Option<wire::UInt64Value>| value.as_ref().map_or(0, |value| value.value);
     let interface = |told: &wire::NetworkInterfaceUsage| Interface {
         name: told.name.clone(),
-        received: Traffic { bytes: value(&told.rx_bytes), errors: value(&told.rx_errors), ..Traffic::default() },
+        received: Traffic {
+            bytes: value(&told.rx_bytes),
+            errors: value(&told.rx_errors),
+            ..Traffic::default()
+        },
         sent: Traffic { bytes: value(&told.tx_bytes), errors: value(&told.tx_errors), ..Traffic::default() },
     };
     Some(told.default_interface.iter().chain(&told.interfaces).map(interface).collect())

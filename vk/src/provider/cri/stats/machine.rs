@@ -47,12 +47,19 @@ pub(super) fn read(root: &Path, root_fs: Option<FileSystem>, time: Timestamp) ->
             .filter(|interface| !NOT_THE_MACHINE_S.iter().any(|name| interface.name.starts_with(name)))
             .collect(),
         root_fs,
-        max_pids: most("proc/sys/kernel/pid_max").into_iter().chain(most("proc/sys/kernel/threads-max")).min(),
-        pids: text("proc/loadavg").split(' ').nth(3).and_then(|counts| counts.split_once('/')?.1.parse().ok()),
+        max_pids: most("proc/sys/kernel/pid_max")
+            .into_iter()
+            .chain(most("proc/sys/kernel/threads-max"))
+            .min(),
+        pids: text("proc/loadavg")
+            .split(' ')
+            .nth(3)
+            .and_then(|counts| counts.split_once('/')?.1.parse().ok()),
         processors: stat
             .lines()
             .filter(|line| {
-                line.strip_prefix("cpu").is_some_and(|rest| rest.starts_with(|digit: char| digit.is_ascii_digit()))
+                line.strip_prefix("cpu")
+                    .is_some_and(|rest| rest.starts_with(|digit: char| digit.is_ascii_digit()))
             })
             .count() as u64,
         ..MachineUsage::default()
@@ -65,7 +72,8 @@ fn cpu(stat: &str) -> Option<Cpu> {
     // user nice system idle iowait irq softirq steal; guests are in user already.
     let &[user, nice, system, _, _, irq, softirq, ..] = ticks.as_slice() else { return None };
     let in_ns = |ticks: u64| ticks.saturating_mul(1_000_000_000 / USER_HZ);
-    let (user, system) = (in_ns(user.saturating_add(nice)), in_ns(system.saturating_add(irq).saturating_add(softirq)));
+    let (user, system) =
+        (in_ns(user.saturating_add(nice)), in_ns(system.saturating_add(irq).saturating_add(softirq)));
     Some(Cpu {
         total_ns: user.saturating_add(system),
         user_ns: Some(user),
@@ -108,8 +116,21 @@ pub(super) fn interfaces(text: &str) -> Vec<Interface> {
     let interface = |line: &str| {
         let (name, numbers) = line.split_once(':')?;
         let numbers: Vec<u64> = numbers.split_whitespace().map_while(|number| number.parse().ok()).collect();
-        let &[bytes, packets, errors, dropped, _, _, _, _, sent_bytes, sent_packets, sent_errors, sent_dropped, ..] =
-            numbers.as_slice()
+        let &[
+            bytes,
+            packets,
+            errors,
+            dropped,
+            _,
+            _,
+            _,
+            _,
+            sent_bytes,
+            sent_packets,
+            sent_errors,
+            sent_dropped,
+            ..,
+        ] = numbers.as_slice()
         else {
             return None;
         };
@@ -126,20 +147,6 @@ pub(super) fn interfaces(text: &str) -> Vec<Interface> {
         })
     };
     text.lines().skip(2).filter_map(interface).collect()
-}
-
-/// The file system that a path is on.
-pub(super) fn file_system(path: &Path) -> Option<FileSystem> {
-    let found = nix::sys::statvfs::statvfs(path).ok()?;
-    let bytes = |blocks: u64| blocks.saturating_mul(found.fragment_size());
-    Some(FileSystem {
-        device: String::new(),
-        capacity: bytes(found.blocks()),
-        available: bytes(found.blocks_available()),
-        used: bytes(found.blocks().saturating_sub(found.blocks_free())),
-        inodes: found.files(),
-        inodes_free: found.files_free(),
-    })
 }
 
 #[cfg(test)]

@@ -11,9 +11,7 @@ fn write(root: &TempDir, path: &str, text: &str) {
 fn v1(root: &TempDir) -> Reader {
     let mounts: String = ["cpu,cpuacct", "memory", "pids", "blkio"]
         .iter()
-        .map(|name| {
-            format!("31 30 0:29 / {}/{name} rw - cgroup cgroup rw,{name}\n", root.path().display())
-        })
+        .map(|name| format!("31 30 0:29 / {}/{name} rw - cgroup cgroup rw,{name}\n", root.path().display()))
         .collect();
     let both = format!("{mounts}40 30 0:38 / {}/unified rw - cgroup2 cgroup2 rw\n", root.path().display());
     Reader { devices: root.path().join("devices"), ..Reader::find(&both).unwrap() }
@@ -36,7 +34,8 @@ fn version_1_is_read() {
     write(&root, "memory/pod1/memory.usage_in_bytes", "1000\n");
     write(&root, "memory/pod1/memory.limit_in_bytes", "9223372036854771712\n");
     write(&root, "memory/pod1/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n");
-    let stat = "cache 1\ntotal_cache 300\ntotal_rss 600\ntotal_inactive_file 250\ntotal_pgfault 9\ntotal_swap 8\n";
+    let stat =
+        "cache 1\ntotal_cache 300\ntotal_rss 600\ntotal_inactive_file 250\ntotal_pgfault 9\ntotal_swap 8\n";
     write(&root, "memory/pod1/memory.stat", stat);
     write(&root, "memory/pod1/cgroup.procs", "0\n17\n18\n");
     write(&root, "memory/pod1/child/cgroup.procs", "");
