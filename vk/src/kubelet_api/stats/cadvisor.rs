@@ -57,7 +57,7 @@ impl Samples<'_> {
     }
 }
 
-/// `machine` is the machine's ID, system UUID and boot ID. `None`: there was an error.
+/// `None`: there was an error.
 pub(super) fn encode(usage: Option<&Usage>) -> String {
     let mut families = Families::default();
     let error = (

@@ -182,6 +182,10 @@ impl Collector {
         file_systems: &mut HashMap<String, Option<FileSystem>>,
     ) -> Option<PodUsage> {
         let metadata = sandbox.metadata?;
+        // They become parts of paths.
+        if [&metadata.uid, &metadata.namespace, &metadata.name].into_iter().any(|part| part.contains('/')) {
+            return None;
+        }
         let pod = PodRef { uid: metadata.uid, namespace: metadata.namespace, name: metadata.name };
         let stats = listed.of_sandboxes.remove(&sandbox.id).and_then(|stats| stats.linux).unwrap_or_default();
         let place = self
@@ -193,7 +197,7 @@ impl Collector {
             _ => Vec::new(),
         };
         let read = |id: &str| {
-            let name = names.iter().find(|name| name.contains(id))?;
+            let name = names.iter().find(|name| !id.is_empty() && name.contains(id))?;
             let path = format!("{}/{name}", place.as_ref()?);
             Some((self.reader.as_ref()?.read(&path, self.time)?, path))
         };
@@ -211,7 +215,7 @@ impl Collector {
                         None => group(&container.id, told.cpu.as_ref(), told.memory.as_ref(), self.time),
                     },
                     writable: told.writable_layer.map(|layer| self.written(&layer, file_systems)),
-                    logs: log_files(&logs.join(&name), self.time),
+                    logs: log_files(&logs.join(name.replace('/', "_")), self.time),
                     created_at: time(container.created_at),
                     image: container
                         .image
