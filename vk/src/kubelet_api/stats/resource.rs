@@ -49,6 +49,11 @@ const NODE: [Name; 3] = [
         "[ALPHA] Current swap usage of the node in bytes. Reported only on non-windows systems",
     ),
 ];
+const SWAP_LIMIT: Name = (
+    "container_swap_limit_bytes",
+    Kind::Gauge,
+    "[ALPHA] Current amount of the container swap limit in bytes. Reported only on non-windows systems",
+);
 const START: Name = (
     "container_start_time_seconds",
     Kind::Gauge,
@@ -82,6 +87,11 @@ pub(super) fn encode(usage: Option<&Usage>) -> String {
                 let labels = [("container", container.name.as_str()), reference[0], reference[1]];
                 add(&mut families, CONTAINER, &labels, &container.total);
                 families.add(START, &labels, unix(container.created_at), None);
+                if container.total.memory.is_some() {
+                    // What is used and what is still available, which a kubelet says is nothing.
+                    let limit = count(container.total.swap.unwrap_or(0));
+                    families.add(SWAP_LIMIT, &labels, limit, Some(container.total.time));
+                }
             }
         }
     }

@@ -342,10 +342,15 @@ fn pod(pod: &PodUsage, root: Option<&FileSystem>, rates: &Rates, volumes: &[Volu
 }
 
 fn container(used: &ContainerUsage, root: Option<&FileSystem>, rates: &Rates) -> Container {
+    let mut group = group(&used.total, rates);
+    if let Some(swap) = &mut group.swap {
+        // A kubelet says so of every container: runtimes don't tell.
+        swap.swap_available_bytes = Some(0);
+    }
     Container {
         name: used.name.clone(),
         start_time: Time(used.created_at),
-        group: group(&used.total, rates),
+        group,
         rootfs: used.writable.as_ref().map(|(used, file_system)| fs(*used, file_system.as_ref())),
         logs: used.logs.map(|used| fs(used, root)),
     }
