@@ -58,3 +58,24 @@ pub fn configz(config: &Config) -> Value {
     }
     json!({ "kubeletconfig": kubelet })
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::args::Args;
+
+    #[test]
+    fn the_example_in_deploy_is_told_in_a_kubelet_s_words() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/systemd/vk.yaml");
+        let args = Args::parse_from(["spillway-vk", "--nodename", "vk1", "--config", file]);
+        let answer = configz(&Config::load(&args).unwrap());
+        let kubelet = &answer["kubeletconfig"];
+        assert_eq!((&kubelet["maxPods"], &kubelet["port"]), (&json!(200), &json!(10250)));
+        assert_eq!(kubelet["clusterDNS"], json!(["10.96.0.10"]));
+        assert_eq!(kubelet["containerRuntimeEndpoint"], "unix:///run/containerd/containerd.sock");
+        assert_eq!(kubelet["authentication"]["anonymous"]["enabled"], false);
+        assert_eq!(kubelet["registerWithTaints"][0]["key"], "virtual-kubelet.io/provider");
+    }
+}
