@@ -345,10 +345,9 @@ impl Served {
                 }
             }
             match socket.read_buf(&mut answer).await {
-                Ok(0) => break,
                 // Some peers leave without a TLS farewell.
                 Err(error) if answer.is_empty() => return Err(error),
-                Err(_) => break,
+                Ok(0) | Err(_) => break,
                 Ok(_) => {}
             }
         }

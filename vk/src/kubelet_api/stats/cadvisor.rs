@@ -197,9 +197,9 @@ fn cpu(samples: &mut Samples<'_>, used: Cpu) {
     let Some(quota) = quota else { return };
     samples.add_spec(("container_spec_cpu_quota", Gauge, "CPU quota of the container."), count(quota));
     let Some(throttling) = used.throttling else { return };
-    let periods =
+    let elapsed =
         ("container_cpu_cfs_periods_total", Counter, "Number of elapsed enforcement period intervals.");
-    samples.add(periods, count(throttling.periods));
+    samples.add(elapsed, count(throttling.periods));
     let throttled =
         ("container_cpu_cfs_throttled_periods_total", Counter, "Number of throttled period intervals.");
     samples.add(throttled, count(throttling.throttled_periods));

@@ -1,5 +1,5 @@
 //! `/metrics/resource`: what metrics-server reads. Names, labels and times are a kubelet's
-//! (pkg/kubelet/metrics/collectors/resource_metrics.go). Pure.
+//! (`resource_metrics.go` in pkg/kubelet/metrics/collectors). Pure.
 
 use super::text::{Families, Kind, count, seconds, unix};
 use crate::provider::usage::{GroupUsage, Usage};

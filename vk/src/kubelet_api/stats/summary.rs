@@ -22,7 +22,8 @@ pub(super) struct Summary {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Node {
-    node_name: String,
+    #[serde(rename = "nodeName")]
+    name: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     system_containers: Vec<Container>,
     start_time: Time,
@@ -57,7 +58,8 @@ struct Rlimit {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Pod {
-    pod_ref: Reference,
+    #[serde(rename = "podRef")]
+    reference: Reference,
     start_time: Time,
     containers: Vec<Container>,
     #[serde(flatten)]
@@ -148,8 +150,10 @@ struct Io {
 struct Swap {
     time: Time,
     #[serde(skip_serializing_if = "Option::is_none")]
-    swap_available_bytes: Option<u64>,
-    swap_usage_bytes: u64,
+    #[serde(rename = "swapAvailableBytes")]
+    available: Option<u64>,
+    #[serde(rename = "swapUsageBytes")]
+    usage: u64,
 }
 
 /// Zeros where the kernel doesn't measure it, as a kubelet's.
@@ -288,7 +292,7 @@ fn node(name: &str, machine: &MachineUsage, rates: &Rates) -> Node {
         fs(used, Some(file_system))
     };
     Node {
-        node_name: name.to_owned(),
+        name: name.to_owned(),
         system_containers: containers.collect(),
         start_time: Time(machine.booted_at),
         group: group(&machine.total, rates),
@@ -320,7 +324,7 @@ fn pod(pod: &PodUsage, root: Option<&FileSystem>, rates: &Rates, volumes: &[Volu
     let processes =
         if processes.is_empty() { pod.total.processes } else { Some(processes.into_iter().sum()) };
     Pod {
-        pod_ref: Reference {
+        reference: Reference {
             name: pod.pod.name.clone(),
             namespace: pod.pod.namespace.clone(),
             uid: pod.pod.uid.clone(),
@@ -345,7 +349,7 @@ fn container(used: &ContainerUsage, root: Option<&FileSystem>, rates: &Rates) ->
     let mut group = group(&used.total, rates);
     if let Some(swap) = &mut group.swap {
         // A kubelet says so of every container: runtimes don't tell.
-        swap.swap_available_bytes = Some(0);
+        swap.available = Some(0);
     }
     Container {
         name: used.name.clone(),
@@ -377,11 +381,7 @@ fn group(usage: &GroupUsage, rates: &Rates) -> Group {
             psi: memory,
         }),
         io: usage.cpu.map(|_| Io { time: time(), psi: io }),
-        swap: usage.memory.map(|_| Swap {
-            time: time(),
-            swap_available_bytes: None,
-            swap_usage_bytes: usage.swap.unwrap_or(0),
-        }),
+        swap: usage.memory.map(|_| Swap { time: time(), available: None, usage: usage.swap.unwrap_or(0) }),
     }
 }
 

@@ -217,10 +217,7 @@ impl Collector {
                     writable: told.writable_layer.map(|layer| self.written(&layer, file_systems)),
                     logs: log_files(&logs.join(name.replace('/', "_")), self.time),
                     created_at: time(container.created_at),
-                    image: container
-                        .image
-                        .map(|image| image.user_specified_image_or_name())
-                        .unwrap_or_default(),
+                    image: container.image.map(image_name).unwrap_or_default(),
                     id: container.id,
                     name,
                 }
@@ -354,14 +351,9 @@ fn time(nanoseconds: i64) -> Timestamp {
     Timestamp::from_nanosecond(nanoseconds.into()).unwrap_or_default()
 }
 
-trait Named {
-    fn user_specified_image_or_name(self) -> String;
-}
-
-impl Named for wire::ImageSpec {
-    fn user_specified_image_or_name(self) -> String {
-        if self.user_specified_image.is_empty() { self.image } else { self.user_specified_image }
-    }
+/// As the pod names it, where the runtime remembers.
+fn image_name(image: wire::ImageSpec) -> String {
+    if image.user_specified_image.is_empty() { image.image } else { image.user_specified_image }
 }
 
 #[cfg(test)]

@@ -9,10 +9,9 @@ fn write(root: &TempDir, path: &str, text: &str) {
 }
 
 fn v1(root: &TempDir) -> Reader {
-    let mounts: String = ["cpu,cpuacct", "memory", "pids", "blkio"]
-        .iter()
-        .map(|name| format!("31 30 0:29 / {}/{name} rw - cgroup cgroup rw,{name}\n", root.path().display()))
-        .collect();
+    let mounts = ["cpu,cpuacct", "memory", "pids", "blkio"]
+        .map(|name| format!("31 30 0:29 / {}/{name} rw - cgroup cgroup rw,{name}\n", root.path().display()));
+    let mounts = mounts.concat();
     let both = format!("{mounts}40 30 0:38 / {}/unified rw - cgroup2 cgroup2 rw\n", root.path().display());
     Reader { devices: root.path().join("devices"), ..Reader::find(&both).unwrap() }
 }
