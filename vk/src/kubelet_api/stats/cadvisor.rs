@@ -177,10 +177,11 @@ fn cpu(samples: &mut Samples<'_>, used: Cpu) {
     let total = ("container_cpu_usage_seconds_total", Counter, "Cumulative cpu time consumed in seconds.");
     let time = Some(samples.time);
     samples.add_with(total, &[("cpu", "total")], seconds(used.total_ns), time);
-    let user = ("container_cpu_user_seconds_total", Counter, "Cumulative user cpu time consumed in seconds.");
-    let system =
+    let in_programs =
+        ("container_cpu_user_seconds_total", Counter, "Cumulative user cpu time consumed in seconds.");
+    let in_kernel =
         ("container_cpu_system_seconds_total", Counter, "Cumulative system cpu time consumed in seconds.");
-    for (name, value) in [(user, used.user_ns), (system, used.system_ns)] {
+    for (name, value) in [(in_programs, used.user_ns), (in_kernel, used.system_ns)] {
         if let Some(value) = value {
             samples.add(name, seconds(value));
         }
