@@ -208,8 +208,8 @@ fn streams_and_stats_are_a_kubelet_s(pool: &Pool) -> anyhow::Result<()> {
     ensure!(copied? == data, "what was copied there and back is another file");
 
     wait("the statistics to have the same keys as the kubelet's", || {
-        let ours = keys_of_summary(pool, VIRTUAL, "here")?;
-        let theirs = keys_of_summary(pool, DEDICATED, "there")?;
+        let ours = keys_of_summary(pool, VIRTUAL, &namespace.name, "here")?;
+        let theirs = keys_of_summary(pool, DEDICATED, &namespace.name, "there")?;
         let missing: Vec<_> = theirs.difference(&ours).collect();
         let further: Vec<_> = ours.difference(&theirs).collect();
         eprintln!("    missing {missing:?}, further {further:?}");
@@ -244,10 +244,10 @@ fn names(pool: &Pool, node: &str, path: &str) -> anyhow::Result<BTreeSet<String>
 }
 
 /// Paths of all values in what a node says of itself and of one pod. Which containers of the system there are is the machine's.
-fn keys_of_summary(pool: &Pool, node: &str, pod: &str) -> anyhow::Result<BTreeSet<String>> {
+fn keys_of_summary(pool: &Pool, node: &str, namespace: &str, pod: &str) -> anyhow::Result<BTreeSet<String>> {
     let mut summary: serde_json::Value = serde_json::from_str(&ask_node(pool, node, "stats/summary")?)?;
     let pods = summary["pods"].as_array_mut().context("there are pods")?;
-    pods.retain(|used| used["podRef"]["name"] == pod && used["podRef"]["namespace"] == "vk-api-streams");
+    pods.retain(|used| used["podRef"]["name"] == pod && used["podRef"]["namespace"] == namespace);
     let machine = summary["node"].as_object_mut().context("there is a node")?;
     machine.remove("systemContainers");
     let mut keys = BTreeSet::new();
