@@ -31,6 +31,8 @@ pub struct MachineUsage {
     pub booted_at: Timestamp,
     /// CPU and memory of everything on it.
     pub total: GroupUsage,
+    /// Bytes that could still be swapped out.
+    pub free_swap: Option<u64>,
     /// Its interfaces, without those that belong to pods.
     pub network: Vec<Interface>,
     /// Everything that the node's pods use together, and our own cgroup, by a kubelet's names for them.

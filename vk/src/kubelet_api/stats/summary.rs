@@ -283,6 +283,10 @@ fn node(name: &str, machine: &MachineUsage, rates: &Rates) -> Node {
         rootfs: None,
         logs: None,
     });
+    let mut group = group(&machine.total, rates);
+    if let Some(swap) = &mut group.swap {
+        swap.available = machine.free_swap;
+    }
     let whole = |file_system: &FileSystem| {
         let used = FileUsage {
             bytes: file_system.used,
@@ -295,7 +299,7 @@ fn node(name: &str, machine: &MachineUsage, rates: &Rates) -> Node {
         name: name.to_owned(),
         system_containers: containers.collect(),
         start_time: Time(machine.booted_at),
-        group: group(&machine.total, rates),
+        group,
         network: Some(network(&machine.network, time)),
         fs: machine.root_fs.as_ref().map(whole),
         runtime: machine.image_fs.as_ref().map(|(file_system, used)| {

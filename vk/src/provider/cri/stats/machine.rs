@@ -42,6 +42,7 @@ pub(super) fn read(root: &Path, root_fs: Option<FileSystem>, time: Timestamp) ->
             },
             ..GroupUsage::default()
         },
+        free_swap: kib(&meminfo, "SwapFree:"),
         network: interfaces(&text("proc/self/net/dev"))
             .into_iter()
             .filter(|interface| !NOT_THE_MACHINE_S.iter().any(|name| interface.name.starts_with(name)))
@@ -183,7 +184,7 @@ mod tests {
         let memory = machine.total.memory.unwrap();
         assert_eq!((memory.usage, memory.working_set), (600 * 1024, 500 * 1024));
         assert_eq!((memory.limit, memory.faults), (Some(1000 * 1024), Some(77)));
-        assert_eq!(machine.total.swap, Some(6 * 1024));
+        assert_eq!((machine.total.swap, machine.free_swap), (Some(6 * 1024), Some(4 * 1024)));
         assert_eq!(machine.network.len(), 1);
         let eth0 = &machine.network[0];
         assert_eq!((eth0.name.as_str(), eth0.received.bytes, eth0.sent.errors), ("eth0", 10, 5));
