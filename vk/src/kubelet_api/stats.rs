@@ -154,7 +154,7 @@ pub(super) async fn cadvisor(State(shared): State<Shared>) -> Response {
     metrics(&shared, cadvisor::encode).await
 }
 
-/// An error is an answer too, as a kubelet's: scrapers see `scrape_error`. Not being able to tell at all is none.
+/// An error is an answer too, as a kubelet's: scrapers see `resource_scrape_error`. Not being able to tell at all is none.
 async fn metrics(shared: &Shared, encode: impl Fn(Option<&Usage>) -> String) -> Response {
     let text = match shared.stats.usage(&shared.provider).await {
         Ok((usage, _)) => encode(Some(&usage)),

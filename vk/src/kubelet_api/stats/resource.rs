@@ -59,25 +59,16 @@ const START: Name = (
     Kind::Gauge,
     "[STABLE] Start time of the container since unix epoch in seconds",
 );
-const ERRORS: [Name; 2] = [
-    (
-        "resource_scrape_error",
-        Kind::Gauge,
-        "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise",
-    ),
-    (
-        "scrape_error",
-        Kind::Gauge,
-        "[ALPHA] (Deprecated since 1.29.0) 1 if there was an error while getting container metrics, 0 otherwise",
-    ),
-];
+const ERROR: Name = (
+    "resource_scrape_error",
+    Kind::Gauge,
+    "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise",
+);
 
 /// `None`: there was an error.
 pub(super) fn encode(usage: Option<&Usage>) -> String {
     let mut families = Families::default();
-    for name in ERRORS {
-        families.add(name, &[], if usage.is_some() { 0.0 } else { 1.0 }, None);
-    }
+    families.add(ERROR, &[], if usage.is_some() { 0.0 } else { 1.0 }, None);
     if let Some(usage) = usage {
         add(&mut families, NODE, &[], &usage.machine.total);
         for pod in &usage.pods {
