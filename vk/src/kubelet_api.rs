@@ -1,10 +1,10 @@
-//! The kubelet API: logs, exec and the list of pods, for the API server and whoever else has the right. TLS only, and never open:
+//! The kubelet API: logs, streams, the list of pods and what they use, for the API server and whoever else has the right. TLS only, and never open:
 //! every request is authenticated and authorized before its route is looked at (`auth`), and without a certificate or a clients' CA
 //! nothing listens.
 //!
 //! Bad or slow clients are bounded: handshakes and request heads in time, heads in size, connections in number.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -18,6 +18,7 @@ use hyper_util::{
 };
 use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
+use prometheus_client::registry::Registry;
 use spillway_daemon::admin::Readiness;
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_rustls::TlsAcceptor;
@@ -33,8 +34,10 @@ use crate::{
 
 pub mod auth;
 mod caller;
+pub mod configz;
 mod logs;
 mod routes;
+mod stats;
 mod stream;
 pub mod tls;
 
@@ -106,6 +109,12 @@ pub struct KubeletApi {
     pub readiness: Readiness,
     /// Told what it serves.
     pub metrics: Metrics,
+    /// Folder for volumes.
+    pub root_dir: PathBuf,
+    /// What `/configz` answers.
+    pub configz: serde_json::Value,
+    /// What `/metrics` answers.
+    pub registry: Arc<Registry>,
 }
 
 /// What route handlers share.
@@ -113,6 +122,9 @@ pub struct KubeletApi {
 struct Shared {
     pods: Arc<dyn PodSource>,
     provider: Provider,
+    stats: Arc<stats::Cache>,
+    configz: Arc<serde_json::Value>,
+    registry: Arc<Registry>,
     /// Owns the upgraded connections.
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -192,7 +204,15 @@ impl KubeletApi {
     }
 
     fn router(&self, tasks: TaskTracker, stop: CancellationToken) -> Router {
-        let shared = Shared { pods: Arc::clone(&self.pods), provider: self.provider.clone(), tasks, stop };
+        let shared = Shared {
+            pods: Arc::clone(&self.pods),
+            provider: self.provider.clone(),
+            stats: Arc::new(stats::Cache::new(&self.node, self.root_dir.clone())),
+            configz: Arc::new(self.configz.clone()),
+            registry: Arc::clone(&self.registry),
+            tasks,
+            stop,
+        };
         let guard = Arc::new(Guard::new(self.client.clone(), &self.node));
         // The last layer is the first to see a request: nothing is answered before the guard has passed it.
         routes::router(shared)

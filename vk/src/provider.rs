@@ -12,6 +12,8 @@ pub mod none;
 pub mod observed;
 pub mod runtime;
 pub mod service;
+pub mod streaming;
+pub mod usage;
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -19,7 +21,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
-pub use self::{runtime::ContainerRuntime, service::PodService};
+pub use self::{
+    runtime::ContainerRuntime,
+    service::PodService,
+    streaming::{Attach, AttachRequest, PortForward, StreamError},
+    usage::Stats,
+};
 
 /// A provider of either kind.
 #[derive(Clone)]
@@ -130,6 +137,30 @@ impl Provider {
         match self {
             Self::Runtime(runtime) => runtime.exec(),
             Self::PodService(service) => service.exec(),
+        }
+    }
+
+    /// Attaches to containers, if the provider can.
+    pub fn attach(&self) -> Option<&dyn Attach> {
+        match self {
+            Self::Runtime(runtime) => runtime.attach(),
+            Self::PodService(service) => service.attach(),
+        }
+    }
+
+    /// Connects to ports of pods, if the provider can.
+    pub fn port_forward(&self) -> Option<&dyn PortForward> {
+        match self {
+            Self::Runtime(runtime) => runtime.port_forward(),
+            Self::PodService(service) => service.port_forward(),
+        }
+    }
+
+    /// Tells what pods use, if the provider can.
+    pub fn stats(&self) -> Option<&dyn Stats> {
+        match self {
+            Self::Runtime(runtime) => runtime.stats(),
+            Self::PodService(service) => service.stats(),
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     args::Args,
     config::{Config, ProviderConfig},
     identity::{Identity, serving::Serving},
-    kubelet_api::KubeletApi,
+    kubelet_api::{KubeletApi, configz::configz},
     metrics::Metrics,
     node::Node,
     notify,
@@ -63,13 +63,17 @@ async fn serve(args: &Args, config: Config) -> anyhow::Result<()> {
         async move { Ok(identity.run(stop).await?) }
     });
 
-    let pods = Arc::new(Pods::new(client.clone(), provider.clone(), pod_settings(&config, address)));
+    let settings = pod_settings(&config, address);
+    let root_dir = settings.root_dir.clone();
+    let pods = Arc::new(Pods::new(client.clone(), provider.clone(), settings));
     Metrics::count_pods(&mut registry, Arc::clone(&pods) as _);
     supervisor.start("pods", {
         let (pods, stop) = (Arc::clone(&pods), stop.clone());
         async move { Ok(pods.run(stop).await?) }
     });
 
+    let registry = Arc::new(registry);
+    let configz = configz(&config);
     let mut kubelet_port = 0;
     if let Some(api) = config.kubelet_api {
         kubelet_port = api.address.port();
@@ -95,6 +99,9 @@ async fn serve(args: &Args, config: Config) -> anyhow::Result<()> {
             provider: provider.clone(),
             readiness: readiness.clone(),
             metrics: metrics.clone(),
+            root_dir,
+            configz,
+            registry: Arc::clone(&registry),
         };
         let stop = stop.clone();
         supervisor.start("kubelet-api", async move { Ok(api.run(stop).await?) });
@@ -110,7 +117,7 @@ async fn serve(args: &Args, config: Config) -> anyhow::Result<()> {
     });
 
     if let Some(address) = args.daemon.admin_address.0 {
-        supervisor.start("admin", admin::serve(address, Arc::new(registry), readiness, stop.clone()));
+        supervisor.start("admin", admin::serve(address, registry, readiness, stop.clone()));
     }
     supervisor.start("systemd", async move {
         notify::ready(&format!("node {name}"));

@@ -1,18 +1,23 @@
 //! The virtual node's edge: its kubelet API through the API server and by itself, its node object, its identity.
 
-use std::process::Stdio;
+use std::{
+    collections::BTreeSet,
+    io::{BufRead as _, Read as _},
+    process::Stdio,
+};
 
 use anyhow::{Context as _, bail, ensure};
 use spillway_tests::cluster::Cluster;
 
 use crate::{
     Test,
-    harness::{Namespace, ON_VIRTUAL, Pool, VIRTUAL, wait},
+    harness::{DEDICATED, LIMIT, Namespace, ON_VIRTUAL, Pool, VIRTUAL, wait},
 };
 
 pub(crate) const TESTS: &[Test] = &[
     ("vk_api::logs_in_every_variant", logs_in_every_variant),
     ("vk_api::exec_in_every_variant", exec_in_every_variant),
+    ("vk_api::streams_and_stats_are_a_kubelet_s", streams_and_stats_are_a_kubelet_s),
     ("vk_api::a_deleted_node_comes_back", a_deleted_node_comes_back),
     ("vk_api::strangers_get_no_answer", strangers_get_no_answer),
     ("vk_api::the_identity_is_a_node_s_and_no_more", the_identity_is_a_node_s_and_no_more),
@@ -139,6 +144,155 @@ fn exec_in_every_variant(pool: &Pool) -> anyhow::Result<()> {
     let text = String::from_utf8_lossy(&output.stdout);
     ensure!(text.contains("terminal"), "{text}");
     Ok(())
+}
+
+fn streams_and_stats_are_a_kubelet_s(pool: &Pool) -> anyhow::Result<()> {
+    let namespace = pool.namespace("vk-api-streams")?;
+    // The same pod on both nodes.
+    for (name, node) in [("here", VIRTUAL), ("there", DEDICATED)] {
+        let script = "echo kept > /scratch/file; while true; do echo hello from here | nc -l -p 8080; done";
+        namespace.pod(
+            name,
+            &format!(
+                "  nodeName: {node}\n  terminationGracePeriodSeconds: 1\n  volumes: [{{name: scratch, emptyDir: {{}}}}]\n  \
+                 automountServiceAccountToken: false\n  containers:\n  - {{name: main, image: spillway.test/busybox:dev, \
+                 imagePullPolicy: Never, command: [sh, -c, '{script}'], resources: {{limits: {{cpu: 500m, memory: 64Mi}}}}, \
+                 volumeMounts: [{{name: scratch, mountPath: /scratch}}]}}\n"
+            ),
+        )?;
+    }
+    namespace.wait_ready("here")?;
+    namespace.wait_ready("there")?;
+
+    // Attached to from its first byte to its last.
+    let overrides = format!("{{\"spec\":{{\"nodeName\":\"{VIRTUAL}\"}}}}");
+    for websockets in ["true", "false"] {
+        let name = format!("cat-{websockets}");
+        let flags = format!("--overrides={overrides}");
+        let arguments = [
+            "-n",
+            &namespace.name,
+            "run",
+            &name,
+            "-i",
+            "--restart=Never",
+            "--image=spillway.test/busybox:dev",
+            "--image-pull-policy=Never",
+            &flags,
+            "--",
+            "cat",
+        ];
+        let environment = [("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", websockets)];
+        let echoed = piped(&pool.cluster, &arguments, &environment, b"one line\nand another\n")?;
+        ensure!(
+            String::from_utf8_lossy(&echoed).contains("one line\nand another\n"),
+            "websockets={websockets}: {:?}",
+            String::from_utf8_lossy(&echoed)
+        );
+    }
+    refused(&namespace, &["attach", "cat-true"], "cannot attach a container in a completed pod")?;
+
+    for websockets in ["true", "false"] {
+        let answer = forwarded(&pool.cluster, &namespace.name, websockets)?;
+        ensure!(answer == "hello from here\n", "websockets={websockets}: {answer:?}");
+    }
+
+    let file = tempfile::NamedTempFile::new()?;
+    let data: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+    std::fs::write(file.path(), &data)?;
+    let (from, back) = (file.path().display().to_string(), format!("{}.back", file.path().display()));
+    namespace.kubectl(&["cp", &from, "here:/scratch/copy"])?;
+    namespace.kubectl(&["cp", "here:/scratch/copy", &back])?;
+    let copied = std::fs::read(&back);
+    let _ = std::fs::remove_file(&back);
+    ensure!(copied? == data, "what was copied there and back is another file");
+
+    wait("the statistics to have the same keys as the kubelet's", || {
+        let ours = keys_of_summary(pool, VIRTUAL, &namespace.name, "here")?;
+        let theirs = keys_of_summary(pool, DEDICATED, &namespace.name, "there")?;
+        let missing: Vec<_> = theirs.difference(&ours).collect();
+        let further: Vec<_> = ours.difference(&theirs).collect();
+        eprintln!("    missing {missing:?}, further {further:?}");
+        Ok((missing.is_empty() && further.is_empty()).then_some(()))
+    })?;
+    let (ours, theirs) = (names(pool, VIRTUAL, "resource")?, names(pool, DEDICATED, "resource")?);
+    ensure!(ours == theirs, "/metrics/resource: {ours:?} is not {theirs:?}");
+    let (ours, theirs) = (names(pool, VIRTUAL, "cadvisor")?, names(pool, DEDICATED, "cadvisor")?);
+    eprintln!("    cadvisor: missing {:?}", theirs.difference(&ours).collect::<Vec<_>>());
+    for name in [
+        "container_cpu_usage_seconds_total",
+        "container_memory_working_set_bytes",
+        "container_network_receive_bytes_total",
+    ] {
+        ensure!(ours.contains(name), "/metrics/cadvisor has no {name}");
+    }
+    for path in ["metrics/probes", "healthz", "configz", "pods", "runningpods/", "metrics"] {
+        ask_node(pool, VIRTUAL, path)?;
+    }
+    Ok(())
+}
+
+fn ask_node(pool: &Pool, node: &str, path: &str) -> anyhow::Result<String> {
+    pool.cluster.kubectl(&["get", "--raw", &format!("/api/v1/nodes/{node}/proxy/{path}")])
+}
+
+/// Names of the metrics that a node has samples of.
+fn names(pool: &Pool, node: &str, path: &str) -> anyhow::Result<BTreeSet<String>> {
+    let text = ask_node(pool, node, &format!("metrics/{path}"))?;
+    let names = text.lines().filter(|line| !line.starts_with('#'));
+    Ok(names.filter_map(|line| Some(line.split(['{', ' ']).next()?.to_owned())).collect())
+}
+
+/// Paths of all values in what a node says of itself and of one pod. Which containers of the system there are is the machine's.
+fn keys_of_summary(pool: &Pool, node: &str, namespace: &str, pod: &str) -> anyhow::Result<BTreeSet<String>> {
+    let mut summary: serde_json::Value = serde_json::from_str(&ask_node(pool, node, "stats/summary")?)?;
+    let pods = summary["pods"].as_array_mut().context("there are pods")?;
+    pods.retain(|used| used["podRef"]["name"] == pod && used["podRef"]["namespace"] == namespace);
+    let machine = summary["node"].as_object_mut().context("there is a node")?;
+    machine.remove("systemContainers");
+    let mut keys = BTreeSet::new();
+    collect_keys(&summary, String::new(), &mut keys);
+    Ok(keys)
+}
+
+fn collect_keys(value: &serde_json::Value, path: String, keys: &mut BTreeSet<String>) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            for (key, value) in fields {
+                collect_keys(value, format!("{path}.{key}"), keys);
+            }
+        }
+        serde_json::Value::Array(values) => {
+            for value in values {
+                collect_keys(value, format!("{path}[]"), keys);
+            }
+        }
+        _ => drop(keys.insert(path)),
+    }
+}
+
+/// What a pod's port says through `kubectl port-forward`.
+fn forwarded(cluster: &Cluster, namespace: &str, websockets: &str) -> anyhow::Result<String> {
+    let mut child = cluster
+        .kubectl_command(&["-n", namespace, "port-forward", "pod/here", ":8080"])
+        .env("KUBECTL_PORT_FORWARD_WEBSOCKETS", websockets)
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("can't run kubectl")?;
+    let answer = (|| {
+        let mut line = String::new();
+        let output = child.stdout.as_mut().context("a pipe was asked for")?;
+        std::io::BufReader::new(output).read_line(&mut line)?;
+        let port = line.split([':', ' ']).nth(3).with_context(|| format!("no port in {line:?}"))?;
+        let mut socket = std::net::TcpStream::connect(format!("127.0.0.1:{port}"))?;
+        socket.set_read_timeout(Some(LIMIT))?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer)?;
+        anyhow::Ok(answer)
+    })();
+    child.kill().context("can't end kubectl")?;
+    child.wait().context("can't wait for kubectl")?;
+    answer
 }
 
 fn a_deleted_node_comes_back(pool: &Pool) -> anyhow::Result<()> {

@@ -1,184 +1,338 @@
-//! `/exec`: the client's upgraded connection (SPDY/3.1 or WebSocket) is joined to the runtime's streaming server. What flows is not
-//! looked at, so every protocol version that the two speak works.
+//! `/exec`, `/attach`, `/portForward`: the client's upgraded connection (SPDY/3.1 or WebSocket) is joined to the runtime's streaming
+//! server ([`proxy`]), so every protocol version that the two speak works. Here is what is checked before, in a kubelet's order and words
+//! (`getExec`, `getAttach`, `getPortForward` in pkg/kubelet/server/server.go, and what they call in `kubelet_pods.go`).
 
-use std::time::Duration;
+use std::sync::Arc;
 
 use axum::{
-    body::Body,
     extract::{Path, Query, Request, State},
     response::{IntoResponse, Response},
 };
-use http::{HeaderMap, StatusCode, Uri, header, uri::PathAndQuery};
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
+use http::{HeaderMap, StatusCode};
 use k8s_openapi::api::core::v1::Pod;
-use tokio::net::TcpStream;
 
 use super::{Shared, logs};
 use crate::{
     identity::chain,
-    provider::{ExecError, ExecRequest},
+    provider::{AttachRequest, ExecError, ExecRequest, StreamError},
 };
 
-/// The streaming server is on this machine.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+mod proxy;
 
 /// A request that gets no stream: status and text.
 type Refusal = (StatusCode, String);
 
 type Names = (String, String, String);
+type NamesAndUid = (String, String, String, String);
+type Parameters = Vec<(String, String)>;
+
+/// Which pod, and maybe which of its containers.
+struct Target {
+    namespace: String,
+    pod: String,
+    uid: Option<String>,
+    container: String,
+}
+
+impl Target {
+    fn new((namespace, pod, container): Names) -> Self {
+        Self { namespace, pod, uid: None, container }
+    }
+
+    fn with_uid((namespace, pod, uid, container): NamesAndUid) -> Self {
+        Self { namespace, pod, uid: Some(uid), container }
+    }
+
+    /// As a kubelet calls pods in these messages.
+    fn full_name(&self) -> String {
+        format!("{}_{}", self.pod, self.namespace)
+    }
+
+    fn find(&self, shared: &Shared) -> Result<Arc<Pod>, Refusal> {
+        let missing = |message: &str| (StatusCode::NOT_FOUND, message.to_owned());
+        let pod = shared.pods.get(&self.namespace, &self.pod).ok_or_else(|| missing("pod does not exist"))?;
+        if self.uid.is_some() && self.uid != pod.metadata.uid {
+            return Err(missing("pod not found"));
+        }
+        Ok(pod)
+    }
+}
 
 pub(super) async fn exec(
     State(shared): State<Shared>,
-    Path((namespace, pod, container)): Path<Names>,
-    Query(query): Query<Vec<(String, String)>>,
+    Path(names): Path<Names>,
+    Query(query): Query<Parameters>,
     request: Request,
 ) -> Response {
-    let result = start(&shared, (namespace, pod, container), None, &query, request).await;
-    result.unwrap_or_else(IntoResponse::into_response)
+    answer(start_exec(&shared, &Target::new(names), &query, request).await)
 }
 
 pub(super) async fn exec_by_uid(
     State(shared): State<Shared>,
-    Path((namespace, pod, uid, container)): Path<(String, String, String, String)>,
-    Query(query): Query<Vec<(String, String)>>,
+    Path(names): Path<NamesAndUid>,
+    Query(query): Query<Parameters>,
     request: Request,
 ) -> Response {
-    let result = start(&shared, (namespace, pod, container), Some(&uid), &query, request).await;
+    answer(start_exec(&shared, &Target::with_uid(names), &query, request).await)
+}
+
+pub(super) async fn attach(
+    State(shared): State<Shared>,
+    Path(names): Path<Names>,
+    Query(query): Query<Parameters>,
+    request: Request,
+) -> Response {
+    answer(start_attach(&shared, &Target::new(names), &query, request).await)
+}
+
+pub(super) async fn attach_by_uid(
+    State(shared): State<Shared>,
+    Path(names): Path<NamesAndUid>,
+    Query(query): Query<Parameters>,
+    request: Request,
+) -> Response {
+    answer(start_attach(&shared, &Target::with_uid(names), &query, request).await)
+}
+
+pub(super) async fn port_forward(
+    State(shared): State<Shared>,
+    Path((namespace, pod)): Path<(String, String)>,
+    Query(query): Query<Parameters>,
+    request: Request,
+) -> Response {
+    let target = Target { namespace, pod, uid: None, container: String::new() };
+    answer(start_port_forward(&shared, &target, &query, request).await)
+}
+
+pub(super) async fn port_forward_by_uid(
+    State(shared): State<Shared>,
+    Path((namespace, pod, uid)): Path<Names>,
+    Query(query): Query<Parameters>,
+    request: Request,
+) -> Response {
+    let target = Target { namespace, pod, uid: Some(uid), container: String::new() };
+    answer(start_port_forward(&shared, &target, &query, request).await)
+}
+
+fn answer(result: Result<Response, Refusal>) -> Response {
     result.unwrap_or_else(IntoResponse::into_response)
 }
 
-async fn start(
+async fn start_exec(
     shared: &Shared,
-    (namespace, name, container): Names,
-    uid: Option<&str>,
-    query: &[(String, String)],
+    target: &Target,
+    query: &Parameters,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let command = parse(query)?;
-    let pod = shared
-        .pods
-        .get(&namespace, &name)
-        .filter(|pod| uid.is_none_or(|uid| pod.metadata.uid.as_deref() == Some(uid)))
-        .ok_or_else(|| (StatusCode::NOT_FOUND, "pod does not exist".to_owned()))?;
-    let id = running_container(&pod, &container)?;
-    let exec = shared.provider.exec().ok_or_else(|| {
-        (StatusCode::NOT_IMPLEMENTED, format!("provider {:?} can't run commands", shared.provider.name()))
+    let streams = Streams::parse(query)?;
+    let command: Vec<_> =
+        query.iter().filter(|(name, _)| name == "command").map(|(_, value)| value.clone()).collect();
+    if command.is_empty() {
+        return Err(bad("you must specify a command"));
+    }
+    let pod = target.find(shared)?;
+    let id = running_container(&pod, &target.container, || {
+        format!("container not found ({:?})", target.container)
     })?;
-    let target = exec.exec(&id, &command).await.map_err(|error| {
+    let exec = shared.provider.exec().ok_or_else(|| cannot(shared, "run commands"))?;
+    must_upgrade(request.headers())?;
+    let Streams { tty, stdin, stdout, stderr } = streams;
+    let command = ExecRequest { command, tty, stdin, stdout, stderr };
+    let url = exec.exec(&id, &command).await.map_err(|error| {
         let status = match error {
             ExecError::NotRunning(_) => StatusCode::BAD_REQUEST,
             ExecError::Failed { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         };
         (status, chain(&error))
     })?;
-    proxy(shared, request, &target).await.map_err(|problem| {
-        let address = target.authority().map_or("an address without a host", http::uri::Authority::as_str);
-        tracing::warn!(address, problem, "can't proxy to the runtime's streaming server");
-        (
-            StatusCode::BAD_GATEWAY,
-            format!("can't reach the runtime's streaming server at {address}: {problem}"),
-        )
-    })
+    proxy::join_to(shared, request, &url).await
 }
 
-fn parse(query: &[(String, String)]) -> Result<ExecRequest, Refusal> {
-    let flag =
-        |key: &str| query.iter().any(|(name, value)| name == key && matches!(value.as_str(), "1" | "true"));
-    let command: Vec<_> =
-        query.iter().filter(|(name, _)| name == "command").map(|(_, value)| value.clone()).collect();
-    let request = ExecRequest {
-        command,
-        tty: flag("tty"),
-        stdin: flag("input") || flag("stdin"),
-        stdout: flag("output") || flag("stdout"),
-        // A terminal has one output.
-        stderr: (flag("error") || flag("stderr")) && !flag("tty"),
+async fn start_attach(
+    shared: &Shared,
+    target: &Target,
+    query: &Parameters,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let streams = Streams::parse(query)?;
+    let pod = target.find(shared)?;
+    let id = running_container(&pod, &target.container, || {
+        format!("container {} not found in pod {}", target.container, target.full_name())
+    })?;
+    let attach = shared.provider.attach().ok_or_else(|| cannot(shared, "attach to containers"))?;
+    must_upgrade(request.headers())?;
+    // A process has a terminal or it hasn't: what the client asks for changes nothing.
+    let tty = has_terminal(&pod, &target.container);
+    let Streams { stdin, stdout, stderr, .. } = streams;
+    let streams = AttachRequest { tty, stdin, stdout, stderr: stderr && !tty };
+    let url = attach.attach(&id, streams).await.map_err(|error| (status_of(&error), chain(&error)))?;
+    proxy::join_to(shared, request, &url).await
+}
+
+async fn start_port_forward(
+    shared: &Shared,
+    target: &Target,
+    query: &Parameters,
+    request: Request,
+) -> Result<Response, Refusal> {
+    // SPDY clients say in each stream's headers what it is for.
+    let ports = if proxy::is_websocket(request.headers()) {
+        ports(query).map_err(|text| bad(&text))?
+    } else {
+        vec![]
     };
-    let bad = |message: &str| Err((StatusCode::BAD_REQUEST, message.to_owned()));
-    if request.command.is_empty() {
-        return bad("you must specify a command");
-    }
-    if !request.stdin && !request.stdout && !request.stderr {
-        return bad("you must specify at least 1 of stdin, stdout, stderr");
-    }
-    Ok(request)
+    let pod = target.find(shared)?;
+    let forward = shared.provider.port_forward().ok_or_else(|| cannot(shared, "forward ports"))?;
+    must_upgrade(request.headers())?;
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    let url = forward.port_forward(uid, &ports).await.map_err(|error| match error {
+        StreamError::NotRunning(_) => {
+            (StatusCode::NOT_FOUND, format!("pod not found ({:?}): it is not running", target.full_name()))
+        }
+        StreamError::Failed { .. } => (status_of(&error), chain(&error)),
+    })?;
+    proxy::join_to(shared, request, &url).await
 }
 
-fn running_container(pod: &Pod, container: &str) -> Result<String, Refusal> {
+fn bad(message: &str) -> Refusal {
+    (StatusCode::BAD_REQUEST, message.to_owned())
+}
+
+fn cannot(shared: &Shared, what: &str) -> Refusal {
+    (StatusCode::NOT_IMPLEMENTED, format!("provider {:?} can't {what}", shared.provider.name()))
+}
+
+fn must_upgrade(headers: &HeaderMap) -> Result<(), Refusal> {
+    if proxy::is_upgrade(headers) { Ok(()) } else { Err(bad("Upgrade request required")) }
+}
+
+fn status_of(error: &StreamError) -> StatusCode {
+    match error {
+        StreamError::NotRunning(_) => StatusCode::BAD_REQUEST,
+        StreamError::Failed { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// Which streams the client asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools)] // As the request has them.
+struct Streams {
+    tty: bool,
+    stdin: bool,
+    stdout: bool,
+    stderr: bool,
+}
+
+impl Streams {
+    fn parse(query: &[(String, String)]) -> Result<Self, Refusal> {
+        let flag = |key: &str| {
+            query.iter().any(|(name, value)| name == key && matches!(value.as_str(), "1" | "true"))
+        };
+        let streams = Self {
+            tty: flag("tty"),
+            stdin: flag("input") || flag("stdin"),
+            stdout: flag("output") || flag("stdout"),
+            // A terminal has one output.
+            stderr: (flag("error") || flag("stderr")) && !flag("tty"),
+        };
+        if streams.stdin || streams.stdout || streams.stderr {
+            Ok(streams)
+        } else {
+            Err(bad("you must specify at least 1 of stdin, stdout, stderr"))
+        }
+    }
+}
+
+/// The ports that a WebSocket client asks for (`NewV4Options` in pkg/cri/streaming/portforward).
+fn ports(query: &[(String, String)]) -> Result<Vec<u16>, String> {
+    /// Each takes two streams for as long as the connection lasts.
+    const MAX_PORTS: usize = 128;
+    let values: Vec<_> = query.iter().filter(|(name, _)| name == "port").map(|(_, value)| value).collect();
+    if values.is_empty() {
+        return Err("query parameter \"port\" is required".to_owned());
+    }
+    let mut ports = Vec::new();
+    for value in values {
+        if value.is_empty() {
+            return Err("query parameter \"port\" cannot be empty".to_owned());
+        }
+        for text in value.split(',') {
+            let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+            match text.parse() {
+                Ok(0) => return Err(format!("port {value:?} must be > 0")),
+                Ok(port) if digits => ports.push(port),
+                _ => return Err(format!("unable to parse {value:?} as a port: it is no number up to 65535")),
+            }
+        }
+    }
+    if ports.len() > MAX_PORTS {
+        return Err(format!("{} ports: {MAX_PORTS} at most in one connection", ports.len()));
+    }
+    Ok(ports)
+}
+
+fn running_container(pod: &Pod, container: &str, not_found: impl Fn() -> String) -> Result<String, Refusal> {
     let status = logs::container_status(pod, container)
         .filter(|status| status.state.as_ref().is_some_and(|state| state.running.is_some()));
     match status.and_then(|status| status.container_id.as_deref()) {
         Some(id) => Ok(logs::without_scheme(id).to_owned()),
+        // A kubelet sees no difference to one that doesn't exist; a user does.
         None if logs::has_container(pod, container) => {
-            Err((StatusCode::BAD_REQUEST, format!("container {container:?} is not running")))
+            Err(bad(&format!("{}: container {container:?} is not running", not_found())))
         }
-        None => Err((StatusCode::NOT_FOUND, format!("container not found ({container:?})"))),
+        None => Err((StatusCode::NOT_FOUND, not_found())),
     }
 }
 
-/// Sends the request on to `target`; when that switches protocols, joins both connections until one of them ends.
-async fn proxy(shared: &Shared, mut request: Request, target: &Uri) -> Result<Response, String> {
-    if target.scheme_str() != Some("http") {
-        return Err("only streaming servers without TLS are supported: turn it off, they listen on loopback"
-            .to_owned());
-    }
-    let authority = target.authority().ok_or("the URL has no host")?;
-    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-    let connect = TcpStream::connect((host, authority.port_u16().unwrap_or(80)));
-    let socket = tokio::time::timeout(CONNECT_TIMEOUT, connect)
-        .await
-        .map_err(|_| format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()))?
-        .map_err(|error| error.to_string())?;
-    let _ = socket.set_nodelay(true);
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(socket)).await.map_err(|error| chain(&error))?;
-    shared.tasks.spawn(async move {
-        if let Err(error) = connection.with_upgrades().await {
-            tracing::debug!(error = chain(&error), "the connection to the streaming server broke off");
-        }
-    });
-
-    let client = hyper::upgrade::on(&mut request);
-    let mut forwarded = http::Request::builder()
-        .method(request.method().clone())
-        .uri(target.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/")))
-        .body(Body::empty())
-        .map_err(|error| error.to_string())?;
-    *forwarded.headers_mut() = headers(request.headers(), authority.as_str());
-    let mut answer = sender.send_request(forwarded).await.map_err(|error| chain(&error))?;
-    if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
-        return Ok(answer.map(Body::new));
-    }
-    let runtime = hyper::upgrade::on(&mut answer);
-    let stop = shared.stop.clone();
-    shared.tasks.spawn(async move {
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = join(client, runtime) => {}
-        }
-    });
-    Ok(answer.map(|_| Body::empty()))
+fn has_terminal(pod: &Pod, container: &str) -> bool {
+    let Some(spec) = &pod.spec else { return false };
+    let plain = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let ephemeral = spec.ephemeral_containers.iter().flatten();
+    plain
+        .map(|container| (&container.name, container.tty))
+        .chain(ephemeral.map(|container| (&container.name, container.tty)))
+        .any(|(name, tty)| name == container && tty == Some(true))
 }
 
-/// All headers but those that are about us: credentials stay here.
-fn headers(from: &HeaderMap, host: &str) -> HeaderMap {
-    let mut headers = from.clone();
-    for own in [header::AUTHORIZATION, header::COOKIE, header::CONTENT_LENGTH, header::TRANSFER_ENCODING] {
-        headers.remove(own);
-    }
-    if let Ok(host) = host.parse() {
-        headers.insert(header::HOST, host);
-    }
-    headers
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-async fn join(client: OnUpgrade, runtime: OnUpgrade) {
-    let joined = async {
-        let (client, runtime) = tokio::try_join!(client, runtime).map_err(std::io::Error::other)?;
-        tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(runtime)).await
-    };
-    if let Err(error) = joined.await {
-        tracing::debug!(%error, "an exec's connection broke off");
+    fn query(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn ports_are_checked_as_a_kubelet_does() {
+        assert_eq!(
+            ports(&query(&[("port", "80,443"), ("x", "1"), ("port", "65535")])),
+            Ok(vec![80, 443, 65535])
+        );
+        let many = vec!["1"; 129].join(",");
+        for (given, message) in [
+            (query(&[]), "query parameter \"port\" is required"),
+            (query(&[("port", "")]), "query parameter \"port\" cannot be empty"),
+            (query(&[("port", "0")]), "port \"0\" must be > 0"),
+            (query(&[("port", "80,")]), "unable to parse \"80,\" as a port"),
+            (query(&[("port", "65536")]), "unable to parse \"65536\" as a port"),
+            (query(&[("port", "+80")]), "unable to parse \"+80\" as a port"),
+            (query(&[("port", "-1")]), "unable to parse \"-1\" as a port"),
+            (query(&[("port", &many)]), "129 ports: 128 at most"),
+        ] {
+            let error = ports(&given).unwrap_err();
+            assert!(error.starts_with(message), "{given:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn streams_are_parsed() {
+        let parsed =
+            Streams::parse(&query(&[("tty", "1"), ("input", "1"), ("output", "true"), ("error", "1")]));
+        assert_eq!(parsed, Ok(Streams { tty: true, stdin: true, stdout: true, stderr: false }));
+        assert!(
+            Streams::parse(&query(&[("tty", "1"), ("error", "1")])).is_err(),
+            "a terminal has one output"
+        );
+        assert!(Streams::parse(&query(&[("output", "0")])).is_err());
     }
 }

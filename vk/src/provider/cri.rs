@@ -7,6 +7,7 @@ mod access;
 mod cgroup;
 mod convert;
 mod logs;
+mod stats;
 
 use std::{
     collections::BTreeMap,
@@ -28,7 +29,7 @@ use spillway_proto::cri::{
 use tonic::transport::{Channel, Endpoint};
 
 use super::{
-    Exec, Logs, ProviderError, Version,
+    Attach, Exec, Logs, PortForward, ProviderError, Stats, Version,
     observed::{ObservedPod, PodRef},
     runtime::{CommandEnd, ContainerRuntime, ContainerSpec, Credentials, Image, SandboxSpec},
 };
@@ -265,6 +266,18 @@ impl ContainerRuntime for Cri {
     }
 
     fn logs(&self) -> Option<&dyn Logs> {
+        Some(self)
+    }
+
+    fn attach(&self) -> Option<&dyn Attach> {
+        Some(self)
+    }
+
+    fn port_forward(&self) -> Option<&dyn PortForward> {
+        Some(self)
+    }
+
+    fn stats(&self) -> Option<&dyn Stats> {
         Some(self)
     }
 

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 
 use super::{
-    Exec, Logs, ProviderError, Version,
+    Attach, Exec, Logs, PortForward, ProviderError, Stats, Version,
     observed::{ObservedPod, PodRef},
 };
 
@@ -29,6 +29,21 @@ pub trait ContainerRuntime: Send + Sync {
 
     /// Reads logs, if the runtime can.
     fn logs(&self) -> Option<&dyn Logs> {
+        None
+    }
+
+    /// Attaches to containers, if the runtime can.
+    fn attach(&self) -> Option<&dyn Attach> {
+        None
+    }
+
+    /// Connects to ports of pods, if the runtime can.
+    fn port_forward(&self) -> Option<&dyn PortForward> {
+        None
+    }
+
+    /// Tells what pods use, if the runtime can.
+    fn stats(&self) -> Option<&dyn Stats> {
         None
     }
 

@@ -7,7 +7,7 @@ use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::Pod;
 
 use super::{
-    Exec, Logs, ProviderError, Version,
+    Attach, Exec, Logs, PortForward, ProviderError, Stats, Version,
     observed::{ObservedPod, PodRef},
 };
 
@@ -51,6 +51,21 @@ pub trait PodService: Send + Sync {
 
     /// Runs commands, if the service can.
     fn exec(&self) -> Option<&dyn Exec> {
+        None
+    }
+
+    /// Attaches to containers, if the service can.
+    fn attach(&self) -> Option<&dyn Attach> {
+        None
+    }
+
+    /// Connects to ports of pods, if the service can.
+    fn port_forward(&self) -> Option<&dyn PortForward> {
+        None
+    }
+
+    /// Tells what pods use, if the service can.
+    fn stats(&self) -> Option<&dyn Stats> {
         None
     }
 }

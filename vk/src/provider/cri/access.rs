@@ -1,5 +1,5 @@
-//! What is reached inside a container: its log, and commands, be it by a user through the kubelet API or by the pod's own probes and
-//! hooks. Where things are is asked of the runtime; reading and streaming is done elsewhere.
+//! What is reached inside a container: its log, its processes, its ports, be it by a user through the kubelet API or by the pod's own
+//! probes and hooks. Where things are is asked of the runtime; reading and streaming is done elsewhere.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -10,7 +10,8 @@ use spillway_proto::cri as wire;
 
 use super::{CALL_TIMEOUT, Cri, failure, logs};
 use crate::provider::{
-    Exec, ExecError, ExecRequest, LogError, LogOptions, Logs, ProviderError, runtime::CommandEnd,
+    Attach, AttachRequest, Exec, ExecError, ExecRequest, LogError, LogOptions, Logs, PortForward,
+    ProviderError, StreamError, runtime::CommandEnd,
 };
 
 /// See [`crate::provider::ContainerRuntime::exec_sync`].
@@ -105,6 +106,53 @@ impl Exec for Cri {
         };
         let answer = self
             .call("Exec", CALL_TIMEOUT, self.runtime().exec(request))
+            .await
+            .map_err(|error| failed(error.into()))?;
+        answer.url.parse().map_err(|error: http::uri::InvalidUri| failed(error.into()))
+    }
+}
+
+#[async_trait]
+impl Attach for Cri {
+    async fn attach(&self, container_id: &str, request: AttachRequest) -> Result<http::Uri, StreamError> {
+        let what = format!("container {container_id}");
+        let failed = |source| StreamError::Failed { what: what.clone(), source };
+        let status = self.container_status(container_id).await.map_err(|error| failed(error.into()))?;
+        if status.is_none_or(|status| status.state() != wire::ContainerState::ContainerRunning) {
+            return Err(StreamError::NotRunning(what));
+        }
+        let request = wire::AttachRequest {
+            container_id: container_id.to_owned(),
+            stdin: request.stdin,
+            tty: request.tty,
+            stdout: request.stdout,
+            stderr: request.stderr,
+        };
+        let answer = self
+            .call("Attach", CALL_TIMEOUT, self.runtime().attach(request))
+            .await
+            .map_err(|error| failed(error.into()))?;
+        answer.url.parse().map_err(|error: http::uri::InvalidUri| failed(error.into()))
+    }
+}
+
+#[async_trait]
+impl PortForward for Cri {
+    async fn port_forward(&self, pod_uid: &str, ports: &[u16]) -> Result<http::Uri, StreamError> {
+        let what = format!("pod {pod_uid}");
+        let failed = |source| StreamError::Failed { what: what.clone(), source };
+        let sandboxes = self.sandboxes(Some(pod_uid)).await.map_err(|error| failed(error.into()))?;
+        let ready = sandboxes
+            .into_iter()
+            .filter(|sandbox| sandbox.state() == wire::PodSandboxState::SandboxReady)
+            .max_by_key(|sandbox| sandbox.created_at);
+        let Some(sandbox) = ready else { return Err(StreamError::NotRunning(what)) };
+        let request = wire::PortForwardRequest {
+            pod_sandbox_id: sandbox.id,
+            port: ports.iter().copied().map(i32::from).collect(),
+        };
+        let answer = self
+            .call("PortForward", CALL_TIMEOUT, self.runtime().port_forward(request))
             .await
             .map_err(|error| failed(error.into()))?;
         answer.url.parse().map_err(|error: http::uri::InvalidUri| failed(error.into()))

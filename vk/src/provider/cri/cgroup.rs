@@ -14,6 +14,9 @@ use cgroups_rs::fs::{
 
 use crate::provider::runtime::{CPU_PERIOD_US, PodCgroup, QosClass, Resources};
 
+mod read;
+pub(super) use read::{Reader, parse_pressure};
+
 /// The branch under the configured root.
 const BRANCH: &str = "spillway";
 
@@ -92,6 +95,30 @@ impl Tree {
         Ok(())
     }
 
+    /// Where the node's pods are, and everything under them.
+    pub(super) fn branch(&self) -> String {
+        match self.driver {
+            Driver::Cgroupfs if self.root.is_empty() => BRANCH.to_owned(),
+            Driver::Cgroupfs => format!("{}/{BRANCH}", self.root),
+            Driver::Systemd => {
+                let names = self.root.split('/').map(unit_name).filter(|name| !name.is_empty());
+                slice_path(&names.chain([BRANCH.to_owned()]).collect::<Vec<_>>())
+            }
+        }
+    }
+
+    /// Where the pod may be, by class.
+    pub(super) fn places(&self, uid: &str) -> [String; 3] {
+        [QosClass::BestEffort, QosClass::Burstable, QosClass::Guaranteed].map(|qos| match self.driver {
+            Driver::Cgroupfs => self.path(uid, qos),
+            Driver::Systemd => {
+                let name = self.parent(uid, qos);
+                let names: Vec<_> = name.trim_end_matches(".slice").split('-').map(str::to_owned).collect();
+                slice_path(&names)
+            }
+        })
+    }
+
     fn path(&self, uid: &str, qos: QosClass) -> String {
         let root = if self.root.is_empty() { String::new() } else { format!("{}/", self.root) };
         format!("{root}{BRANCH}/{}/pod{uid}", class(qos))
@@ -104,6 +131,12 @@ fn class(qos: QosClass) -> &'static str {
         QosClass::Burstable => "burstable",
         QosClass::BestEffort => "besteffort",
     }
+}
+
+/// Where systemd has the slice of these names: `a.slice/a-b.slice`.
+fn slice_path(names: &[String]) -> String {
+    let levels = (1..=names.len()).map(|depth| format!("{}.slice", names[..depth].join("-")));
+    levels.collect::<Vec<_>>().join("/")
 }
 
 fn unit_name(name: &str) -> String {
@@ -168,6 +201,19 @@ mod tests {
         assert_eq!(tree.parent("a-b", QosClass::Guaranteed), "/vk/one/spillway/guaranteed/poda-b");
         let tree = Tree::new("/", Driver::Systemd);
         assert_eq!(tree.parent("a-b", QosClass::BestEffort), "spillway-besteffort-poda_b.slice");
+    }
+
+    #[test]
+    fn pods_are_looked_for_where_they_are_made() {
+        let tree = Tree::new("/vk/one", Driver::Cgroupfs);
+        assert_eq!(tree.branch(), "vk/one/spillway");
+        assert!(tree.places("a-b").contains(&"vk/one/spillway/burstable/poda-b".to_owned()));
+        let tree = Tree::new("/vk", Driver::Systemd);
+        assert_eq!(tree.branch(), "vk.slice/vk-spillway.slice");
+        assert!(tree.places("a-b").contains(
+            &"vk.slice/vk-spillway.slice/vk-spillway-besteffort.slice/vk-spillway-besteffort-poda_b.slice"
+                .to_owned()
+        ));
     }
 
     #[test]

@@ -1,0 +1,125 @@
+//! What pods use, through the whole server.
+
+use super::*;
+use crate::provider::usage::{
+    ContainerUsage, Cpu, FileUsage, GroupUsage, Interface, Memory, PodUsage, Traffic,
+};
+
+fn group(path: &str, total_ns: u64, working_set: u64) -> GroupUsage {
+    GroupUsage {
+        path: path.to_owned(),
+        time: "2026-01-01T00:00:10Z".parse().unwrap(),
+        cpu: Some(Cpu { total_ns, quota_us: Some((50_000, 100_000)), ..Cpu::default() }),
+        memory: Some(Memory { usage: working_set + 5, working_set, limit: Some(1000), ..Memory::default() }),
+        ..GroupUsage::default()
+    }
+}
+
+fn usage() -> Usage {
+    let created_at = "2026-01-01T00:00:00Z".parse().unwrap();
+    let pod = PodUsage {
+        pod: PodRef { uid: "u1".into(), namespace: "default".into(), name: "web".into() },
+        sandbox_id: "s1".to_owned(),
+        created_at,
+        total: group("/pods/u1", 3_000_000_000, 300),
+        sandbox: Some(group("/pods/u1/s1", 1_000_000, 1)),
+        network: Some(vec![Interface {
+            name: "eth0".to_owned(),
+            received: Traffic { bytes: 7, packets: Some(1), ..Traffic::default() },
+            sent: Traffic { bytes: 8, ..Traffic::default() },
+        }]),
+        containers: vec![ContainerUsage {
+            id: "c1".to_owned(),
+            name: "main".to_owned(),
+            image: "busybox:1".to_owned(),
+            created_at,
+            total: group("/pods/u1/c1", 2_000_000_000, 200),
+            writable: Some((FileUsage { bytes: 4096, inodes: 2, time: created_at }, None)),
+            logs: Some(FileUsage { bytes: 100, inodes: 1, time: created_at }),
+        }],
+    };
+    let mut usage = Usage { pods: vec![pod], ..Usage::default() };
+    usage.machine.booted_at = created_at;
+    usage.machine.total = group("/", 9_000_000_000, 900);
+    usage
+}
+
+async fn get(served: &Served, target: &str) -> String {
+    let (status, body) =
+        served.request(served.user("reader"), &format!("GET {target} HTTP/1.1")).await.unwrap();
+    assert_eq!(status, 200, "{target}: {body}");
+    body
+}
+
+#[tokio::test]
+async fn the_summary_is_a_kubelet_s() {
+    let served = serve().await;
+    *served.provider.usage.lock().unwrap() = Some(usage());
+    let whole: serde_json::Value = serde_json::from_str(&get(&served, "/stats/summary").await).unwrap();
+    insta::assert_snapshot!("summary", serde_json::to_string_pretty(&whole).unwrap());
+    let text = get(&served, "/stats/summary?only_cpu_and_memory=true").await;
+    let short: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(short["pods"][0]["containers"][0]["cpu"], whole["pods"][0]["containers"][0]["cpu"]);
+    for gone in ["network", "ephemeral-storage", "rootfs", "logs", "io"] {
+        assert!(!text.contains(&format!("\"{gone}\":")), "{gone}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn metrics_are_a_kubelet_s() {
+    let served = serve().await;
+    *served.provider.usage.lock().unwrap() = Some(usage());
+    insta::assert_snapshot!("resource", get(&served, "/metrics/resource").await);
+    insta::assert_snapshot!("cadvisor", get(&served, "/metrics/cadvisor").await);
+    let probes = get(&served, "/metrics/probes").await;
+    assert!(
+        probes.contains("# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds "),
+        "{probes}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_provider_is_asked_once_a_second_for_all() {
+    let fake = Arc::new(Fake { usage: Mutex::new(Some(usage())), ..Fake::default() });
+    let provider = Provider::PodService(Arc::clone(&fake) as Arc<dyn PodService>);
+    let cache = super::super::stats::Cache::new("vk1", "/nonexistent".into());
+    let ask = || cache.usage(&provider);
+    assert!(tokio::join!(ask(), ask(), ask()).2.is_ok());
+    assert_eq!(fake.asked(), ["usage"]);
+    tokio::time::advance(Duration::from_millis(999)).await;
+    assert!(ask().await.is_ok());
+    assert!(fake.asked().is_empty());
+    tokio::time::advance(Duration::from_millis(1)).await;
+    assert!(ask().await.is_ok());
+    assert_eq!(fake.asked(), ["usage"]);
+    *fake.usage.lock().unwrap() = None;
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert!(ask().await.is_err(), "an old answer is none");
+}
+
+#[tokio::test]
+async fn a_provider_that_fails_is_a_scrape_error() {
+    let served = serve().await;
+    let (status, body) = served.request(served.user("reader"), "GET /stats/summary HTTP/1.1").await.unwrap();
+    assert_eq!((status.as_u16(), body.as_str()), (500, "Internal Error: usage: no idea"));
+    let resource = get(&served, "/metrics/resource").await;
+    assert!(resource.contains("\nresource_scrape_error 1\n"), "{resource}");
+    assert!(!resource.contains("node_cpu"), "{resource}");
+    let cadvisor = get(&served, "/metrics/cadvisor").await;
+    assert!(cadvisor.contains("\ncontainer_scrape_error 1\n"), "{cadvisor}");
+}
+
+#[tokio::test]
+async fn the_small_routes() {
+    let served = serve().await;
+    for path in ["/healthz", "/healthz/ping", "/healthz/syncloop"] {
+        assert_eq!(get(&served, path).await, "ok");
+    }
+    for path in ["/pods", "/pods/", "/runningpods", "/runningpods/"] {
+        assert!(get(&served, path).await.contains("\"uid\":\"u1\""), "{path}");
+    }
+    assert_eq!(get(&served, "/configz").await, r#"{"kubeletconfig":{"maxPods":110}}"#);
+    assert_eq!(get(&served, "/metrics").await, "# EOF\n");
+    assert_eq!(served.status(served.user("stats"), "GET /stats/summary HTTP/1.1").await, 500, "may ask");
+    assert_eq!(served.status(served.user("stats"), "GET /metrics/resource HTTP/1.1").await, 403);
+}
