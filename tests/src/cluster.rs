@@ -49,6 +49,8 @@ pub struct Options {
     pub serverless: Vec<serverless::Options>,
     /// Without cluster DNS and the images of the virtual kubelet and the main job, which take minutes to load on a slow machine.
     pub bare: bool,
+    /// More images for every machine, besides those that the tests of this repository use.
+    pub images: Vec<image::Image>,
     /// Whether the cluster outlives the process that starts it.
     pub keep: bool,
     /// Whether to tell on standard error what happens.
@@ -69,6 +71,7 @@ impl Default for Options {
             nodes: vec![node::Options::named("dedicated-1")],
             serverless: vec![serverless::Options::named("virtual-1")],
             bare: false,
+            images: Vec::new(),
             keep: false,
             verbose: true,
         }
@@ -112,8 +115,9 @@ impl Cluster {
         require_inotify()?;
         let components = components::folder();
         let binaries = current_binaries()?;
-        let images = image::build(&binaries, &components, &crate::target().join("images"), options.bare)?;
+        let mut images = image::build(&binaries, &components, &crate::target().join("images"), options.bare)?;
 
+        images.extend(options.images.iter().cloned());
         let id = unused_id()?;
         let folder = crate::target().join("cluster").join(&id);
         fs::create_dir_all(folder.join("log"))

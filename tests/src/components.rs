@@ -110,6 +110,31 @@ const PEER: Module = Module {
     minutes_cold: "3 min",
 };
 
+/// Kubernetes' own test suite, its runner, and the programs of the images that its tests use.
+const CONFORMANCE: Module = Module {
+    name: "conformance",
+    packages: &[
+        "github.com/onsi/ginkgo/v2/ginkgo",
+        "k8s.io/kubernetes/test/images/agnhost",
+        "k8s.io/kubernetes/test/images/nonewprivs",
+        E2E_TEST,
+    ],
+    tags: "",
+    cgo: false,
+    minutes_cold: "6 min",
+};
+
+/// The one package whose tests are wanted, as a program: `e2e.test`.
+const E2E_TEST: &str = "k8s.io/kubernetes/test/e2e";
+
+/// What the images of Kubernetes' tests hold of Debian.
+const CONFORMANCE_TOOLS: &[(&str, &str)] = &[
+    ("/usr/bin/bash-static", "bash-static"),
+    ("/usr/bin/curl", "curl"),
+    ("/usr/bin/dig", "bind9-dnsutils"),
+    ("/usr/bin/nc.openbsd", "netcat-openbsd"),
+];
+
 /// What a module with C in it is built with.
 const COMPILER: &[(&str, &str)] = &[("/usr/bin/gcc", "gcc"), ("/usr/include/stdlib.h", "libc6-dev")];
 
@@ -144,6 +169,25 @@ pub fn ensure_peer() -> anyhow::Result<()> {
     let out = folder();
     fs::create_dir_all(&out).with_context(|| format!("can't create {}", out.display()))?;
     build(&PEER, &go_version()?, &out)
+}
+
+/// Makes Kubernetes' test suite ready. Returns the folder of Kubernetes' sources, from which it was built.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_conformance() -> anyhow::Result<PathBuf> {
+    require_root()?;
+    ensure_tools(CONFORMANCE_TOOLS)?;
+    build(&CONFORMANCE, &go_version()?, &folder())?;
+    let output = Command::new("go")
+        .args(["list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes"])
+        .current_dir(crate::repository().join("tests/cluster").join(CONFORMANCE.name))
+        .output()
+        .context("can't run go list")?;
+    if !output.status.success() {
+        bail!("go list -m k8s.io/kubernetes failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
 }
 
 /// # Errors
@@ -238,7 +282,7 @@ fn linker_flags(module: &Module) -> String {
     if module.name == "containerd" {
         variables.push(format!("github.com/containerd/containerd/v2/version.Version={CONTAINERD_VERSION}"));
     }
-    if module.name == "kubernetes" {
+    if matches!(module.name, "kubernetes" | "conformance") {
         // Without these a node reports v0.0.0-master.
         let mut parts = KUBERNETES_VERSION.trim_start_matches('v').split('.');
         let (major, minor) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
@@ -271,12 +315,15 @@ fn build(module: &Module, go: &str, out: &Path) -> anyhow::Result<()> {
         // A module that is a program by itself would be named after its major version.
         let name = match *package {
             "go.etcd.io/etcd/server/v3" => "etcd",
+            E2E_TEST => "e2e.test",
             other => other.rsplit('/').next().unwrap_or(other),
         };
         // Replaced by a rename, so that a running cluster keeps its old program and a killed build leaves no half of one.
         let fresh = out.join(format!(".{name}.new"));
+        let how: &[_] = if *package == E2E_TEST { &["test", "-c", "-vet=off"] } else { &["build"] };
         let mut child = Command::new("go")
-            .args(["build", "-v", "-trimpath", "-tags", module.tags, "-ldflags", &linker_flags(module), "-o"])
+            .args(how)
+            .args(["-v", "-trimpath", "-tags", module.tags, "-ldflags", &linker_flags(module), "-o"])
             .arg(&fresh)
             .arg(package)
             .current_dir(&source)

@@ -1,7 +1,9 @@
 //! The container images of the tests and the demo, made here from what was built here: no registry, no image builder.
 //!
-//! This file says which images there are and what is in them; [`oci`] writes them, [`libraries`] finds what a program links.
+//! This file says which images there are and what is in them, [`kubernetes`] which ones Kubernetes' own tests want; [`oci`] writes them,
+//! [`libraries`] finds what a program links.
 
+pub mod kubernetes;
 pub mod libraries;
 pub mod oci;
 
@@ -60,6 +62,11 @@ pub fn build(binaries: &Path, components: &Path, out: &Path, bare: bool) -> anyh
 }
 
 fn pause(out: &Path) -> anyhow::Result<Spec> {
+    Ok(Spec::new(PAUSE, ["/pause"]).user(NOBODY).entry("/pause", Entry::program(&pause_program(out)?)))
+}
+
+/// The program of the sandbox' image, compiled when its source is newer.
+fn pause_program(out: &Path) -> anyhow::Result<PathBuf> {
     let source = crate::repository().join("tests/images/pause.rs");
     let program = out.join("pause");
     if modified(&program).ok() < modified(&source).ok() {
@@ -74,25 +81,36 @@ fn pause(out: &Path) -> anyhow::Result<Spec> {
             bail!("rustc {} failed:\n{}", source.display(), String::from_utf8_lossy(&compiler.stderr));
         }
     }
-    Ok(Spec::new(PAUSE, ["/pause"]).user(NOBODY).entry("/pause", Entry::program(&program)))
+    Ok(program)
+}
+
+/// Debian's busybox, and the names of its applets.
+fn busybox_program() -> anyhow::Result<(PathBuf, Vec<String>)> {
+    let program = ["/usr/bin/busybox", "/bin/busybox"]
+        .into_iter()
+        .map(PathBuf::from)
+        .find(|path| path.exists())
+        .context("there is no busybox on this machine: install Debian's package busybox-static")?;
+    let list = Command::new(&program).arg("--list").output().context("can't run busybox --list")?;
+    let applets = String::from_utf8_lossy(&list.stdout)
+        .lines()
+        .filter(|applet| *applet != "busybox")
+        .map(str::to_owned)
+        .collect();
+    Ok((program, applets))
 }
 
 fn busybox() -> anyhow::Result<Spec> {
-    let program = ["/usr/bin/busybox", "/bin/busybox"]
-        .into_iter()
-        .map(Path::new)
-        .find(|path| path.exists())
-        .context("there is no busybox on this machine: install Debian's package busybox-static")?;
-    let list = Command::new(program).arg("--list").output().context("can't run busybox --list")?;
+    let (program, applets) = busybox_program()?;
     let mut spec = Spec::new(BUSYBOX, [])
         .command(["sh"])
-        .entry("/bin/busybox", Entry::program(program))
+        .entry("/bin/busybox", Entry::program(&program))
         .entry("/etc/passwd", Entry::text(PASSWD))
         .entry("/etc/group", Entry::text(GROUP))
         .entry("/root", Entry::Folder { mode: 0o700 })
         .entry("/tmp", Entry::Folder { mode: 0o1777 })
-        .with_libraries(program)?;
-    for applet in String::from_utf8_lossy(&list.stdout).lines().filter(|applet| *applet != "busybox") {
+        .with_libraries(&program)?;
+    for applet in applets {
         spec = spec.entry(&format!("/bin/{applet}"), Entry::Link("/bin/busybox".to_owned()));
     }
     Ok(spec)

@@ -5,6 +5,7 @@
 pub mod bench;
 pub mod cluster;
 pub mod components;
+pub mod conformance;
 pub mod demo;
 pub mod fuzz;
 pub mod image;

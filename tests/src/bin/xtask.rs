@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand};
 use spillway_tests::{
     bench,
     cluster::{self, Cluster, forward, node, registry, serverless, signals},
-    components, demo, fuzz, repository, target, vm,
+    components, conformance, demo, fuzz, repository, target, vm,
 };
 
 /// Spillway's development tasks. All but `cluster status` and `fuzz` need root.
@@ -35,6 +35,8 @@ enum Task {
         #[arg(long)]
         vm: bool,
     },
+    /// Run Kubernetes' own tests, with every test pod on the virtual node or on the kubelet beside it.
+    Conformance(conformance::ConformanceOptions),
     /// Start, end or poke a cluster by hand.
     Cluster {
         #[command(subcommand)]
@@ -147,6 +149,10 @@ fn run(task: Task) -> anyhow::Result<()> {
             }
             set_up()?;
             vm::run(&build_test("spillway-tests", "e2e")?, filter.as_deref())
+        }
+        Task::Conformance(options) => {
+            set_up()?;
+            conformance::run(&options)
         }
         Task::Cluster { action } => by_hand(action),
         Task::Fuzz(options) => fuzz::run(&options),
@@ -296,9 +302,8 @@ fn by_hand(action: ClusterAction) -> anyhow::Result<()> {
                         ..serverless::Options::named(&format!("virtual-{n}"))
                     })
                     .collect(),
-                bare: false,
                 keep: true,
-                verbose: true,
+                ..cluster::Options::default()
             })?;
             println!("{}", cluster.usage());
         }

@@ -23,6 +23,8 @@ pub struct Options {
     pub name: String,
     /// How many pods the virtual node takes.
     pub pods: u32,
+    /// Whether its virtual node has the taint that keeps other pods off.
+    pub taint: bool,
     /// Whether to start `spillway-vk` and wait for the virtual node.
     pub start_vk: bool,
 }
@@ -30,7 +32,7 @@ pub struct Options {
 impl Options {
     /// A runtime whose virtual node takes a thousand pods.
     pub fn named(name: &str) -> Self {
-        Self { name: name.to_owned(), pods: 1000, start_vk: true }
+        Self { name: name.to_owned(), pods: 1000, taint: true, start_vk: true }
     }
 }
 
@@ -49,7 +51,10 @@ pub(super) fn start(
     write(&etc.join("vk.yaml"), &configuration(cluster, options, index))?;
     let unit = crate::repository().join("deploy/systemd/spillway-vk.service");
     let text = fs::read_to_string(&unit).with_context(|| format!("can't read {}", unit.display()))?;
-    let (arguments, environment) = exec_start(&text).with_context(|| format!("in {}", unit.display()))?;
+    let (mut arguments, environment) = exec_start(&text).with_context(|| format!("in {}", unit.display()))?;
+    if !options.taint {
+        arguments.push("--disable-taint".to_owned());
+    }
     let process = Process {
         machine: name.to_owned(),
         name: "spillway-vk".to_owned(),

@@ -1,0 +1,83 @@
+//! The images that Kubernetes' own tests run, by the names that `test/utils/image/manifest.go` of Kubernetes 1.35 gives them, with what its
+//! `test/images/*/Dockerfile` put in: the same programs, on files of this machine instead of Alpine's.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+use super::{
+    Image, busybox_program, libraries, oci,
+    oci::{Entry, Spec},
+};
+
+const REGISTRY: &str = "registry.k8s.io/e2e-test-images";
+const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\nuser-defined-in-image:x:1000:1000::/home:/bin/sh\n";
+const GROUP: &str = "root:x:0:\nnogroup:x:65534:\nuser-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n";
+
+/// What agnhost's image has besides agnhost and busybox.
+const TOOLS: [&str; 5] = ["/usr/bin/curl", "/usr/bin/dig", "/usr/bin/nc.openbsd", "/usr/bin/ss", "/bin/ip"];
+
+/// Builds the images into `out`. `source` is Kubernetes' source folder, `components` the one with `agnhost` and `nonewprivs`.
+///
+/// # Errors
+/// When a program is missing or can't be read, or a file can't be written.
+pub fn build(source: &Path, components: &Path, out: &Path) -> anyhow::Result<Vec<Image>> {
+    std::fs::create_dir_all(out).with_context(|| format!("can't create {}", out.display()))?;
+    let mut specs = Vec::new();
+    for tag in ["2.55", "2.59"] {
+        specs.push(agnhost(&format!("{REGISTRY}/agnhost:{tag}"), source, components)?);
+    }
+    for tag in ["1.36.1-1", "1.37.0-1"] {
+        specs.push(shell(Spec::new(&format!("{REGISTRY}/busybox:{tag}"), []).command(["sh"]))?);
+    }
+    specs.push(shell(Spec::new(&format!("{REGISTRY}/nonroot:1.4"), []).command(["sh"]).user("1234"))?);
+    let nnp = Entry::File { source: components.join("nonewprivs"), mode: 0o6755 };
+    specs.push(
+        shell(Spec::new(&format!("{REGISTRY}/nonewprivs:1.3"), []).command(["nnp"]))?
+            .entry("/usr/local/bin/nnp", nnp),
+    );
+    // Whatever a test does to it, it is not the runtime's own, which is pinned.
+    specs.push(
+        Spec::new("registry.k8s.io/pause:3.10.1", ["/pause"])
+            .user("65535:65535")
+            .entry("/pause", Entry::program(&super::pause_program(out)?)),
+    );
+    specs.iter().map(|spec| oci::build(spec, out)).collect()
+}
+
+fn agnhost(name: &str, source: &Path, components: &Path) -> anyhow::Result<Spec> {
+    let porter = source.join("test/images/agnhost/porter");
+    let text = |file: &str| Entry::File { source: porter.join(file), mode: 0o644 };
+    let mut spec = shell(Spec::new(name, ["/agnhost"]).command(["pause"]))?
+        .entry("/agnhost", Entry::program(&components.join("agnhost")))
+        .entry("/agnhost-2", Entry::Link("agnhost".to_owned()))
+        .entry("/localhost.crt", text("localhost.crt"))
+        .entry("/localhost.key", text("localhost.key"))
+        .entry("/uploads", Entry::Folder { mode: 0o755 })
+        .entry("/bin/nc", Entry::Link("/usr/bin/nc.openbsd".to_owned()));
+    for tool in TOOLS.map(Path::new) {
+        spec = spec.entry(&tool.to_string_lossy(), Entry::program(tool)).with_libraries(tool)?;
+    }
+    Ok(spec)
+}
+
+/// Busybox' applets and the users of Kubernetes' images. The shell is bash, because busybox' here drops variables whose names are none.
+fn shell(mut spec: Spec) -> anyhow::Result<Spec> {
+    let (busybox, applets) = busybox_program()?;
+    for applet in applets {
+        spec = spec.entry(&format!("/bin/{applet}"), Entry::Link("/bin/busybox".to_owned()));
+    }
+    let bash = PathBuf::from("/usr/bin/bash-static");
+    let libraries = libraries::linked_libraries(&busybox)?;
+    Ok(spec
+        .files(libraries)
+        .entry("/bin/busybox", Entry::program(&busybox))
+        .entry("/bin/sh", Entry::program(&bash))
+        .entry("/bin/bash", Entry::Link("/bin/sh".to_owned()))
+        .entry("/etc/passwd", Entry::text(PASSWD))
+        .entry("/etc/group", Entry::text(GROUP))
+        .entry("/etc/nsswitch.conf", Entry::text("hosts: files dns\n"))
+        .entry("/home", Entry::Folder { mode: 0o755 })
+        .entry("/root", Entry::Folder { mode: 0o700 })
+        .entry("/tmp", Entry::Folder { mode: 0o1777 }))
+}
