@@ -145,16 +145,6 @@ pub fn on(cluster: &Cluster, options: &ConformanceOptions, exceptions: &Exceptio
 /// Runs the suite on the control plane's machine, from where every pod and node is reached.
 fn suite(cluster: &Cluster, options: &ConformanceOptions, folder: &Path) -> anyhow::Result<String> {
     let machine = cluster.machine(control_plane::MACHINE)?;
-    let kubeconfig =
-        fs::read_to_string(cluster.kubeconfig()).context("can't read the administrator's kubeconfig")?;
-    let forwarded = kubeconfig
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("server: "))
-        .context("the administrator's kubeconfig names no server")?;
-    let kubeconfig = kubeconfig.replace(forwarded, control_plane::SERVER);
-    let inside = "/etc/kubernetes/conformance.conf";
-    crate::cluster::write(&machine.path(inside), &kubeconfig)?;
-
     let mut command = Machine::command("ginkgo");
     command.args([
         format!("--procs={}", options.procs),
@@ -168,7 +158,7 @@ fn suite(cluster: &Cluster, options: &ConformanceOptions, folder: &Path) -> anyh
     command.args(options.skip.iter().map(|skip| format!("--skip={skip}")));
     command.args(["/opt/spillway/bin/e2e.test", "--"]);
     command.args([
-        &format!("--kubeconfig={inside}"),
+        &format!("--kubeconfig={}", control_plane::ADMIN_CONF),
         "--provider=skeleton",
         "--kubectl-path=/opt/spillway/bin/kubectl",
         // The other node is one that the suite leaves alone: this one must be Ready after each test.

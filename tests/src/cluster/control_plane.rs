@@ -12,6 +12,8 @@ use super::{Cluster, STEP, current_binaries, forward, network, pki::Pki, write};
 pub const MACHINE: &str = "control-plane";
 /// Where components on other machines reach the API server.
 pub const SERVER: &str = "https://10.201.0.1:6443";
+/// The administrator's kubeconfig on this machine.
+pub const ADMIN_CONF: &str = "/etc/kubernetes/admin.conf";
 /// The bootstrap token of virtual nodes, good for this cluster alone.
 pub const BOOTSTRAP_TOKEN: &str = "spilly.0123456789abcdef";
 
@@ -53,6 +55,7 @@ pub(super) fn start(cluster: &Cluster, pki: &Pki, dns: bool) -> anyhow::Result<(
         let entry = entry?;
         fs::copy(entry.path(), etc.join(entry.file_name()))?;
     }
+    write(&machine.path(ADMIN_CONF), &pki.kubeconfig("admin", SERVER)?)?;
     write(&etc.join("controller-manager.conf"), &pki.kubeconfig("controller-manager", SERVER)?)?;
     write(&etc.join("scheduler.conf"), &pki.kubeconfig("scheduler", SERVER)?)?;
 
