@@ -56,15 +56,38 @@ fn system(spec: &PodSpec) -> Option<Refusal> {
         });
     }
     let context = spec.security_context.as_ref()?;
-    let forbidden =
-        context.sysctls.iter().flatten().find(|sysctl| !SAFE_SYSCTLS.contains(&sysctl.name.as_str()))?;
+    let forbidden = context.sysctls.iter().flatten().find_map(|sysctl| forbidden(spec, &sysctl.name))?;
     Some(Refusal {
         reason: "SysctlForbidden".to_owned(),
-        message: format!(
-            "forbidden sysctl: {:?} not allowlisted (spec.securityContext.sysctls)",
-            forbidden.name
-        ),
+        message: format!("forbidden sysctl: {forbidden} (spec.securityContext.sysctls)"),
     })
+}
+
+/// Why a pod may not change this setting: it concerns more than the pod's own namespaces.
+fn forbidden(spec: &PodSpec, name: &str) -> Option<String> {
+    let name = sysctl_name(name);
+    if !SAFE_SYSCTLS.contains(&name.as_str()) {
+        return Some(format!("{name:?} not allowlisted"));
+    }
+    let of_network = name.starts_with("net.");
+    if of_network && spec.host_network == Some(true) {
+        return Some(format!("{name:?} not allowed with host net enabled"));
+    }
+    (!of_network && spec.host_ipc == Some(true))
+        .then(|| format!("{name:?} not allowed with host ipc enabled"))
+}
+
+/// A kernel setting's name with dots between its parts, as sysctl(8) reads it: what separates first separates, the other one is text.
+pub(super) fn sysctl_name(name: &str) -> String {
+    let swap = |character| match character {
+        '.' => '/',
+        '/' => '.',
+        other => other,
+    };
+    match name.find(['.', '/']) {
+        Some(first) if name.as_bytes()[first] == b'/' => name.chars().map(swap).collect(),
+        _ => name.to_owned(),
+    }
 }
 
 fn pod_fields(spec: &PodSpec) -> Option<Refusal> {
@@ -256,9 +279,24 @@ mod tests {
     }
 
     #[test]
+    fn sysctls_with_slashes_are_those_with_dots() {
+        assert_eq!(sysctl_name("kernel/shm_rmid_forced"), "kernel.shm_rmid_forced");
+        assert_eq!(sysctl_name("net/ipv4/conf/eno2.100/rp_filter"), "net.ipv4.conf.eno2/100.rp_filter");
+        assert_eq!(sysctl_name("net.ipv4.conf.eno2/100.rp_filter"), "net.ipv4.conf.eno2/100.rp_filter");
+        let sysctl = |name: &str| json!({ "securityContext": { "sysctls": [{ "name": name, "value": "1" }] } });
+        assert_eq!(refused(sysctl("kernel/shm_rmid_forced")), None);
+        for (field, name) in [("hostNetwork", "net.ipv4.tcp_syncookies"), ("hostIPC", "kernel.shm_rmid_forced")] {
+            let mut spec = sysctl(name);
+            spec[field] = json!(true);
+            let (reason, message) = refused(spec).unwrap();
+            assert!(reason == "SysctlForbidden" && message.contains("not allowed with host"), "{message}");
+        }
+    }
+
+    #[test]
     fn what_works_is_admitted() {
         let spec = json!({
-            "os": { "name": "linux" }, "hostNetwork": true, "runtimeClassName": "gvisor",
+            "os": { "name": "linux" }, "hostPID": true, "runtimeClassName": "gvisor",
             "securityContext": { "sysctls": [{ "name": "net.ipv4.tcp_syncookies", "value": "1" }], "fsGroup": 1 },
             "initContainers": [
                 { "name": "i" },

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{
     AppArmorProfile, Container, Pod, PodSpec, SELinuxOptions, SeccompProfile, VolumeMount,
 };
 
-use super::{env, resources};
+use super::{admission::sysctl_name, env, resources};
 use crate::provider::{
     observed::PodRef,
     runtime::{
@@ -61,7 +61,7 @@ pub(crate) fn sandbox(
         } else {
             spec.containers.iter().flat_map(host_ports).collect()
         },
-        sysctls: context.sysctls.iter().flatten().map(|s| (s.name.clone(), s.value.clone())).collect(),
+        sysctls: context.sysctls.iter().flatten().map(|s| (sysctl_name(&s.name), s.value.clone())).collect(),
         namespaces,
         privileged: containers().any(is_privileged),
         cgroup: resources::pod(spec),
