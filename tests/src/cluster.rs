@@ -278,6 +278,14 @@ impl Cluster {
             .with_context(|| format!("there is no component {name:?} on machine {machine:?}"))
     }
 
+    /// Loads images into a machine's runtime.
+    ///
+    /// # Errors
+    /// When there is no such machine, or its runtime takes one of them not.
+    pub fn load_images(&self, machine: &str, images: &[image::Image]) -> anyhow::Result<()> {
+        node::load_images(&self.machine(machine)?, images)
+    }
+
     /// Starts a machine and puts it on record.
     pub(crate) fn start_machine(&self, name: &str) -> anyhow::Result<Machine> {
         let (folder, log) =

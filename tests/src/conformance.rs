@@ -25,8 +25,10 @@ use crate::{
 const REAL: &str = "dedicated-1";
 const VIRTUAL: &str = "virtual-1";
 
-/// What the suite takes a node for that it must leave alone.
-const KEEP_OFF: &str = "node-role.kubernetes.io/control-plane=:NoSchedule";
+/// Key and effect of the taint by which the suite knows a node that it must leave alone.
+pub const KEEP_OFF: (&str, &str) = ("node-role.kubernetes.io/control-plane", "NoSchedule");
+/// Which tests run unless told otherwise.
+const NODE_CONFORMANCE: &str = r"\[NodeConformance\]";
 
 /// Tests that want the cluster for themselves, break it, or take many minutes each.
 const NEVER: &str = r"\[(Serial|Disruptive|Slow)\]";
@@ -64,7 +66,7 @@ pub struct ConformanceOptions {
     #[arg(long, value_enum, default_value = "virtual")]
     pub node: Target,
     /// Run tests whose name matches one of these regular expressions.
-    #[arg(long, value_name = "REGEX", default_value = r"\[NodeConformance\]")]
+    #[arg(long, value_name = "REGEX", default_value = NODE_CONFORMANCE)]
     pub focus: Vec<String>,
     /// Leave out tests whose name matches one of these, besides those that are [Serial], [Disruptive] or [Slow].
     #[arg(long, value_name = "REGEX")]
@@ -78,6 +80,14 @@ pub struct ConformanceOptions {
     /// Leave the cluster up, and say how to use it.
     #[arg(long)]
     pub keep: bool,
+}
+
+impl ConformanceOptions {
+    /// The defaults, on this node.
+    pub fn on(node: Target) -> Self {
+        let focus = vec![NODE_CONFORMANCE.to_owned()];
+        Self { node, focus, skip: Vec::new(), procs: 14, table: None, keep: false }
+    }
 }
 
 /// Starts a cluster, runs the tests, says what failed, and ends the cluster.
@@ -111,7 +121,8 @@ pub fn run(options: &ConformanceOptions) -> anyhow::Result<()> {
 /// When the suite can't be run, or a test failed that is no exception.
 pub fn on(cluster: &Cluster, options: &ConformanceOptions, exceptions: &Exceptions) -> anyhow::Result<()> {
     let (_, other) = options.node.nodes();
-    cluster.kubectl(&["taint", "node", other, KEEP_OFF])?;
+    let (key, effect) = KEEP_OFF;
+    cluster.kubectl(&["taint", "node", other, &format!("{key}=:{effect}")])?;
     let folder = crate::target().join("conformance").join(options.node.name());
     fs::create_dir_all(&folder).with_context(|| format!("can't create {}", folder.display()))?;
     let began = Instant::now();

@@ -234,6 +234,7 @@ fn test(filter: Option<&str>) -> anyhow::Result<()> {
     set_up()?;
     if filter.is_none() {
         components::ensure_peer()?;
+        components::ensure_conformance()?;
     }
     if filter.is_none() {
         eprintln!("checking format and lints");

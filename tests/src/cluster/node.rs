@@ -188,6 +188,11 @@ fn start_containerd(
         }
         machine.run("ctr", &["version"]).map(|_| Some(()))
     })?;
+    load_images(machine, images)
+}
+
+/// Loads images into a machine's runtime.
+pub(super) fn load_images(machine: &Machine, images: &[Image]) -> anyhow::Result<()> {
     for image in images {
         let name = image.tar.file_name().context("an image is a file")?;
         let inside = machine.path("/var/tmp").join(name);

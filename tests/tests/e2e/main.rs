@@ -23,6 +23,7 @@ mod upgrade;
 mod usage;
 mod vk;
 mod vk_api;
+mod vk_conformance;
 mod vk_health;
 
 use std::process::ExitCode;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         vk::TESTS,
         vk_api::TESTS,
         vk_health::TESTS,
+        vk_conformance::TESTS,
         main_job::TESTS,
         usage::TESTS,
         recovery::TESTS,

@@ -283,9 +283,12 @@ mod tests {
         assert_eq!(sysctl_name("kernel/shm_rmid_forced"), "kernel.shm_rmid_forced");
         assert_eq!(sysctl_name("net/ipv4/conf/eno2.100/rp_filter"), "net.ipv4.conf.eno2/100.rp_filter");
         assert_eq!(sysctl_name("net.ipv4.conf.eno2/100.rp_filter"), "net.ipv4.conf.eno2/100.rp_filter");
-        let sysctl = |name: &str| json!({ "securityContext": { "sysctls": [{ "name": name, "value": "1" }] } });
+        let sysctl =
+            |name: &str| json!({ "securityContext": { "sysctls": [{ "name": name, "value": "1" }] } });
         assert_eq!(refused(sysctl("kernel/shm_rmid_forced")), None);
-        for (field, name) in [("hostNetwork", "net.ipv4.tcp_syncookies"), ("hostIPC", "kernel.shm_rmid_forced")] {
+        for (field, name) in
+            [("hostNetwork", "net.ipv4.tcp_syncookies"), ("hostIPC", "kernel.shm_rmid_forced")]
+        {
             let mut spec = sysctl(name);
             spec[field] = json!(true);
             let (reason, message) = refused(spec).unwrap();

@@ -1,0 +1,37 @@
+//! Kubernetes' own tests for nodes, those of them that take seconds, with every pod on the virtual node.
+
+use anyhow::Context as _;
+use spillway_tests::{
+    components,
+    conformance::{self, ConformanceOptions, Target, exceptions::Exceptions},
+    image,
+};
+
+use crate::{
+    Test,
+    harness::{DEDICATED, Pool, VIRTUAL},
+};
+
+pub(crate) const TESTS: &[Test] = &[("vk_conformance::of_kubernetes_own_tests", of_kubernetes_own_tests)];
+
+/// Tests that look for minutes whether something never happens; `cargo xtask conformance` runs them, too.
+const MINUTES: &str = r"\*not\* be restarted|never be ready|not be ready (before|with an exec)|monotonically|startup probe fails";
+const TAINT: &str = "virtual-kubelet.io/provider";
+
+fn of_kubernetes_own_tests(pool: &Pool) -> anyhow::Result<()> {
+    let cluster = &pool.cluster;
+    let source = components::ensure_conformance()?;
+    let images =
+        image::kubernetes::build(&source, &components::folder(), &spillway_tests::target().join("images"))?;
+    cluster.load_images(VIRTUAL, &images)?;
+    // The suite places its pods by the scheduler alone.
+    cluster.kubectl(&["taint", "node", VIRTUAL, &format!("{TAINT}-")])?;
+    let options =
+        ConformanceOptions { skip: vec![MINUTES.to_owned()], ..ConformanceOptions::on(Target::Virtual) };
+    let outcome = conformance::on(cluster, &options, &Exceptions::read()?);
+    let restored = cluster
+        .kubectl(&["taint", "node", DEDICATED, &format!("{}-", conformance::KEEP_OFF.0)])
+        .and(cluster.kubectl(&["taint", "node", VIRTUAL, &format!("{TAINT}=cri:NoSchedule")]))
+        .context("can't give the nodes their taints back");
+    outcome.and(restored.map(drop))
+}
