@@ -54,7 +54,9 @@ fn agnhost(name: &str, source: &Path, components: &Path) -> anyhow::Result<Spec>
         .entry("/localhost.crt", text("localhost.crt"))
         .entry("/localhost.key", text("localhost.key"))
         .entry("/uploads", Entry::Folder { mode: 0o755 })
-        .entry("/bin/nc", Entry::Link("/usr/bin/nc.openbsd".to_owned()));
+        .entry("/bin/nc", Entry::Link("/usr/bin/nc.openbsd".to_owned()))
+        // Debian's busybox as a shell would take its own `nc`.
+        .entry("/bin/sh", Entry::Link("/bin/bash".to_owned()));
     for tool in TOOLS.map(Path::new) {
         spec = spec.entry(&tool.to_string_lossy(), Entry::program(tool)).with_libraries(tool)?;
     }
