@@ -315,7 +315,10 @@ impl Cluster {
     }
 
     /// The same for one whose environment or log differ.
-    pub(crate) fn add_process(&self, mut process: Process) -> anyhow::Result<Process> {
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn add_process(&self, mut process: Process) -> anyhow::Result<Process> {
         process.start(&self.machine(&process.machine)?)?;
         self.update(|record| record.processes.push(process.clone()))?;
         Ok(process)

@@ -1,5 +1,7 @@
 //! What the daemon shall do: the command line merged with the configuration file, checked. Nothing else reads either, and nothing
 //! here touches the network.
+//!
+//! A file without `nodes` describes one virtual node. With it each entry is one, and what stands beside `nodes` holds for all of them.
 
 use std::{
     collections::BTreeMap,
@@ -13,6 +15,8 @@ use k8s_openapi::{api::core::v1::Taint, apimachinery::pkg::api::resource::Quanti
 use crate::{args::Args, provider::cri::CriConfig};
 
 mod file;
+mod nodes;
+pub mod reload;
 
 /// Why there is no configuration. Each is one line that says where and what.
 #[derive(Debug, thiserror::Error)]
@@ -45,8 +49,8 @@ pub enum ConfigError {
     HostName(#[source] std::io::Error),
 }
 
-/// The whole configuration.
-#[derive(Debug, Clone)]
+/// The whole configuration of one virtual node.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// The node that we are.
     pub node: NodeConfig,
@@ -60,8 +64,27 @@ pub struct Config {
     pub cluster_dns: Vec<IpAddr>,
     /// DNS domain of the cluster.
     pub cluster_domain: String,
+    /// Folder for pods' volumes.
+    pub root_dir: PathBuf,
+    /// How many pods may be started or removed at a time.
+    pub pod_sync_workers: usize,
+    /// How often the provider's complete list is read.
+    pub full_resync_period: Duration,
+    /// How replicas agree on who acts for the node; `None`: there is one process.
+    pub leader_election: Option<LeaderElection>,
     /// What a shutdown may take.
     pub shutdown_grace: Duration,
+}
+
+/// How replicas agree on who acts. Retry < renew deadline < lease duration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaderElection {
+    /// How long a lease that is not renewed is left alone.
+    pub lease_duration: Duration,
+    /// How long its holder acts after the last renewal.
+    pub renew_deadline: Duration,
+    /// Between tries.
+    pub retry_period: Duration,
 }
 
 /// The node object.
@@ -79,6 +102,8 @@ pub struct NodeConfig {
     pub taints: Vec<Taint>,
     /// Capacity as configured; what is missing of cpu, memory, pods and ephemeral-storage is the machine's.
     pub capacity: BTreeMap<String, Quantity>,
+    /// What the node offers at most, whatever its capacity.
+    pub quota: BTreeMap<String, Quantity>,
 }
 
 /// What runs the pods, and its settings.
@@ -139,99 +164,54 @@ pub enum ServingSource {
 }
 
 impl Config {
-    /// Merges flags, environment and file.
-    pub fn load(args: &Args) -> Result<Self, ConfigError> {
+    /// Merges flags, environment and file: one configuration a virtual node, at least one.
+    pub fn load(args: &Args) -> Result<Vec<Self>, ConfigError> {
         let mut file = match &args.config {
             Some(path) => file::parse::<file::File>(path, &read(path)?)?,
             None => file::File::default(),
         };
-        let provider = match args.provider.clone().or(file.provider.take()).as_deref() {
-            None | Some("cri") => {
-                let settings = match &args.provider_config {
-                    Some(path) => file::parse::<CriConfig>(path, &read(path)?)?,
-                    None => file.cri.take().unwrap_or_default(),
-                };
-                ProviderConfig::Cri(settings)
-            }
-            Some("none") => ProviderConfig::None,
-            Some(other) => {
-                return Err(ConfigError::Value(format!(
-                    "unknown provider {other:?}: choose `cri` or `none`"
-                )));
-            }
+        let leader_election = leader_election(args)?;
+        let (entries, several) = if let Some(nodes) = file.nodes.take() {
+            (nodes::check(args, &file, nodes)?, true)
+        } else {
+            let name = node_name(args, file.node_name.take())?;
+            (vec![file::FileNode { name, ..Default::default() }], false)
         };
-        let name = match args.nodename.clone().or(file.node_name.take()) {
-            Some(name) => name,
-            None => nix::unistd::gethostname()
-                .map_err(|errno| ConfigError::HostName(errno.into()))?
-                .to_string_lossy()
-                .to_lowercase(),
-        };
-        if !is_dns_subdomain(&name) {
-            return Err(ConfigError::Value(format!(
-                "node name {name:?} is no DNS name (a-z, 0-9, '-' and '.', 253 at most): choose another with --nodename"
-            )));
-        }
-        let taints = taints(args, file.taints, provider.name())?;
-        Ok(Self {
-            node: NodeConfig {
-                name,
-                address: args.node_ip.or(file.node_ip),
-                labels: file.labels,
-                annotations: file.annotations,
-                taints,
-                capacity: file.capacity.into_iter().map(|(name, amount)| (name, amount.into())).collect(),
-            },
-            provider,
-            identity: IdentityConfig {
-                kubeconfig: args.kubeconfig.clone(),
-                bootstrap_kubeconfig: args.bootstrap_kubeconfig.clone(),
-                cert_dir: args.cert_dir.clone(),
-            },
-            kubelet_api: (args.kubelet_port != 0).then(|| kubelet_api(args)),
-            cluster_dns: file.cluster_dns,
-            cluster_domain: args
-                .cluster_domain
-                .clone()
-                .or(file.cluster_domain)
-                .unwrap_or_else(|| "cluster.local".to_owned()),
-            shutdown_grace: Duration::from_secs(args.shutdown_grace_seconds),
-        })
+        let base = nodes::Base { args, file: &file, leader_election, several };
+        let configs = entries.iter().map(|entry| base.node(entry)).collect::<Result<Vec<_>, _>>()?;
+        nodes::check_together(&configs)?;
+        Ok(configs)
     }
 }
 
-fn kubelet_api(args: &Args) -> KubeletApiConfig {
-    let serving = match (&args.tls_cert_file, &args.tls_private_key_file) {
-        (Some(certificate), Some(key)) => {
-            ServingSource::Files { certificate: certificate.clone(), key: key.clone() }
-        }
-        _ if args.self_signed => ServingSource::SelfSigned,
-        _ => ServingSource::Csr,
-    };
-    KubeletApiConfig {
-        address: SocketAddr::new(args.kubelet_address, args.kubelet_port),
-        client_ca_file: args.client_ca_file.clone(),
-        serving,
+fn node_name(args: &Args, file: Option<String>) -> Result<String, ConfigError> {
+    match args.nodename.clone().or(file) {
+        Some(name) => Ok(name),
+        None => Ok(nix::unistd::gethostname()
+            .map_err(|errno| ConfigError::HostName(errno.into()))?
+            .to_string_lossy()
+            .to_lowercase()),
     }
 }
 
-/// The provider's taint unless it is disabled, then the file's.
-fn taints(args: &Args, file: Vec<file::FileTaint>, provider: &str) -> Result<Vec<Taint>, ConfigError> {
-    let own = if args.disable_taint {
-        None
-    } else {
-        let effect = args.taint_effect.clone().unwrap_or_else(|| "NoSchedule".to_owned());
-        let effect = file::Effect::try_from(effect).map_err(|message| {
-            ConfigError::Value(format!("--taint-effect (VKUBELET_TAINT_EFFECT): {message}"))
-        })?;
-        Some(Taint {
-            key: args.taint_key.clone().unwrap_or_else(|| "virtual-kubelet.io/provider".to_owned()),
-            value: Some(args.taint_value.clone().unwrap_or_else(|| provider.to_owned())),
-            effect: effect.into(),
-            time_added: None,
-        })
+fn leader_election(args: &Args) -> Result<Option<LeaderElection>, ConfigError> {
+    let election = LeaderElection {
+        lease_duration: args.leader_elect_lease_duration,
+        renew_deadline: args.leader_elect_renew_deadline,
+        retry_period: args.leader_elect_retry_period,
     };
-    Ok(own.into_iter().chain(file.into_iter().map(Taint::from)).collect())
+    // A lease says its duration in whole seconds.
+    if election.lease_duration < Duration::from_secs(1)
+        || election.lease_duration <= election.renew_deadline
+        || election.renew_deadline <= election.retry_period
+    {
+        return Err(ConfigError::Value(
+            "--leader-elect-lease-duration must be more than --leader-elect-renew-deadline and at least 1s, and that more than \
+             --leader-elect-retry-period"
+                .to_owned(),
+        ));
+    }
+    Ok(args.leader_elect.then_some(election))
 }
 
 fn read(path: &Path) -> Result<String, ConfigError> {

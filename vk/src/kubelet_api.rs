@@ -189,7 +189,7 @@ impl KubeletApi {
             };
             let acceptor = TlsAcceptor::from(tls.current());
             let router = router.clone();
-            let connections = self.metrics.connections().clone();
+            let connections = self.metrics.connections();
             let stop = stop.clone();
             connections.inc();
             tasks.spawn(async move {

@@ -8,6 +8,7 @@ pub mod config;
 mod fake_api;
 pub mod identity;
 pub mod kubelet_api;
+pub mod lead;
 pub mod metrics;
 pub mod node;
 mod notify;

@@ -12,24 +12,34 @@ use prometheus_client::{
 
 use crate::kubelet_api::PodSource;
 
-/// Handles of all metrics; clones share them.
+/// Handles of all metrics of one node; clones and other nodes' share the registry.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
+    node: String,
     certificates: Family<CertificateLabels, Gauge>,
     requests: Family<RequestLabels, Counter>,
-    connections: Gauge,
-    registrations: Counter,
-    lease_failures: Counter,
-    provider_up: Gauge,
+    connections: Family<NodeLabels, Gauge>,
+    registrations: Family<NodeLabels, Counter>,
+    lease_failures: Family<NodeLabels, Counter>,
+    provider_up: Family<NodeLabels, Gauge>,
+    leader: Family<NodeLabels, Gauge>,
+    restarts: Family<NodeLabels, Counter>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NodeLabels {
+    node: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CertificateLabels {
+    node: String,
     certificate: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
+    node: String,
     route: String,
     code: u16,
 }
@@ -69,41 +79,76 @@ impl Metrics {
             "1 if the provider answered when it was last asked",
             metrics.provider_up.clone(),
         );
+        own.register(
+            "leader",
+            "1 if this process holds the node's lease; only with --leader-elect",
+            metrics.leader.clone(),
+        );
+        own.register(
+            "node_restarts",
+            "How often all of the node was started again after a part of it had failed; only with several nodes",
+            metrics.restarts.clone(),
+        );
         metrics
     }
 
-    /// Counts the pods by phase each time that someone asks.
-    pub fn count_pods(registry: &mut Registry, pods: Arc<dyn PodSource>) {
+    /// The handles of one node.
+    #[must_use]
+    pub fn of(&self, node: &str) -> Self {
+        let metrics = Self { node: node.to_owned(), ..self.clone() };
+        // So that they are zeroes and not gaps.
+        drop(metrics.connections());
+        let _ = metrics.registrations.get_or_create(&metrics.labels());
+        let _ = metrics.lease_failures.get_or_create(&metrics.labels());
+        metrics
+    }
+
+    fn labels(&self) -> NodeLabels {
+        NodeLabels { node: self.node.clone() }
+    }
+
+    /// Counts the pods by node and phase each time that someone asks.
+    pub fn count_pods(registry: &mut Registry, pods: Vec<(String, Arc<dyn PodSource>)>) {
         registry.register_collector(Box::new(PodPhases(pods)));
     }
 
     pub(crate) fn certificate_expires(&self, certificate: &'static str, time: Timestamp) {
-        self.certificates.get_or_create(&CertificateLabels { certificate }).set(time.as_second());
+        let labels = CertificateLabels { node: self.node.clone(), certificate };
+        self.certificates.get_or_create(&labels).set(time.as_second());
     }
 
     /// `route` is the matched pattern, never the path.
     pub(crate) fn request(&self, route: &str, code: http::StatusCode) {
-        self.requests.get_or_create(&RequestLabels { route: route.to_owned(), code: code.as_u16() }).inc();
+        let labels = RequestLabels { node: self.node.clone(), route: route.to_owned(), code: code.as_u16() };
+        self.requests.get_or_create(&labels).inc();
     }
 
-    pub(crate) fn connections(&self) -> &Gauge {
-        &self.connections
+    pub(crate) fn connections(&self) -> Gauge {
+        self.connections.get_or_create(&self.labels()).clone()
     }
 
     pub(crate) fn registered(&self) {
-        self.registrations.inc();
+        self.registrations.get_or_create(&self.labels()).inc();
     }
 
     pub(crate) fn lease_failed(&self) {
-        self.lease_failures.inc();
+        self.lease_failures.get_or_create(&self.labels()).inc();
     }
 
     pub(crate) fn provider_is_up(&self, up: bool) {
-        self.provider_up.set(i64::from(up));
+        self.provider_up.get_or_create(&self.labels()).set(i64::from(up));
+    }
+
+    pub(crate) fn leads(&self, leads: bool) {
+        self.leader.get_or_create(&self.labels()).set(i64::from(leads));
+    }
+
+    pub(crate) fn node_restarted(&self) {
+        self.restarts.get_or_create(&self.labels()).inc();
     }
 }
 
-struct PodPhases(Arc<dyn PodSource>);
+struct PodPhases(Vec<(String, Arc<dyn PodSource>)>);
 
 impl fmt::Debug for PodPhases {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -113,23 +158,27 @@ impl fmt::Debug for PodPhases {
 
 impl Collector for PodPhases {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        // All phases, so that one without pods is a zero and not a gap.
-        let mut phases: BTreeMap<&str, i64> =
-            ["Pending", "Running", "Succeeded", "Failed"].into_iter().map(|phase| (phase, 0)).collect();
-        for pod in self.0.list() {
-            let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending");
-            if let Some(count) = phases.get_mut(phase) {
-                *count += 1;
-            }
-        }
         let mut family = encoder.encode_descriptor(
             "spillway_vk_pods",
             "Pods of the node by phase",
             None,
             prometheus_client::metrics::MetricType::Gauge,
         )?;
-        for (phase, count) in phases {
-            ConstGauge::new(count).encode(family.encode_family(&[("phase", phase)])?)?;
+        for (node, pods) in &self.0 {
+            // All phases, so that one without pods is a zero and not a gap.
+            let mut phases: BTreeMap<&str, i64> =
+                ["Pending", "Running", "Succeeded", "Failed"].into_iter().map(|phase| (phase, 0)).collect();
+            for pod in pods.list() {
+                let phase =
+                    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending");
+                if let Some(count) = phases.get_mut(phase) {
+                    *count += 1;
+                }
+            }
+            for (phase, count) in phases {
+                let labels = [("node", node.as_str()), ("phase", phase)];
+                ConstGauge::new(count).encode(family.encode_family(&labels)?)?;
+            }
         }
         Ok(())
     }
@@ -158,11 +207,12 @@ mod tests {
     #[test]
     fn what_is_told() {
         let mut registry = Registry::default();
-        let metrics = Metrics::new(&mut registry);
-        Metrics::count_pods(&mut registry, Arc::new(Fixed));
+        let metrics = Metrics::new(&mut registry).of("vk1");
+        Metrics::count_pods(&mut registry, vec![("vk1".to_owned(), Arc::new(Fixed))]);
         metrics.certificate_expires("client", Timestamp::from_second(7).unwrap());
         metrics.request("/exec/{namespace}/{pod}/{container}", http::StatusCode::FORBIDDEN);
         metrics.provider_is_up(true);
+        metrics.leads(true);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         insta::assert_snapshot!(text);

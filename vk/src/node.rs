@@ -20,8 +20,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::NodeConfig, identity::chain, metrics::Metrics, provider::Provider};
+use crate::{config::NodeConfig, identity::chain, lead::Lead, metrics::Metrics, provider::Provider};
 
+pub mod election;
 mod health;
 mod lease;
 mod machine;
@@ -29,7 +30,7 @@ mod object;
 
 use health::Health;
 use machine::Machine;
-use object::Template;
+use object::{Dropped, Template};
 
 /// How often the state is looked at; a kubelet's `nodeStatusUpdateFrequency`.
 const UPDATE: Duration = Duration::from_secs(10);
@@ -45,8 +46,18 @@ pub struct Node {
     client: Client,
     provider: Provider,
     template: Template,
+    config: watch::Receiver<NodeConfig>,
+    lease: NodeLease,
     readiness: Readiness,
     metrics: Metrics,
+}
+
+/// Who renews the node's lease.
+pub enum NodeLease {
+    /// This module, for as long as it runs.
+    Own,
+    /// The election, which has to know the node object's UID.
+    Elected(Lead, watch::Sender<Option<String>>),
 }
 
 /// What has been reported, and when.
@@ -58,44 +69,60 @@ struct Reported {
 
 impl Node {
     /// A node at this address, whose kubelet API has this port (0: none).
+    #[allow(clippy::too_many_arguments)] // What one node is, with nothing in common.
     pub fn new(
         client: Client,
         provider: Provider,
-        config: NodeConfig,
+        config: watch::Receiver<NodeConfig>,
         address: IpAddr,
         kubelet_port: u16,
+        lease: NodeLease,
         readiness: Readiness,
         metrics: Metrics,
     ) -> Self {
         readiness.set(CONDITION, Err("not registered yet".to_owned()));
         let template = Template {
-            config,
+            config: config.borrow().clone(),
             provider: provider.name(),
             address,
             kubelet_port,
             machine: Machine::read("/"),
         };
-        Self { client, provider, template, readiness, metrics }
+        Self { client, provider, template, config, lease, readiness, metrics }
     }
 
     /// Keeps the node until `stop`.
-    pub async fn run(self, stop: CancellationToken) {
+    pub async fn run(mut self, stop: CancellationToken) {
         let (health, health_seen) = watch::channel(Health::starting());
-        let (uid, uid_seen) = watch::channel(None);
+        let (lead, uid, own_lease) = match &self.lease {
+            NodeLease::Own => (Lead::always(), watch::Sender::new(None), true),
+            NodeLease::Elected(lead, uid) => (lead.clone(), uid.clone(), false),
+        };
+        let (client, provider, name) =
+            (self.client.clone(), self.provider.clone(), self.template.config.name.clone());
+        let (readiness, metrics, uid_seen) = (self.readiness.clone(), self.metrics.clone(), uid.subscribe());
+        let renew = async {
+            if own_lease {
+                lease::keep(&client, &name, uid_seen, &metrics).await;
+            } else {
+                std::future::pending::<()>().await;
+            }
+        };
         tokio::select! {
             () = stop.cancelled() => {}
-            () = health::watch(&self.provider, &health, &self.readiness, &self.metrics) => {}
-            () = self.keep_registered(health_seen, &uid) => {}
-            () = lease::keep(&self.client, &self.template.config.name, uid_seen, &self.metrics) => {}
+            () = health::watch(&provider, &health, &readiness, &metrics) => {}
+            () = self.keep_registered(health_seen, &uid, &lead) => {}
+            () = renew => {}
         }
     }
 
     async fn keep_registered(
-        &self,
+        &mut self,
         mut health: watch::Receiver<Health>,
         uid: &watch::Sender<Option<String>>,
+        lead: &Lead,
     ) {
-        let name = &self.template.config.name;
+        let name = &self.template.config.name.clone();
         let nodes: Api<NodeObject> = Api::all(self.client.clone());
         let mut changes = std::pin::pin!(watch_object(nodes.clone(), name).default_backoff());
         let mut tick = tokio::time::interval(UPDATE);
@@ -103,7 +130,9 @@ impl Node {
         // Nothing is known before the watch has spoken.
         let mut known: Option<Option<NodeObject>> = None;
         let mut reported: Option<Reported> = None;
-        let mut first = true;
+        let mut config = self.config.clone();
+        // Labels and annotations that we no longer want, and whether ours were looked at.
+        let (mut dropped, mut adopted) = (Dropped::default(), false);
         loop {
             tokio::select! {
                 Some(change) = changes.next() => match change {
@@ -117,20 +146,31 @@ impl Node {
                 },
                 _ = tick.tick() => {}
                 Ok(()) = health.changed() => {}
+                Ok(()) = config.changed() => {
+                    dropped = self.template.change(config.borrow_and_update().clone());
+                    adopted = false;
+                    tracing::info!(node = name, "the changed configuration of the node is in force");
+                }
+            }
+            if lead.check().is_err() {
+                // Whoever holds the lease looks after it.
+                continue;
             }
             let health = health.borrow().clone();
             let result = match &mut known {
                 None => continue,
                 Some(found @ None) => match self.register(&nodes, &health).await {
                     Ok(node) => {
+                        adopted = true;
                         *found = Some(node);
                         Ok(())
                     }
                     Err(error) => Err(error),
                 },
-                Some(Some(node)) if std::mem::take(&mut first) => self.adopt(&nodes, node).await,
-                Some(Some(_)) => Ok(()),
+                Some(Some(_)) if adopted => Ok(()),
+                Some(Some(node)) => self.adopt(&nodes, node, &dropped).await,
             };
+            adopted |= result.is_ok();
             let result = match (result, &mut known) {
                 (Ok(()), Some(found @ Some(_))) => self.report(&nodes, found, &health, &mut reported).await,
                 (result, _) => result,
@@ -168,7 +208,12 @@ impl Node {
     }
 
     /// The node was there before us: from an earlier run, most likely. Labels are ours to set; taints a node may not change.
-    async fn adopt(&self, nodes: &Api<NodeObject>, node: &NodeObject) -> Result<(), String> {
+    async fn adopt(
+        &self,
+        nodes: &Api<NodeObject>,
+        node: &NodeObject,
+        dropped: &Dropped,
+    ) -> Result<(), String> {
         for taint in self.template.missing_taints(node) {
             tracing::warn!(
                 node = node.name_any(),
@@ -176,7 +221,7 @@ impl Node {
                 node.name_any()
             );
         }
-        let Some(metadata) = self.template.missing_metadata(node) else { return Ok(()) };
+        let Some(metadata) = self.template.missing_metadata(node, dropped) else { return Ok(()) };
         let patch = Patch::Merge(json!({ "metadata": metadata }));
         bounded(nodes.patch(&node.name_any(), &PatchParams::default(), &patch))
             .await?

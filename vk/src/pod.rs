@@ -13,7 +13,7 @@ mod network;
 mod objects;
 mod probe;
 mod pull;
-mod resources;
+pub(crate) mod resources;
 mod run;
 mod spec;
 mod status;
@@ -21,11 +21,11 @@ mod store;
 mod volumes;
 mod worker;
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc};
+use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::Pod;
 
-use crate::provider::Provider;
+use crate::{lead::Lead, provider::Provider};
 
 /// What the pods have to know of their node.
 #[derive(Debug, Clone)]
@@ -44,6 +44,10 @@ pub struct Settings {
     pub root_dir: PathBuf,
     /// How many pods may be started or removed at a time.
     pub concurrent_changes: usize,
+    /// How often the provider's complete list is read, although its news should tell everything.
+    pub relist: Duration,
+    /// Whether this process may act.
+    pub lead: Lead,
 }
 
 impl Settings {
@@ -57,6 +61,8 @@ impl Settings {
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
             root_dir: PathBuf::from("/var/lib/spillway-vk"),
             concurrent_changes: 8,
+            relist: Duration::from_secs(30),
+            lead: Lead::always(),
         }
     }
 }

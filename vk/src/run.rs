@@ -1,9 +1,7 @@
-//! Wiring: from arguments to supervised subsystems. Everything that fails here fails the process with one line.
+//! Wiring: from arguments to supervised subsystems. Everything that fails here fails the process with one line, but what fails in one of
+//! several nodes.
 
-use std::{
-    net::{IpAddr, UdpSocket},
-    sync::Arc,
-};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use prometheus_client::registry::Registry;
@@ -12,18 +10,15 @@ use spillway_daemon::{
     supervisor::Supervisor,
     telemetry,
 };
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
-use crate::{
-    args::Args,
-    config::{Config, ProviderConfig},
-    identity::{Identity, serving::Serving},
-    kubelet_api::{KubeletApi, configz::configz},
-    metrics::Metrics,
-    node::Node,
-    notify,
-    pod::{self, Pods},
-    provider::{Provider, cri::Cri, none},
-};
+use crate::{args::Args, config::Config, metrics::Metrics, notify};
+
+mod reload;
+mod virtual_node;
+
+use virtual_node::VirtualNode;
 
 /// Runs the daemon until a signal, or until something that it can't do without has failed.
 ///
@@ -31,11 +26,11 @@ use crate::{
 /// What the user has to know, with its whole chain of causes.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     telemetry::init(args.daemon.log_format, &log_filter(&args.daemon.log_level))?;
-    let config = Config::load(args)?;
-    tokio::runtime::Runtime::new().context("can't start the async runtime")?.block_on(serve(args, config))
+    let configs = Config::load(args)?;
+    tokio::runtime::Runtime::new().context("can't start the async runtime")?.block_on(serve(args, configs))
 }
 
-async fn serve(args: &Args, config: Config) -> anyhow::Result<()> {
+async fn serve(args: &Args, configs: Vec<Config>) -> anyhow::Result<()> {
     // Both TLS sides use it; fails only when it is set already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut registry = Registry::default();
@@ -43,89 +38,71 @@ async fn serve(args: &Args, config: Config) -> anyhow::Result<()> {
     let readiness = Readiness::default();
     let mut supervisor = Supervisor::new();
     let stop = supervisor.stop();
-    let name = config.node.name.clone();
+    let grace = configs.iter().map(|config| config.shutdown_grace).max().unwrap_or_default();
+    let several = configs.len() > 1;
 
-    let provider = match &config.provider {
-        ProviderConfig::Cri(settings) => {
-            Provider::Runtime(Arc::new(Cri::new(&name, settings).context("key cri.endpoint")?))
-        }
-        ProviderConfig::None => Provider::PodService(Arc::new(none::None::new())),
-    };
-    let (identity, client, server) =
-        Identity::new(&config.identity, &name, readiness.clone(), metrics.clone()).await?;
-    let address = match config.node.address {
-        Some(address) => address,
-        None => address_towards(&server)?,
-    };
-    tracing::info!(node = name, %address, provider = provider.name(), %server, version = env!("CARGO_PKG_VERSION"), "spillway-vk starts");
-    supervisor.start("certificates", {
-        let stop = stop.clone();
-        async move { Ok(identity.run(stop).await?) }
-    });
-
-    let settings = pod_settings(&config, address);
-    let root_dir = settings.root_dir.clone();
-    let pods = Arc::new(Pods::new(client.clone(), provider.clone(), settings));
-    Metrics::count_pods(&mut registry, Arc::clone(&pods) as _);
-    supervisor.start("pods", {
-        let (pods, stop) = (Arc::clone(&pods), stop.clone());
-        async move { Ok(pods.run(stop).await?) }
-    });
-
+    let nodes: Vec<VirtualNode> = configs
+        .iter()
+        .map(|config| {
+            let name = &config.node.name;
+            let readiness = if several { readiness.part(name) } else { readiness.clone() };
+            VirtualNode::new(config.clone(), readiness, metrics.of(name))
+        })
+        .collect();
+    Metrics::count_pods(
+        &mut registry,
+        nodes.iter().map(|node| (node.name().to_owned(), node.pods())).collect(),
+    );
     let registry = Arc::new(registry);
-    let configz = configz(&config);
-    let mut kubelet_port = 0;
-    if let Some(api) = config.kubelet_api {
-        kubelet_port = api.address.port();
-        let (serving, certificate) = Serving::new(
-            api.serving.clone(),
-            &name,
-            address,
-            &config.identity.cert_dir,
-            client.clone(),
-            readiness.clone(),
-            metrics.clone(),
-        )?;
-        supervisor.start("serving-certificate", {
-            let stop = stop.clone();
-            async move { Ok(serving.run(stop).await?) }
-        });
-        let api = KubeletApi {
-            config: api,
-            node: name.clone(),
-            client: client.clone(),
-            certificate,
-            pods,
-            provider: provider.clone(),
-            readiness: readiness.clone(),
-            metrics: metrics.clone(),
-            root_dir,
-            configz,
-            registry: Arc::clone(&registry),
-        };
-        let stop = stop.clone();
-        supervisor.start("kubelet-api", async move { Ok(api.run(stop).await?) });
+    let live = nodes.iter().map(|node| (node.name().to_owned(), node.live())).collect();
+    let names = nodes.iter().map(VirtualNode::name).collect::<Vec<_>>().join(", ");
+    for node in nodes {
+        let (registry, stop) = (Arc::clone(&registry), stop.clone());
+        if several {
+            let span = tracing::info_span!("node", name = node.name());
+            supervisor.start("node", node.live_on(registry, stop).instrument(span));
+        } else {
+            let prepared = node.prepare().await?;
+            supervisor
+                .start("node", async move { Box::pin(node.live_once(prepared, &registry, &stop)).await });
+        }
     }
 
-    let node = Node::new(client, provider, config.node, address, kubelet_port, readiness.clone(), metrics);
-    supervisor.start("node", {
-        let stop = stop.clone();
-        async move {
-            Box::pin(node.run(stop)).await;
+    if args.config.is_some() || args.provider_config.is_some() {
+        let following = reload::follow(args.clone(), configs, live, stop.clone());
+        supervisor.start("configuration", async move {
+            following.await;
             Ok(())
-        }
-    });
-
-    if let Some(address) = args.daemon.admin_address.0 {
+        });
+    }
+    if !args.startup_timeout.is_zero() {
+        supervisor.start("startup", in_time(readiness.clone(), args.startup_timeout, stop.clone()));
+    }
+    if let Some(address) = args.admin_address() {
         supervisor.start("admin", admin::serve(address, registry, readiness, stop.clone()));
     }
     supervisor.start("systemd", async move {
-        notify::ready(&format!("node {name}"));
+        notify::ready(&format!("node {names}"));
         stop.cancelled().await;
         notify::stopping();
         Ok(())
     });
-    supervisor.run(config.shutdown_grace).await
+    supervisor.run(grace).await
+}
+
+/// Fails when not everything holds within the time.
+async fn in_time(readiness: Readiness, limit: Duration, stop: CancellationToken) -> anyhow::Result<()> {
+    let ready = async {
+        while !readiness.report().0 {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    if tokio::time::timeout(limit, ready).await.is_err() && !stop.is_cancelled() {
+        let report = readiness.report().1.trim_end().replace('\n', ", ");
+        anyhow::bail!("not ready within the --startup-timeout of {} s: {report}", limit.as_secs_f64());
+    }
+    stop.cancelled().await;
+    Ok(())
 }
 
 /// Of a plain level, without the client library's own line for each failed request: whoever made the request says more.
@@ -134,26 +111,4 @@ fn log_filter(level: &str) -> String {
         "error" | "warn" | "info" => format!("{level},kube_client::client::builder=off"),
         other => other.to_owned(),
     }
-}
-
-fn pod_settings(config: &Config, address: IpAddr) -> pod::Settings {
-    pod::Settings {
-        cluster_dns: config.cluster_dns.clone(),
-        cluster_domain: config.cluster_domain.clone(),
-        ..pod::Settings::new(&config.node.name, vec![address])
-    }
-}
-
-/// The address that this machine's route to the API server starts from. Nothing is sent.
-fn address_towards(server: &http::Uri) -> anyhow::Result<IpAddr> {
-    let how = || {
-        format!("can't find this machine's address towards the API server {server}: give it with --node-ip")
-    };
-    let host = server.host().with_context(how)?.trim_start_matches('[').trim_end_matches(']');
-    let find = |local: &str| {
-        let socket = UdpSocket::bind((local, 0))?;
-        socket.connect((host, server.port_u16().unwrap_or(443)))?;
-        Ok::<_, std::io::Error>(socket.local_addr()?.ip())
-    };
-    find("0.0.0.0").or_else(|_| find("::")).with_context(how)
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -24,19 +24,40 @@ use tokio_util::sync::CancellationToken;
 /// How long to wait when no connection can be accepted, as when all descriptors are in use.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// Named conditions that must all hold before the daemon calls itself ready. Clones share one state.
+/// Named conditions that must all hold before the daemon calls itself ready. Clones and parts share one state.
 #[derive(Debug, Clone, Default)]
-pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, Result<(), String>>>>);
+pub struct Readiness {
+    conditions: Arc<Mutex<Conditions>>,
+    /// Stands before the names of this part's conditions.
+    prefix: String,
+}
+
+type Conditions = BTreeMap<String, Result<(), String>>;
 
 impl Readiness {
+    fn lock(&self) -> MutexGuard<'_, Conditions> {
+        self.conditions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Declares or changes one condition; `Err` carries why it does not hold.
     pub fn set(&self, condition: &'static str, state: Result<(), String>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(condition, state);
+        self.lock().insert(format!("{}{condition}", self.prefix), state);
+    }
+
+    /// A part of the daemon, whose conditions are named `part/condition`.
+    #[must_use]
+    pub fn part(&self, part: &str) -> Self {
+        Self { conditions: Arc::clone(&self.conditions), prefix: format!("{}{part}/", self.prefix) }
+    }
+
+    /// Forgets the conditions of this part, which has ended.
+    pub fn clear(&self) {
+        self.lock().retain(|name, _| !name.starts_with(&self.prefix));
     }
 
     /// The report that `/readyz` gives: one line a condition, and whether all hold.
     pub fn report(&self) -> (bool, String) {
-        let conditions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let conditions = self.lock();
         let lines = conditions.iter().map(|(name, state)| match state {
             Ok(()) => format!("[+] {name}\n"),
             Err(why) => format!("[-] {name}: {why}\n"),
@@ -183,5 +204,17 @@ mod tests {
         );
         readiness.set("nvml", Ok(()));
         assert_eq!(get(router, "/readyz").await.0, StatusCode::OK);
+    }
+
+    #[test]
+    fn a_part_that_has_ended_leaves_the_others_conditions() {
+        let readiness = Readiness::default();
+        let (one, other) = (readiness.part("one"), readiness.part("other"));
+        one.part("inner").set("x", Err("no".to_owned()));
+        one.set("y", Ok(()));
+        other.set("x", Ok(()));
+        assert_eq!(readiness.report(), (false, "[-] one/inner/x: no\n[+] one/y\n[+] other/x\n".to_owned()));
+        one.part("inner").clear();
+        assert_eq!(readiness.report(), (true, "[+] one/y\n[+] other/x\n".to_owned()));
     }
 }

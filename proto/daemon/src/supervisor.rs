@@ -44,12 +44,25 @@ impl Supervisor {
     /// # Errors
     /// The first failure: a subsystem's error or panic, one that ended although nobody asked, or one that outlasted the grace
     /// period.
-    pub async fn run(mut self, grace: Duration) -> anyhow::Result<()> {
+    pub async fn run(self, grace: Duration) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate()).context("can't listen for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for SIGINT")?;
+        let asked = async {
+            tokio::select! {
+                _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
+                _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+            }
+        };
+        self.run_until(asked, grace).await
+    }
+
+    /// The same for a part of a daemon, which ends when `asked` does.
+    ///
+    /// # Errors
+    /// As [`Supervisor::run`].
+    pub async fn run_until(mut self, asked: impl Future<Output = ()>, grace: Duration) -> anyhow::Result<()> {
         let first = tokio::select! {
-            _ = terminate.recv() => { tracing::info!("SIGTERM: stopping"); Ok(()) }
-            _ = interrupt.recv() => { tracing::info!("SIGINT: stopping"); Ok(()) }
+            () = asked => Ok(()),
             ended = self.tasks.join_next_with_id() => match ended {
                 Some(ended) => self.verdict(ended).and_then(|name| {
                     anyhow::bail!("subsystem {name} ended although nothing asked it to")
@@ -106,6 +119,17 @@ mod tests {
         supervisor.start("hasty", async { Ok(()) });
         let error = supervisor.run(Duration::from_mins(1)).await.unwrap_err();
         assert_eq!(error.to_string(), "subsystem hasty ended although nothing asked it to");
+    }
+
+    #[tokio::test]
+    async fn a_part_ends_when_it_is_asked_to_and_is_no_failure() {
+        let mut supervisor = Supervisor::new();
+        let stop = supervisor.stop();
+        supervisor.start("patient", async move {
+            stop.cancelled().await;
+            Ok(())
+        });
+        supervisor.run_until(async {}, Duration::from_mins(1)).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

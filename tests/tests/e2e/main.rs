@@ -25,6 +25,7 @@ mod vk;
 mod vk_api;
 mod vk_conformance;
 mod vk_health;
+mod vk_node;
 
 use std::process::ExitCode;
 
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         vk_api::TESTS,
         vk_health::TESTS,
         vk_conformance::TESTS,
+        vk_node::TESTS,
         main_job::TESTS,
         usage::TESTS,
         recovery::TESTS,

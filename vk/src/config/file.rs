@@ -25,6 +25,28 @@ pub(super) struct File {
     pub(super) cluster_domain: Option<String>,
     pub(super) provider: Option<String>,
     pub(super) cri: Option<CriConfig>,
+    pub(super) max_pods: Option<u32>,
+    pub(super) quota: BTreeMap<String, Amount>,
+    pub(super) nodes: Option<Vec<FileNode>>,
+}
+
+/// One of several nodes. What it leaves out is as beside `nodes`; labels, taints and so on come on top.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub(super) struct FileNode {
+    pub(super) name: String,
+    #[serde(rename = "nodeIP")]
+    pub(super) node_ip: Option<IpAddr>,
+    pub(super) kubelet_address: Option<IpAddr>,
+    pub(super) kubelet_port: Option<u16>,
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) annotations: BTreeMap<String, String>,
+    pub(super) taints: Vec<FileTaint>,
+    pub(super) capacity: BTreeMap<String, Amount>,
+    pub(super) quota: BTreeMap<String, Amount>,
+    pub(super) max_pods: Option<u32>,
+    pub(super) provider: Option<String>,
+    pub(super) cri: Option<CriConfig>,
 }
 
 /// Parses `text`, which was read from `path`.
@@ -46,7 +68,7 @@ pub(super) fn parse<T: DeserializeOwned + Default>(path: &Path, text: &str) -> R
 }
 
 /// One further taint.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct FileTaint {
     key: String,
@@ -62,7 +84,7 @@ impl From<FileTaint> for Taint {
 }
 
 /// A taint's effect that Kubernetes knows.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(try_from = "String")]
 pub(super) struct Effect(String);
 
@@ -84,7 +106,7 @@ impl From<Effect> for String {
 }
 
 /// A Kubernetes quantity that can be a capacity: not negative, well formed.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(try_from = "String")]
 pub(super) struct Amount(String);
 

@@ -3,6 +3,13 @@ use clap::Parser as _;
 use super::*;
 
 fn load(flags: &[&str], file: &str) -> Result<Config, ConfigError> {
+    load_all(flags, file).map(|mut nodes| {
+        assert_eq!(nodes.len(), 1);
+        nodes.remove(0)
+    })
+}
+
+fn load_all(flags: &[&str], file: &str) -> Result<Vec<Config>, ConfigError> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("vk.yaml");
     std::fs::write(&path, file).unwrap();
@@ -117,4 +124,103 @@ fn a_provider_file_has_the_provider_s_keys_alone() {
         load(&["--nodename", "a", "--provider-config", &path], "cri: {endpoint: \"unix:///x\"}\n").unwrap();
     let ProviderConfig::Cri(cri) = config.provider else { panic!() };
     assert_eq!(cri.endpoint, "unix:///run/crio/crio.sock");
+}
+
+const TWO: &str = "
+labels: {zone: a}
+taints: [{key: all, effect: NoSchedule}]
+capacity: {cpu: 4, memory: 1Gi}
+nodes:
+- name: runtime
+  labels: {tier: real}
+- name: noop
+  provider: none
+  kubeletPort: 10251
+  nodeIP: 10.0.0.9
+  labels: {zone: b}
+  taints: [{key: own, effect: NoExecute}]
+  capacity: {cpu: 1k}
+  maxPods: 5000
+";
+
+#[test]
+fn several_nodes_share_what_stands_beside_them_and_no_folder() {
+    let nodes = load_all(&["--max-pods", "50"], TWO).unwrap();
+    let [runtime, noop] = nodes.as_slice() else { panic!("{nodes:?}") };
+    assert_eq!((runtime.provider.name(), noop.provider.name()), ("cri", "none"));
+    assert_eq!((runtime.node.capacity["cpu"].0.as_str(), noop.node.capacity["cpu"].0.as_str()), ("4", "1k"));
+    assert_eq!(
+        (runtime.node.capacity["pods"].0.as_str(), noop.node.capacity["pods"].0.as_str()),
+        ("50", "5000")
+    );
+    assert_eq!(noop.node.labels["zone"], "b");
+    assert_eq!((runtime.node.labels["zone"].as_str(), runtime.node.labels["tier"].as_str()), ("a", "real"));
+    let keys = |config: &Config| config.node.taints.iter().map(|taint| taint.key.clone()).collect::<Vec<_>>();
+    assert_eq!(keys(noop), ["virtual-kubelet.io/provider", "all", "own"]);
+    assert_eq!(noop.node.address, Some("10.0.0.9".parse().unwrap()));
+    assert_ne!(runtime.root_dir, noop.root_dir);
+    assert_ne!(runtime.identity.cert_dir, noop.identity.cert_dir);
+    let ProviderConfig::Cri(cri) = &runtime.provider else { panic!() };
+    assert_eq!(cri.cgroup_root, "/runtime");
+    let single = load(&["--nodename", "a"], "").unwrap();
+    assert_eq!(single.root_dir, Path::new("/var/lib/spillway-vk"));
+    assert_eq!(single.identity.cert_dir, Path::new("/var/lib/spillway-vk/pki"));
+}
+
+#[test]
+fn nodes_that_can_t_live_together_are_refused() {
+    let problem = |flags: &[&str], file: &str| load_all(flags, file).unwrap_err().to_string();
+    assert!(problem(&["--nodename", "x"], TWO).starts_with("--nodename (DEFAULT_NODE_NAME) names one node"));
+    assert!(problem(&[], &format!("nodeName: x\n{TWO}")).starts_with("nodeName names one node"));
+    assert!(problem(&[], "nodes: []\n").contains("the list is empty"));
+    assert!(problem(&[], "nodes: [{name: a}, {name: a, kubeletPort: 1}]\n").contains("two called \"a\""));
+    let ports = problem(&[], "nodes: [{name: a}, {name: b}]\n");
+    assert!(
+        ports.contains("\"a\" and \"b\" both listen on port 10250") && ports.contains("kubeletPort"),
+        "{ports}"
+    );
+    let roots =
+        "nodes: [{name: a, cri: {cgroupRoot: /x}}, {name: b, kubeletPort: 1, cri: {cgroupRoot: /x}}]\n";
+    assert!(problem(&[], roots).contains("the same cri.cgroupRoot"));
+    assert!(problem(&["--bootstrap-kubeconfig", "/b", "--kubeconfig", "/k"], TWO).contains("leave it out"));
+    assert!(problem(&[], "nodes: [{nodeIP: 10.0.0.1}]\n").contains("is no DNS name"));
+    assert!(problem(&[], "nodes: [{name: a, port: 1}]\n").contains("unknown field `port`"));
+}
+
+#[test]
+fn the_times_of_an_election_have_an_order() {
+    let with = |flags: &[&str]| {
+        load(&[&["--nodename", "a"], flags].concat(), "").map(|config| config.leader_election)
+    };
+    assert_eq!(with(&[]).unwrap(), None);
+    let usual = with(&["--leader-elect"]).unwrap().unwrap();
+    assert_eq!(
+        (usual.lease_duration.as_secs(), usual.renew_deadline.as_secs(), usual.retry_period.as_secs()),
+        (15, 10, 2)
+    );
+    assert!(with(&["--leader-elect", "--leader-elect-renew-deadline", "15s"]).is_err());
+    assert!(with(&["--leader-elect", "--leader-elect-retry-period", "10s"]).is_err());
+}
+
+#[test]
+fn a_changed_file_changes_what_can_be_changed_and_names_the_rest() {
+    let load = |file: &str| load_all(&[], file).unwrap();
+    let before = load(TWO);
+    assert_eq!(reload::changes(&before, &before), reload::Changes::default());
+    let after = load(&TWO.replace("cpu: 1k", "cpu: 2k").replace("zone: a", "zone: c"));
+    let changes = reload::changes(&before, &after);
+    assert_eq!(changes.refused, Vec::<String>::new());
+    assert_eq!(changes.nodes, [after[0].node.clone(), after[1].node.clone()]);
+
+    let after =
+        load(&TWO.replace("cpu: 1k", "cpu: 2k").replace("10251", "10252").replace("key: own", "key: other"));
+    let changes = reload::changes(&before, &after);
+    let [node] = changes.nodes.as_slice() else { panic!("{changes:?}") };
+    assert_eq!((node.capacity["cpu"].0.as_str(), &node.taints), ("2k", &before[1].node.taints));
+    let [taints, port] = changes.refused.as_slice() else { panic!("{changes:?}") };
+    assert!(taints.contains("kubectl taint nodes noop") && port.contains("port"), "{changes:?}");
+
+    let after = load(&TWO.replace("name: noop", "name: other"));
+    let changes = reload::changes(&before, &after);
+    assert!(changes.nodes.is_empty() && changes.refused.len() == 2, "{changes:?}");
 }

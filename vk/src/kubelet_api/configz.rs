@@ -70,7 +70,7 @@ mod tests {
     fn the_example_in_deploy_is_told_in_a_kubelet_s_words() {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/systemd/vk.yaml");
         let args = Args::parse_from(["spillway-vk", "--nodename", "vk1", "--config", file]);
-        let answer = configz(&Config::load(&args).unwrap());
+        let answer = configz(&Config::load(&args).unwrap()[0]);
         let kubelet = &answer["kubeletconfig"];
         assert_eq!((&kubelet["maxPods"], &kubelet["port"]), (&json!(200), &json!(10250)));
         assert_eq!(kubelet["clusterDNS"], json!(["10.96.0.10"]));

@@ -21,6 +21,9 @@ const RENEW: Duration = Duration::from_secs(10);
 /// A kubelet's `nodeLeaseDurationSeconds`.
 const DURATION_SECONDS: i32 = 40;
 
+/// Where the leases of nodes are.
+pub(super) const NAMESPACE: &str = "kube-node-lease";
+
 /// Renews the lease of the node whose UID is in `uid`; rests while there is no node.
 pub(super) async fn keep(
     client: &Client,
@@ -28,7 +31,7 @@ pub(super) async fn keep(
     mut uid: watch::Receiver<Option<String>>,
     metrics: &Metrics,
 ) {
-    let leases: Api<Lease> = Api::namespaced(client.clone(), "kube-node-lease");
+    let leases: Api<Lease> = Api::namespaced(client.clone(), NAMESPACE);
     let mut tick = tokio::time::interval(RENEW);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut held: Option<Lease> = None;
@@ -70,6 +73,13 @@ async fn renew(leases: &Api<Lease>, node: &str, owner: &str, held: Option<Lease>
         Some(held) => Some(held),
         None => bounded(leases.get_opt(node)).await?.map_err(|error| chain(&error))?,
     };
+    if let Some(holder) = found.as_ref().and_then(|found| other_holder(found, node, Timestamp::now())) {
+        tracing::error!(
+            node,
+            holder,
+            "another process acts for this node, and this one was not told to stand by: stop one of them, or give both --leader-elect"
+        );
+    }
     let lease = renewed(node, owner, found, Timestamp::now());
     let request = async {
         if lease.metadata.resource_version.is_some() {
@@ -82,21 +92,7 @@ async fn renew(leases: &Api<Lease>, node: &str, owner: &str, held: Option<Lease>
 }
 
 fn renewed(node: &str, owner: &str, found: Option<Lease>, now: Timestamp) -> Lease {
-    let mut lease = found.unwrap_or_else(|| Lease {
-        metadata: ObjectMeta {
-            name: Some(node.to_owned()),
-            namespace: Some("kube-node-lease".to_owned()),
-            ..ObjectMeta::default()
-        },
-        spec: None,
-    });
-    lease.metadata.owner_references = Some(vec![OwnerReference {
-        api_version: "v1".to_owned(),
-        kind: "Node".to_owned(),
-        name: node.to_owned(),
-        uid: owner.to_owned(),
-        ..OwnerReference::default()
-    }]);
+    let mut lease = of(node, Some(owner), found);
     lease.spec = Some(LeaseSpec {
         holder_identity: Some(node.to_owned()),
         lease_duration_seconds: Some(DURATION_SECONDS),
@@ -104,6 +100,36 @@ fn renewed(node: &str, owner: &str, found: Option<Lease>, now: Timestamp) -> Lea
         ..lease.spec.unwrap_or_default()
     });
     lease
+}
+
+/// The lease as it was found, or a new one, owned by the node if that is known.
+pub(super) fn of(node: &str, owner: Option<&str>, found: Option<Lease>) -> Lease {
+    let mut lease = found.unwrap_or_else(|| Lease {
+        metadata: ObjectMeta {
+            name: Some(node.to_owned()),
+            namespace: Some(NAMESPACE.to_owned()),
+            ..ObjectMeta::default()
+        },
+        spec: None,
+    });
+    if let Some(owner) = owner {
+        lease.metadata.owner_references = Some(vec![OwnerReference {
+            api_version: "v1".to_owned(),
+            kind: "Node".to_owned(),
+            name: node.to_owned(),
+            uid: owner.to_owned(),
+            ..OwnerReference::default()
+        }]);
+    }
+    lease
+}
+
+/// Whose lease it is, if that is somebody else who has renewed it in time.
+fn other_holder(lease: &Lease, node: &str, now: Timestamp) -> Option<String> {
+    let spec = lease.spec.as_ref()?;
+    let holder = spec.holder_identity.as_deref().filter(|holder| !holder.is_empty() && *holder != node)?;
+    let until = spec.renew_time.as_ref()?.0.as_second() + i64::from(spec.lease_duration_seconds?);
+    (until > now.as_second()).then(|| holder.to_owned())
 }
 
 #[cfg(test)]
@@ -122,7 +148,10 @@ mod tests {
         let now = Timestamp::from_second(100).unwrap();
         let second = renewed("vk1", "uid-2", Some(found), now);
         assert_eq!(second.metadata.resource_version.as_deref(), Some("7"));
-        assert_eq!(second.metadata.owner_references.unwrap()[0].uid, "uid-2");
+        assert_eq!(second.metadata.owner_references.as_ref().unwrap()[0].uid, "uid-2");
+        assert_eq!(other_holder(&second, "vk1", now), None);
+        assert_eq!(other_holder(&second, "vk2", now).as_deref(), Some("vk1"));
+        assert_eq!(other_holder(&second, "vk2", Timestamp::from_second(140).unwrap()), None, "it has ended");
         let spec = second.spec.unwrap();
         assert_eq!((spec.lease_transitions, spec.renew_time), (Some(3), Some(MicroTime(now))));
     }

@@ -15,7 +15,7 @@ use super::{
     health::Health,
     machine::{Machine, architecture},
 };
-use crate::config::NodeConfig;
+use crate::{config::NodeConfig, pod::resources};
 
 /// The Kubernetes release whose kubelet we behave like, and ours.
 const KUBELET_VERSION: &str = concat!("v1.35.4+spillway.", env!("CARGO_PKG_VERSION"));
@@ -32,7 +32,24 @@ pub(super) struct Template {
     pub(super) machine: Machine,
 }
 
+/// Labels and annotations that the configuration had and has no more, with their values.
+#[derive(Debug, Default)]
+pub(super) struct Dropped {
+    labels: BTreeMap<String, String>,
+    annotations: BTreeMap<String, String>,
+}
+
 impl Template {
+    /// Takes a new configuration; says what the one before had beyond it.
+    pub(super) fn change(&mut self, config: NodeConfig) -> Dropped {
+        let before = (self.labels(), std::mem::take(&mut self.config.annotations));
+        self.config = config;
+        let (mut labels, mut annotations) = before;
+        labels.retain(|key, _| !self.labels().contains_key(key));
+        annotations.retain(|key, _| !self.config.annotations.contains_key(key));
+        Dropped { labels, annotations }
+    }
+
     /// For its registration.
     pub(super) fn node(&self, health: &Health) -> Node {
         // Built from the same JSON as the patches, so that the two can't differ.
@@ -131,18 +148,34 @@ impl Template {
         let mut capacity = self.machine.capacity.clone();
         capacity.insert("pods".to_owned(), Quantity(MAX_PODS.to_owned()));
         capacity.extend(self.config.capacity.clone());
+        for (name, most) in &self.config.quota {
+            if let Some(amount) = capacity.get_mut(name)
+                && let (Some(has), Some(may)) = (resources::milli(amount), resources::milli(most))
+                && has > may
+            {
+                *amount = most.clone();
+            }
+        }
         capacity
     }
 
-    /// Labels and annotations of ours that an existing node lacks or has differently, as a merge patch of its metadata.
-    pub(super) fn missing_metadata(&self, node: &Node) -> Option<Value> {
-        let missing = |wanted: BTreeMap<String, String>, found: Option<&BTreeMap<String, String>>| {
-            let differs =
-                |(key, value): &(String, String)| found.and_then(|found| found.get(key)) != Some(value);
-            wanted.into_iter().filter(differs).collect::<BTreeMap<_, _>>()
+    /// Labels and annotations of ours that an existing node lacks or has differently, and dropped ones that it still has, as a merge patch of
+    /// its metadata.
+    pub(super) fn missing_metadata(&self, node: &Node, dropped: &Dropped) -> Option<Value> {
+        type Map = BTreeMap<String, String>;
+        let missing = |wanted: Map, dropped: &Map, found: Option<&Map>| {
+            let found = |key: &str| found.and_then(|found| found.get(key));
+            let wanted = wanted.into_iter().filter(|(key, value)| found(key) != Some(value));
+            let dropped = dropped.iter().filter(|(key, value)| found(key) == Some(*value));
+            let dropped = dropped.map(|(key, _)| (key.clone(), Value::Null));
+            wanted.map(|(key, value)| (key, json!(value))).chain(dropped).collect::<BTreeMap<_, _>>()
         };
-        let labels = missing(self.labels(), node.metadata.labels.as_ref());
-        let annotations = missing(self.config.annotations.clone(), node.metadata.annotations.as_ref());
+        let labels = missing(self.labels(), &dropped.labels, node.metadata.labels.as_ref());
+        let annotations = missing(
+            self.config.annotations.clone(),
+            &dropped.annotations,
+            node.metadata.annotations.as_ref(),
+        );
         (!labels.is_empty() || !annotations.is_empty())
             .then(|| json!({ "labels": labels, "annotations": annotations }))
     }

@@ -1,5 +1,6 @@
 use std::sync::{Arc, Mutex};
 
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
@@ -58,11 +59,18 @@ impl Cluster {
                 self.patches.push(call.body.clone());
                 if let Some(labels) = call.body["metadata"]["labels"].as_object() {
                     for (key, value) in labels {
-                        node["metadata"]["labels"][key] = value.clone();
+                        match value {
+                            Value::Null => {
+                                drop(node["metadata"]["labels"].as_object_mut().unwrap().remove(key));
+                            }
+                            value => node["metadata"]["labels"][key] = value.clone(),
+                        }
                     }
                 }
                 if call.body["status"].is_object() {
-                    node["status"]["conditions"] = call.body["status"]["conditions"].clone();
+                    for key in ["conditions", "capacity", "allocatable"] {
+                        node["status"][key] = call.body["status"][key].clone();
+                    }
                 }
                 let node = node.clone();
                 self.notify("MODIFIED", &node);
@@ -87,6 +95,7 @@ struct Run {
     cluster: Arc<Mutex<Cluster>>,
     calls: Calls,
     readiness: Readiness,
+    config: watch::Sender<NodeConfig>,
     _tasks: tokio::task::JoinSet<()>,
 }
 
@@ -109,19 +118,26 @@ fn run(before: Option<Value>) -> Run {
         labels: [("zone".to_owned(), "a".to_owned())].into(),
         annotations: std::collections::BTreeMap::default(),
         taints: vec![taint],
-        capacity: [(
-            "cpu".to_owned(),
-            k8s_openapi::apimachinery::pkg::api::resource::Quantity("7".to_owned()),
-        )]
-        .into(),
+        capacity: [("cpu".to_owned(), Quantity("7".to_owned()))].into(),
+        quota: std::collections::BTreeMap::default(),
     };
+    let (sender, config) = watch::channel(config);
     let provider = Provider::PodService(Arc::new(NoProvider::new()));
     let readiness = Readiness::default();
     let address = "10.0.0.5".parse().unwrap();
-    let node = Node::new(client, provider, config, address, 10250, readiness.clone(), Metrics::default());
+    let node = Node::new(
+        client,
+        provider,
+        config,
+        address,
+        10250,
+        NodeLease::Own,
+        readiness.clone(),
+        Metrics::default(),
+    );
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(node.run(CancellationToken::new()));
-    Run { cluster, calls, readiness, _tasks: tasks }
+    Run { cluster, calls, readiness, config: sender, _tasks: tasks }
 }
 
 impl Run {
@@ -272,4 +288,34 @@ async fn a_condition_that_the_node_controller_overwrote_is_put_right() {
     }
     // A node that counts as unknown takes an answer of the provider, and there is one.
     run.until("ready again", is_ready).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_changed_configuration_changes_the_node_and_nothing_of_others() {
+    let run = run(None);
+    run.until("a ready node", is_ready).await;
+    run.cluster.lock().unwrap().node.as_mut().unwrap()["metadata"]["labels"]["theirs"] = json!("yes");
+    run.config.send_modify(|config| {
+        config.labels = [("rack".to_owned(), "7".to_owned())].into();
+        config.capacity.insert("pods".to_owned(), Quantity("500".to_owned()));
+        config.quota = [
+            ("cpu".to_owned(), Quantity("2500m".to_owned())),
+            ("pods".to_owned(), Quantity("1k".to_owned())),
+        ]
+        .into();
+    });
+    run.until("the new capacity", |cluster| {
+        cluster.node.as_ref().is_some_and(|node| node["status"]["capacity"]["pods"] == "500")
+    })
+    .await;
+    run.until("the new labels", |cluster| {
+        cluster.node.as_ref().unwrap()["metadata"]["labels"]["rack"] == "7"
+    })
+    .await;
+    let cluster = run.cluster.lock().unwrap();
+    let node = cluster.node.as_ref().unwrap();
+    assert_eq!(node["status"]["allocatable"]["cpu"], "2500m", "the quota is less than the capacity");
+    let labels = &node["metadata"]["labels"];
+    assert_eq!((labels.get("zone"), &labels["theirs"]), (None, &json!("yes")));
+    assert_eq!(labels["type"], "virtual-kubelet");
 }

@@ -18,6 +18,7 @@ use tokio::{
     task::{Id, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use super::{
     Pods, PodsError, events, files,
@@ -32,9 +33,7 @@ use crate::{
     },
 };
 
-/// The provider's complete list is read this often, although its news should tell everything.
-const RELIST: Duration = Duration::from_secs(30);
-/// And this often where there is no news.
+/// The provider's complete list is read this often where there is no news.
 const POLL: Duration = Duration::from_secs(1);
 
 type Listed = BTreeMap<PodRef, ObservedPod>;
@@ -74,7 +73,7 @@ impl Pods {
             Done::Part("the writer of events")
         });
         let (tell, mut news) = mpsc::channel(1024);
-        tasks.spawn(listen(self.provider.clone(), tell));
+        tasks.spawn(listen(self.provider.clone(), tell, self.settings.relist));
 
         let shared = Arc::new(Shared {
             client: self.client.clone(),
@@ -150,7 +149,7 @@ impl Crew {
         let uid = entry.pod.uid.clone();
         let worker = Worker::new(Arc::clone(&self.shared), entry);
         let stop = self.stop.clone();
-        let task = self.tasks.spawn(async move { Done::Worker(worker.run(stop).await) });
+        let task = self.tasks.spawn(async move { Done::Worker(worker.run(stop).await) }.in_current_span());
         self.uids.insert(task.id(), uid);
     }
 
@@ -299,7 +298,7 @@ async fn scheme(provider: &Provider, stop: &CancellationToken) -> Option<String>
 }
 
 /// Tells what the provider says, for ever.
-async fn listen(provider: Provider, tell: mpsc::Sender<News>) -> Done {
+async fn listen(provider: Provider, tell: mpsc::Sender<News>, every: Duration) -> Done {
     let done = Done::Part("the watch of the provider");
     loop {
         let mut changes = match changes(&provider).await {
@@ -320,7 +319,7 @@ async fn listen(provider: Provider, tell: mpsc::Sender<News>) -> Done {
                     None => break,
                 },
                 () = &mut relist => {
-                    relist.set(tokio::time::sleep(delays.next().unwrap_or(RELIST)));
+                    relist.set(tokio::time::sleep(delays.next().unwrap_or(every)));
                     match list(&provider).await {
                         Ok(listed) => News::Listed(listed),
                         Err(error) => {

@@ -187,6 +187,10 @@ impl Worker {
     }
 
     async fn step(&mut self) -> Next {
+        if self.shared.settings.lead.check().is_err() {
+            // Somebody else looks after the pod; this worker is about to be stopped.
+            return Next::Within(Some(RETRY.1));
+        }
         let latest = self.latest.borrow_and_update().clone();
         let result = match (&latest, self.shared.provider.clone()) {
             (Some(pod), Provider::Runtime(runtime)) => self.sync(pod, runtime.as_ref()).await,

@@ -33,6 +33,7 @@ use super::{
     observed::{ObservedPod, PodRef},
     runtime::{CommandEnd, ContainerRuntime, ContainerSpec, Credentials, Image, SandboxSpec},
 };
+use crate::lead::Lead;
 use cgroup::{Driver, Tree};
 
 /// Runtimes answer within this, or are taken as unreachable. Waiting for a container to stop comes on top.
@@ -73,7 +74,24 @@ pub struct Cri {
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
     tree: tokio::sync::OnceCell<Tree>,
+    lead: Lead,
 }
+
+/// Calls that change nothing. All others are made only by who may act for the node.
+const READING: [&str; 12] = [
+    "ContainerStatus",
+    "ImageFsInfo",
+    "ImageStatus",
+    "ListContainerStats",
+    "ListContainers",
+    "ListImages",
+    "ListPodSandbox",
+    "ListPodSandboxStats",
+    "PodSandboxStatus",
+    "RuntimeConfig",
+    "Status",
+    "Version",
+];
 
 impl Cri {
     /// For the pods of the node of this name. Connects when it is first used.
@@ -101,7 +119,24 @@ impl Cri {
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
             images: ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES),
             tree: tokio::sync::OnceCell::new(),
+            lead: Lead::always(),
         })
+    }
+
+    /// The same, changing nothing while `lead` says so.
+    #[must_use]
+    pub fn guarded_by(self, lead: Lead) -> Self {
+        Self { lead, ..self }
+    }
+
+    /// To be asked right before a call.
+    fn may(&self, operation: &'static str) -> Result<(), ProviderError> {
+        if READING.contains(&operation) {
+            return Ok(());
+        }
+        self.lead
+            .check()
+            .map_err(|error| ProviderError::Unavailable { operation, message: error.to_string() })
     }
 
     fn runtime(&self) -> RuntimeServiceClient<Channel> {
@@ -115,6 +150,7 @@ impl Cri {
         limit: Duration,
         call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     ) -> Result<T, ProviderError> {
+        self.may(operation)?;
         match tokio::time::timeout(limit, call).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(failure(operation, &self.endpoint, &status)),
@@ -411,6 +447,7 @@ impl ContainerRuntime for Cri {
 
     async fn remove_pod(&self, uid: &str) -> Result<(), ProviderError> {
         let operation = "remove pod";
+        self.may(operation)?;
         self.tree().await?.remove(uid).map_err(|error| failed(operation, &error))?;
         for logs in log_directories(&self.log_root, uid) {
             match tokio::fs::remove_dir_all(&logs).await {
@@ -498,6 +535,23 @@ mod tests {
             error.to_string(),
             "Version: the provider does not answer: unix:///x.sock: connection refused"
         );
+    }
+
+    #[tokio::test]
+    async fn without_the_lease_only_reading_calls_are_made() {
+        let lead = Lead::elected("vk");
+        let config = CriConfig { endpoint: "unix:///nonexistent/x.sock".to_owned(), ..CriConfig::default() };
+        let cri = Cri::new("vk", &config).unwrap().guarded_by(lead.clone());
+        for made in
+            [cri.start_container("c").await, cri.stop_container("c", 1).await, cri.remove_sandbox("s").await]
+        {
+            let error = made.unwrap_err().to_string();
+            assert!(error.contains("does not hold the lease of node vk"), "{error}");
+        }
+        assert!(cri.remove_pod("u").await.unwrap_err().to_string().contains("lease"));
+        assert!(cri.version().await.unwrap_err().to_string().contains("x.sock"), "it was asked");
+        lead.hold_until(lead.now() + Duration::from_hours(1));
+        assert!(cri.start_container("c").await.unwrap_err().to_string().contains("x.sock"), "it was asked");
     }
 
     #[tokio::test]

@@ -78,7 +78,13 @@ impl Worker {
 
     /// Writes a status, if it is another than the last.
     pub(super) async fn write(&mut self, pod: &Arc<Pod>, wanted: &PodStatus) -> Result<(), SyncError> {
-        let Some(patch) = patch(&self.entry.pod.uid, pod.status.as_ref(), wanted) else { return Ok(()) };
+        let Some(mut patch) = patch(&self.entry.pod.uid, pod.status.as_ref(), wanted) else { return Ok(()) };
+        let lead = &self.shared.settings.lead;
+        lead.check().map_err(|error| SyncError::Waiting(error.to_string()))?;
+        if lead.is_elected() {
+            // What another process has written since must not be undone, however long this call is under way.
+            patch["metadata"]["resourceVersion"] = json!(pod.metadata.resource_version);
+        }
         let params = PatchParams { field_manager: Some("spillway-vk".to_owned()), ..Default::default() };
         match self.api().patch_status(&self.entry.pod.name, &params, &Patch::Strategic(patch)).await {
             Ok(written) => {
@@ -105,6 +111,7 @@ impl Worker {
 
     /// Tells the API server that nothing is left, which ends the object.
     pub(super) async fn delete_object(&self) -> Result<(), SyncError> {
+        self.shared.settings.lead.check().map_err(|error| SyncError::Waiting(error.to_string()))?;
         let params = DeleteParams::default()
             .grace_period(0)
             .preconditions(Preconditions { uid: Some(self.entry.pod.uid.clone()), resource_version: None });

@@ -26,6 +26,7 @@ pub(super) async fn exec_sync(
     let request = wire::ExecSyncRequest { container_id: id.to_owned(), cmd: command.to_vec(), timeout };
     // The runtime's own clock ends it; ours is for a runtime that hangs.
     let patience = limit.map_or(Duration::MAX, |limit| limit.saturating_add(CALL_TIMEOUT));
+    cri.may(operation)?;
     match tokio::time::timeout(patience, cri.runtime().exec_sync(request)).await {
         Ok(Ok(answer)) => {
             let wire::ExecSyncResponse { stdout, stderr, exit_code } = answer.into_inner();
