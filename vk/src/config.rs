@@ -12,7 +12,7 @@ use std::{
 
 use k8s_openapi::{api::core::v1::Taint, apimachinery::pkg::api::resource::Quantity};
 
-use crate::{args::Args, provider::cri::CriConfig};
+use crate::{args::Args, node::pressure::Thresholds, provider::cri::CriConfig};
 
 mod file;
 mod nodes;
@@ -104,6 +104,8 @@ pub struct NodeConfig {
     pub capacity: BTreeMap<String, Quantity>,
     /// What the node offers at most, whatever its capacity.
     pub quota: BTreeMap<String, Quantity>,
+    /// When it is short of what pods share.
+    pub thresholds: Thresholds,
 }
 
 /// What runs the pods, and its settings.

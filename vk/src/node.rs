@@ -27,6 +27,7 @@ mod health;
 mod lease;
 mod machine;
 mod object;
+pub mod pressure;
 
 use health::Health;
 use machine::Machine;
@@ -36,6 +37,8 @@ use object::{Dropped, Template};
 const UPDATE: Duration = Duration::from_secs(10);
 /// How often it is reported though nothing changed; a kubelet's `nodeStatusReportFrequency`.
 const REPORT: Duration = Duration::from_mins(5);
+/// How often the machine is looked at: processors and memory come and go.
+const MACHINE: Duration = Duration::from_mins(1);
 /// What one request may take, so that a half-open connection doesn't cost the node its lease.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// The readiness condition that this module sets.
@@ -100,6 +103,7 @@ impl Node {
         };
         let (client, provider, name) =
             (self.client.clone(), self.provider.clone(), self.template.config.name.clone());
+        let thresholds = self.template.config.thresholds.clone();
         let (readiness, metrics, uid_seen) = (self.readiness.clone(), self.metrics.clone(), uid.subscribe());
         let renew = async {
             if own_lease {
@@ -110,7 +114,7 @@ impl Node {
         };
         tokio::select! {
             () = stop.cancelled() => {}
-            () = health::watch(&provider, &health, &readiness, &metrics) => {}
+            () = health::watch(&provider, &health, &readiness, &metrics, &thresholds) => {}
             () = self.keep_registered(health_seen, &uid, &lead) => {}
             () = renew => {}
         }
@@ -133,6 +137,7 @@ impl Node {
         let mut config = self.config.clone();
         // Labels and annotations that we no longer want, and whether ours were looked at.
         let (mut dropped, mut adopted) = (Dropped::default(), false);
+        let mut machine_read_at = Instant::now();
         loop {
             tokio::select! {
                 Some(change) = changes.next() => match change {
@@ -155,6 +160,10 @@ impl Node {
             if lead.check().is_err() {
                 // Whoever holds the lease looks after it.
                 continue;
+            }
+            if machine_read_at.elapsed() >= MACHINE {
+                machine_read_at = Instant::now();
+                self.template.machine = Machine::read("/");
             }
             let health = health.borrow().clone();
             let result = match &mut known {

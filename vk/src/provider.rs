@@ -8,6 +8,7 @@
 //! [`Provider::exec`], and whoever asked gets a clear refusal.
 
 pub mod cri;
+pub mod facts;
 pub mod none;
 pub mod observed;
 pub mod runtime;
@@ -121,6 +122,14 @@ impl Provider {
         match self {
             Self::Runtime(runtime) => runtime.ping().await,
             Self::PodService(service) => service.ping().await,
+        }
+    }
+
+    /// What the node's status tells of the provider.
+    pub async fn facts(&self) -> Result<facts::Facts, ProviderError> {
+        match self {
+            Self::Runtime(runtime) => runtime.facts().await,
+            Self::PodService(service) => service.facts().await,
         }
     }
 

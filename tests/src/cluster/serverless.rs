@@ -83,6 +83,7 @@ nodeIP: {address}
 clusterDNS: [{dns}]
 clusterDomain: {domain}
 capacity: {{cpu: \"1000\", memory: 4Ti, pods: \"{pods}\", ephemeral-storage: 10Ti}}
+evictionHard: {{}}
 cri:
   cgroupRoot: {cgroup_root}
 "

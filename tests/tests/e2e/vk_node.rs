@@ -86,7 +86,7 @@ fn configure(pool: &Pool, config: &str, text: &str) -> anyhow::Result<()> {
     let root = pool.cluster.cgroup_root(VIRTUAL);
     let path = pool.cluster.machine(VIRTUAL)?.live_path(&format!("/etc/spillway/{config}.yaml"));
     let new = path.with_extension("new");
-    std::fs::write(&new, format!("cri: {{cgroupRoot: {root}}}\n{text}"))?;
+    std::fs::write(&new, format!("evictionHard: {{}}\ncri: {{cgroupRoot: {root}}}\n{text}"))?;
     // As a ConfigMap's is: in one step, by another file.
     std::fs::rename(&new, &path).context("can't replace the configuration")
 }

@@ -7,7 +7,11 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_saphyr::{SnippetMode, UserMessageFormatter};
 
 use super::ConfigError;
-use crate::provider::cri::CriConfig;
+use crate::{
+    node::pressure::{Signal, Threshold},
+    pod::resources,
+    provider::cri::CriConfig,
+};
 
 /// The file, every key optional.
 #[derive(Debug, Default, Deserialize)]
@@ -27,6 +31,7 @@ pub(super) struct File {
     pub(super) cri: Option<CriConfig>,
     pub(super) max_pods: Option<u32>,
     pub(super) quota: BTreeMap<String, Amount>,
+    pub(super) eviction_hard: Option<BTreeMap<SignalName, Limit>>,
     pub(super) nodes: Option<Vec<FileNode>>,
 }
 
@@ -65,6 +70,46 @@ pub(super) fn parse<T: DeserializeOwned + Default>(path: &Path, text: &str) -> R
         let message = message.trim_end_matches(&format!(" at line {line}, column {column}")).to_owned();
         ConfigError::Invalid { path: path.to_owned(), line, column, message }
     })
+}
+
+/// A signal that a kubelet knows, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct SignalName(pub(super) Signal);
+
+impl TryFrom<String> for SignalName {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        Signal::named(&text).map(Self).ok_or_else(|| {
+            format!(
+                "{text:?} is no signal: memory.available, nodefs.available, nodefs.inodesFree, imagefs.available or pid.available"
+            )
+        })
+    }
+}
+
+/// An amount, or a percentage.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct Limit(pub(super) Threshold);
+
+impl TryFrom<String> for Limit {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        if let Some(percent) = text.strip_suffix('%') {
+            let percent = percent.parse().ok().filter(|percent| (0.0..=100.0).contains(percent));
+            return percent
+                .map(|percent| Self(Threshold::Percent(percent)))
+                .ok_or_else(|| format!("{text:?} is no percentage, such as 5%"));
+        }
+        let quantity = Quantity::from(Amount::try_from(text)?);
+        let amount = resources::whole(&quantity).and_then(|amount| u64::try_from(amount).ok());
+        amount
+            .map(|amount| Self(Threshold::Amount(amount)))
+            .ok_or_else(|| format!("{:?} is too much", quantity.0))
+    }
 }
 
 /// One further taint.

@@ -11,7 +11,11 @@ use super::{
     file::{self, File, FileNode},
     is_dns_subdomain, read,
 };
-use crate::{args::Args, provider::cri::CriConfig};
+use crate::{
+    args::Args,
+    node::pressure::{self, Thresholds},
+    provider::cri::CriConfig,
+};
 
 /// What all nodes share.
 pub(super) struct Base<'a> {
@@ -105,6 +109,7 @@ impl Base<'_> {
                 taints,
                 capacity,
                 quota: merged(&file.quota, &entry.quota),
+                thresholds: thresholds(file),
                 name: name.clone(),
             },
             provider,
@@ -168,6 +173,14 @@ fn merged<T: Clone + Into<U>, U>(
     own: &BTreeMap<String, T>,
 ) -> BTreeMap<String, U> {
     all.iter().chain(own).map(|(key, value)| (key.clone(), value.clone().into())).collect()
+}
+
+/// As a kubelet's `evictionHard`: what is named replaces all of the defaults.
+fn thresholds(file: &File) -> Thresholds {
+    match &file.eviction_hard {
+        Some(given) => given.iter().map(|(signal, limit)| (signal.0, limit.0)).collect(),
+        None => pressure::defaults(),
+    }
 }
 
 fn kubelet_api(args: &Args, address: SocketAddr) -> KubeletApiConfig {

@@ -36,6 +36,7 @@ pub fn changes(running: &[Config], wanted: &[Config]) -> Changes {
             next.node.taints.clone_from(&wanted.node.taints);
         }
         for (key, same) in [
+            ("evictionHard", next.node.thresholds == wanted.node.thresholds),
             ("nodeIP", next.node.address == wanted.node.address),
             ("provider, or its settings,", next.provider == wanted.provider),
             ("kubelet port or address", next.kubelet_api == wanted.kubelet_api),

@@ -84,6 +84,8 @@ fn errors_name_line_column_key_and_remedy() {
         ("cri:\n  endpont: x\n", "2:3: unknown field `endpont`"),
         ("capacity:\n  cpu: 8\n  memory: 32GiB\n", "\"32GiB\" is no quantity, such as 8, 500m or 32Gi"),
         ("nodeIP: here\n", "1:9: "),
+        ("evictionHard: {memory.free: 1Gi}\n", "\"memory.free\" is no signal"),
+        ("evictionHard: {memory.available: 120%}\n", "\"120%\" is no percentage"),
         ("taints:\n- {key: a, effect: Never}\n", "NoSchedule, NoExecute or PreferNoSchedule"),
         ("nodeName: [a\n", ""),
     ];
@@ -185,6 +187,19 @@ fn nodes_that_can_t_live_together_are_refused() {
     assert!(problem(&["--bootstrap-kubeconfig", "/b", "--kubeconfig", "/k"], TWO).contains("leave it out"));
     assert!(problem(&[], "nodes: [{nodeIP: 10.0.0.1}]\n").contains("is no DNS name"));
     assert!(problem(&[], "nodes: [{name: a, port: 1}]\n").contains("unknown field `port`"));
+}
+
+#[test]
+fn thresholds_are_a_kubelet_s_and_can_be_switched_off() {
+    use crate::node::pressure::{Signal, Threshold, defaults};
+    let of = |file: &str| load(&["--nodename", "a"], file).unwrap().node.thresholds;
+    assert_eq!(of(""), defaults());
+    assert!(of("evictionHard: {}\n").is_empty());
+    let given = of("evictionHard: {memory.available: 1Gi, nodefs.available: 7.5%}\n");
+    assert_eq!(
+        given,
+        [(Signal::Memory, Threshold::Amount(1 << 30)), (Signal::NodeFs, Threshold::Percent(7.5))].into()
+    );
 }
 
 #[test]

@@ -12,7 +12,11 @@ use tokio::{
     time::{Instant, MissedTickBehavior},
 };
 
-use crate::{metrics::Metrics, provider::Provider};
+use super::pressure::{Pressures, Thresholds, Watcher};
+use crate::{
+    metrics::Metrics,
+    provider::{Provider, facts::Facts},
+};
 
 /// How often the provider is asked; as often as a kubelet asks its runtime.
 const PING: Duration = Duration::from_secs(5);
@@ -20,6 +24,8 @@ const PING: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an outage is kept quiet.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How often it is asked what it has.
+const FACTS: Duration = Duration::from_secs(30);
 /// Before the first answer, try sooner.
 const FIRST_PING: Duration = Duration::from_secs(1);
 /// The readiness condition that this module sets.
@@ -32,6 +38,10 @@ pub(super) struct Health {
     pub(super) version: Option<String>,
     /// Since when it doesn't answer, and how.
     pub(super) outage: Option<(Instant, String)>,
+    /// What it last said of itself, but what is left.
+    pub(super) facts: Facts,
+    /// And what that means.
+    pub(super) pressures: Pressures,
 }
 
 /// The Ready condition, without its times.
@@ -45,7 +55,12 @@ pub(super) struct Ready {
 impl Health {
     /// Not asked yet, which counts as an outage that has just begun.
     pub(super) fn starting() -> Self {
-        Self { version: None, outage: Some((Instant::now(), "it has not answered yet".to_owned())) }
+        Self {
+            version: None,
+            outage: Some((Instant::now(), "it has not answered yet".to_owned())),
+            facts: Facts::default(),
+            pressures: Pressures::default(),
+        }
     }
 
     /// `before`: the Ready condition that the API server has. A node that was ready stays so for the time of our patience, also
@@ -55,8 +70,8 @@ impl Health {
         match &self.outage {
             Some((since, error)) if !was_ready || now.duration_since(*since) >= PATIENCE => Ready {
                 status: "False",
-                reason: "ProviderUnavailable",
-                message: format!("provider {provider} does not answer: {error}"),
+                reason: "KubeletNotReady",
+                message: format!("container runtime is down: provider {provider} does not answer: {error}"),
             },
             _ => Ready {
                 status: "True",
@@ -73,7 +88,10 @@ pub(super) async fn watch(
     health: &watch::Sender<Health>,
     readiness: &Readiness,
     metrics: &Metrics,
+    thresholds: &Thresholds,
 ) {
+    let mut watcher = Watcher::default();
+    let mut asked: Option<Instant> = None;
     let mut tick = tokio::time::interval(PING);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -89,6 +107,18 @@ pub(super) async fn watch(
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err(format!("no answer within {} s", PING_TIMEOUT.as_secs())),
         };
+        if answer.is_ok() && asked.is_none_or(|asked| asked.elapsed() >= FACTS) {
+            asked = Some(Instant::now());
+            match tokio::time::timeout(PING_TIMEOUT, provider.facts()).await {
+                Ok(Ok(mut facts)) => {
+                    let pressures =
+                        watcher.look(&std::mem::take(&mut facts.left), thresholds, Instant::now());
+                    health.send_if_modified(|health| health.learn_facts(facts, pressures));
+                }
+                Ok(Err(error)) => tracing::debug!(%error, "the provider says nothing of itself"),
+                Err(_) => tracing::debug!("the provider takes too long to say what it has"),
+            }
+        }
         metrics.provider_is_up(answer.is_ok());
         readiness.set(CONDITION, answer.clone().map(drop));
         let never_answered = health.borrow().version.is_none();
@@ -100,11 +130,20 @@ pub(super) async fn watch(
 }
 
 impl Health {
+    fn learn_facts(&mut self, facts: Facts, pressures: Pressures) -> bool {
+        if pressures != self.pressures {
+            tracing::warn!(?pressures, "what pods share is short, or no longer");
+        }
+        let changed = self.facts != facts || self.pressures != pressures;
+        (self.facts, self.pressures) = (facts, pressures);
+        changed
+    }
+
     /// Takes in an answer; says whether that changed anything that others should look at.
     fn learn(&mut self, provider: &str, answer: Result<String, String>) -> bool {
         match answer {
             Ok(version) => {
-                let new = Self { version: Some(version), outage: None };
+                let new = Self { version: Some(version), outage: None, ..self.clone() };
                 if self.outage.is_some() {
                     tracing::info!(provider, version = new.version, "provider answers");
                 }
@@ -156,8 +195,9 @@ mod tests {
             health.ready("cri", Some(&before), Instant::now()),
             Ready {
                 status: "False",
-                reason: "ProviderUnavailable",
-                message: "provider cri does not answer: connection refused".to_owned(),
+                reason: "KubeletNotReady",
+                message: "container runtime is down: provider cri does not answer: connection refused"
+                    .to_owned(),
             }
         );
         health.learn("cri", Err("no such file".to_owned()));

@@ -15,12 +15,16 @@ use super::{
     health::Health,
     machine::{Machine, architecture},
 };
-use crate::{config::NodeConfig, pod::resources};
+use crate::{config::NodeConfig, pod::resources, provider::facts::NodeImage};
 
 /// The Kubernetes release whose kubelet we behave like, and ours.
 const KUBELET_VERSION: &str = concat!("v1.35.4+spillway.", env!("CARGO_PKG_VERSION"));
 /// Pods at most, where the configuration doesn't say; a kubelet's default.
 const MAX_PODS: &str = "110";
+
+/// Images in the status at most, and names of each; a kubelet's `nodeStatusMaxImages` and `MaxNamesPerImageInNodeStatus`.
+const MAX_IMAGES: usize = 50;
+const MAX_NAMES: usize = 5;
 
 /// What of the node doesn't change while we run.
 #[derive(Debug, Clone)]
@@ -94,30 +98,35 @@ impl Template {
             })
         };
         let ready = health.ready(self.provider, find("Ready"), Instant::now());
+        let pressure = |name: &str, holds: bool, no: (&str, &str), yes: (&str, &str)| {
+            let (status, (reason, message)) = if holds { ("True", yes) } else { ("False", no) };
+            condition(name, status, reason, message)
+        };
+        let pressures = health.pressures;
         let conditions = [
-            condition(
+            pressure(
                 "MemoryPressure",
-                "False",
-                "KubeletHasSufficientMemory",
-                "spillway-vk has sufficient memory available",
+                pressures.memory,
+                ("KubeletHasSufficientMemory", "spillway-vk has sufficient memory available"),
+                ("KubeletHasInsufficientMemory", "spillway-vk has insufficient memory available"),
             ),
-            condition(
+            pressure(
                 "DiskPressure",
-                "False",
-                "KubeletHasNoDiskPressure",
-                "spillway-vk has no disk pressure",
+                pressures.disk,
+                ("KubeletHasNoDiskPressure", "spillway-vk has no disk pressure"),
+                ("KubeletHasDiskPressure", "spillway-vk has disk pressure"),
             ),
-            condition(
+            pressure(
                 "PIDPressure",
-                "False",
-                "KubeletHasSufficientPID",
-                "spillway-vk has sufficient PID available",
+                pressures.pids,
+                ("KubeletHasSufficientPID", "spillway-vk has sufficient PID available"),
+                ("KubeletHasInsufficientPID", "spillway-vk has insufficient PID available"),
             ),
             condition("NetworkUnavailable", "False", "ProviderNetwork", "pods are connected by the provider"),
             condition("Ready", ready.status, ready.reason, &ready.message),
         ];
-        let capacity = self.capacity();
-        json!({
+        let capacity = self.capacity(health);
+        let mut status = json!({
             // Replaced as a whole: the merge key of this list does not identify its entries (kubernetes#79391).
             "addresses": [
                 { "type": "InternalIP", "address": self.address },
@@ -141,11 +150,29 @@ impl Template {
                 "kubeletVersion": KUBELET_VERSION,
                 "kubeProxyVersion": "",
             },
-        })
+            "images": images(&health.facts.images),
+        });
+        if !health.facts.handlers.is_empty() {
+            let handlers = health.facts.handlers.iter();
+            status["runtimeHandlers"] = handlers
+                .map(|handler| {
+                    let features = json!({
+                        "recursiveReadOnlyMounts": handler.recursive_read_only_mounts, "userNamespaces": false,
+                    });
+                    json!({ "name": handler.name, "features": features })
+                })
+                .collect();
+        }
+        if let Some(policy) = health.facts.supplemental_groups_policy {
+            status["features"] = json!({ "supplementalGroupsPolicy": policy });
+        }
+        status
     }
 
-    fn capacity(&self) -> BTreeMap<String, Quantity> {
+    /// The machine's, the provider's over it, and the configuration's over both; capped by the quota.
+    fn capacity(&self, health: &Health) -> BTreeMap<String, Quantity> {
         let mut capacity = self.machine.capacity.clone();
+        capacity.extend(health.facts.capacity.clone());
         capacity.insert("pods".to_owned(), Quantity(MAX_PODS.to_owned()));
         capacity.extend(self.config.capacity.clone());
         for (name, most) in &self.config.quota {
@@ -194,6 +221,19 @@ impl Template {
     }
 }
 
+/// As a kubelet lists them: the largest ones, each by its names.
+fn images(images: &[NodeImage]) -> Vec<Value> {
+    let mut images: Vec<&NodeImage> = images.iter().filter(|image| !image.names.is_empty()).collect();
+    images.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.names.cmp(&b.names)));
+    let shown = images.into_iter().take(MAX_IMAGES);
+    shown
+        .map(|image| {
+            let names: Vec<&String> = image.names.iter().take(MAX_NAMES).collect();
+            json!({ "names": names, "sizeBytes": image.size })
+        })
+        .collect()
+}
+
 /// The status without what changes each time.
 pub(super) fn without_times(status: &Value) -> Value {
     let mut status = status.clone();
@@ -217,4 +257,71 @@ pub(super) fn conditions_stand(status: &Value, found: &[NodeCondition]) -> bool 
                 && ours["reason"] == found.reason.as_deref().unwrap_or_default()
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        node::pressure::{Pressures, defaults},
+        provider::facts::{Facts, Handler},
+    };
+
+    #[test]
+    fn the_status_tells_what_the_provider_says() {
+        let amount = |text: &str| Quantity(text.to_owned());
+        let template = Template {
+            config: NodeConfig {
+                name: "vk1".to_owned(),
+                address: None,
+                labels: BTreeMap::default(),
+                annotations: BTreeMap::default(),
+                taints: Vec::new(),
+                capacity: [("memory".to_owned(), amount("1Gi"))].into(),
+                quota: [("cpu".to_owned(), amount("3")), ("pods".to_owned(), amount("1k"))].into(),
+                thresholds: defaults(),
+            },
+            provider: "cri",
+            address: "10.0.0.5".parse().unwrap(),
+            kubelet_port: 10250,
+            machine: Machine::default(),
+        };
+        let mut health = Health::starting();
+        let bare = template.status(&health, &[]);
+        assert!(bare.get("features").is_none() && bare.get("runtimeHandlers").is_none());
+
+        let image = |names: &[&str], size| NodeImage {
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            size,
+        };
+        health.facts = Facts {
+            handlers: vec![Handler { name: "runc".to_owned(), recursive_read_only_mounts: true }],
+            supplemental_groups_policy: Some(true),
+            images: vec![image(&["small"], 1), image(&[], 9), image(&["a", "b", "c", "d", "e", "f"], 5)],
+            capacity: [("cpu".to_owned(), amount("64")), ("memory".to_owned(), amount("1Ti"))].into(),
+            ..Facts::default()
+        };
+        health.pressures = Pressures { disk: true, ..Pressures::default() };
+        let status = template.status(&health, &[]);
+        assert_eq!(status["features"], json!({ "supplementalGroupsPolicy": true }));
+        assert_eq!(
+            status["runtimeHandlers"],
+            json!([{ "name": "runc", "features": { "recursiveReadOnlyMounts": true, "userNamespaces": false } }])
+        );
+        assert_eq!(
+            status["images"],
+            json!([
+                { "names": ["a", "b", "c", "d", "e"], "sizeBytes": 5 }, { "names": ["small"], "sizeBytes": 1 },
+            ])
+        );
+        assert_eq!(
+            status["allocatable"],
+            json!({ "cpu": "3", "memory": "1Gi", "pods": "110" }),
+            "capped, configured, usual"
+        );
+        let disk =
+            status["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "DiskPressure").unwrap();
+        assert_eq!((&disk["status"], &disk["reason"]), (&json!("True"), &json!("KubeletHasDiskPressure")));
+        assert!(template.node(&health).status.is_some(), "the API server's type takes it");
+    }
 }

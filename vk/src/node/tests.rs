@@ -120,6 +120,7 @@ fn run(before: Option<Value>) -> Run {
         taints: vec![taint],
         capacity: [("cpu".to_owned(), Quantity("7".to_owned()))].into(),
         quota: std::collections::BTreeMap::default(),
+        thresholds: pressure::defaults(),
     };
     let (sender, config) = watch::channel(config);
     let provider = Provider::PodService(Arc::new(NoProvider::new()));

@@ -6,6 +6,7 @@
 mod access;
 mod cgroup;
 mod convert;
+mod facts;
 mod logs;
 mod stats;
 
@@ -30,6 +31,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::{
     Attach, Exec, Logs, PortForward, ProviderError, Stats, Version,
+    facts::Facts,
     observed::{ObservedPod, PodRef},
     runtime::{CommandEnd, ContainerRuntime, ContainerSpec, Credentials, Image, SandboxSpec},
 };
@@ -295,6 +297,10 @@ impl ContainerRuntime for Cri {
             return Ok(());
         }
         Err(ProviderError::Failed { operation: "Status", message: unready.join(", ") })
+    }
+
+    async fn facts(&self) -> Result<Facts, ProviderError> {
+        Self::facts(self).await
     }
 
     fn exec(&self) -> Option<&dyn Exec> {

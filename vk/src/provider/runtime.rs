@@ -7,6 +7,7 @@ use futures::stream::BoxStream;
 
 use super::{
     Attach, Exec, Logs, PortForward, ProviderError, Stats, Version,
+    facts::Facts,
     observed::{ObservedPod, PodRef},
 };
 
@@ -21,6 +22,11 @@ pub trait ContainerRuntime: Send + Sync {
 
     /// Whether pods could be started now.
     async fn ping(&self) -> Result<(), ProviderError>;
+
+    /// What the node's status tells of it, as far as it can say. Asked for every half minute.
+    async fn facts(&self) -> Result<Facts, ProviderError> {
+        Ok(Facts::default())
+    }
 
     /// Runs commands, if the runtime can.
     fn exec(&self) -> Option<&dyn Exec> {

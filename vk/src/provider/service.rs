@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::{
     Attach, Exec, Logs, PortForward, ProviderError, Stats, Version,
+    facts::Facts,
     observed::{ObservedPod, PodRef},
 };
 
@@ -22,6 +23,11 @@ pub trait PodService: Send + Sync {
 
     /// Whether pods could be started now.
     async fn ping(&self) -> Result<(), ProviderError>;
+
+    /// What the node's status tells of it, as far as it can say. Asked for every half minute.
+    async fn facts(&self) -> Result<Facts, ProviderError> {
+        Ok(Facts::default())
+    }
 
     /// What the pod asks for that this service can't do: a message that names the field. A pure function.
     fn refuses(&self, pod: &Pod) -> Option<String>;
