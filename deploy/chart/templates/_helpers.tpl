@@ -51,6 +51,17 @@ say nothing. Takes .Values.agent.
 {{- with $affinity }}{{ toYaml . }}{{ end -}}
 {{- end -}}
 
+{{/* The virtual nodes, in JSON: the names in the configuration's list, or the one name. Takes .Values.vk. */}}
+{{- define "spillway.vkNodes" -}}
+{{- $names := list -}}
+{{- range .config.nodes -}}
+{{- $names = append $names (required "each of vk.config.nodes needs a name" .name) -}}
+{{- else -}}
+{{- $names = list (required "vk.nodeName must not be empty" .nodeName) -}}
+{{- end -}}
+{{ toJson $names }}
+{{- end -}}
+
 {{/* Whether a configuration shares by MPS; empty if none does. Takes $. */}}
 {{- define "spillway.mps" -}}
 {{- with .Values.agent -}}
