@@ -257,7 +257,12 @@ impl<'a> Replicas<'a> {
         wait("one of the two to hold the lease", || {
             let holder = self.holder()?;
             for daemon in &self.daemons {
-                if !holder.is_empty() && daemon.log()?.contains(&format!("\"{holder}\"")) {
+                if !holder.is_empty()
+                    && daemon
+                        .log()?
+                        .lines()
+                        .any(|line| line.contains("this process acts") && line.contains(&holder))
+                {
                     return Ok(Some((daemon, holder)));
                 }
             }

@@ -95,8 +95,8 @@ impl Election {
         &self.identity
     }
 
-    /// Waits until this process holds the lease. `standing_by` is told who does meanwhile.
-    pub async fn win(&mut self, standing_by: impl Fn(&str)) {
+    /// Waits until this process holds the lease. `standing_by` is told who does meanwhile, or why that is not known.
+    pub async fn win(&mut self, standing_by: impl Fn(Result<&str, &str>)) {
         let mut told = None;
         loop {
             let asked_at = self.lead.now();
@@ -115,17 +115,24 @@ impl Election {
                     // The answer took too long.
                     continue;
                 }
-                Ok(Ok(Outcome::Held(holder))) => holder,
-                Ok(Err(problem)) => format!("nobody that could be asked: {problem}"),
-                Err(_) => "nobody that could be asked: the API server gave no answer".to_owned(),
+                Ok(Ok(Outcome::Held(holder))) => Ok(holder),
+                Ok(Err(problem)) => Err(problem),
+                Err(_) => Err("the API server gives no answer".to_owned()),
             };
-            standing_by(&said);
+            standing_by(said.as_deref().map_err(String::as_str));
             if told.as_ref() != Some(&said) {
-                tracing::info!(
-                    node = self.node,
-                    identity = self.identity,
-                    "standing by: the node's lease is held by {said}"
-                );
+                let (node, identity) = (&self.node, &self.identity);
+                match &said {
+                    Ok(holder) => tracing::info!(
+                        node,
+                        identity,
+                        holder,
+                        "standing by: another process acts for the node"
+                    ),
+                    Err(problem) => {
+                        tracing::warn!(node, identity, problem, "the node's lease can't be got; trying again")
+                    }
+                }
                 told = Some(said);
             }
             tokio::time::sleep(self.timing.retry_period.mul_f64(1.0 + 0.2 * backoff::random())).await;

@@ -228,7 +228,10 @@ impl Acting<'_> {
     ) -> anyhow::Result<()> {
         let readiness = &self.node.readiness;
         loop {
-            let standing_by = |_: &str| readiness.set(CONDITION, Ok(()));
+            // Standing by is being ready.
+            let standing_by = |holder: Result<&str, &str>| {
+                readiness.set(CONDITION, holder.map(drop).map_err(str::to_owned));
+            };
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 () = election.win(standing_by) => {}

@@ -103,7 +103,7 @@ async fn one_of_two_leads_and_the_other_takes_over_at_once_what_is_given_back() 
     let told = Mutex::new(Vec::new());
     tokio::select! {
         why = first.election.hold() => panic!("lost: {why}"),
-        () = second.election.win(|holder| told.lock().unwrap().push(holder.to_owned())) => panic!("two lead"),
+        () = second.election.win(|holder| told.lock().unwrap().push(holder.unwrap().to_owned())) => panic!("two lead"),
         () = tokio::time::sleep(Duration::from_mins(1)) => {}
     }
     assert!(told.lock().unwrap().iter().all(|holder| holder == first.election.identity()));
@@ -187,6 +187,6 @@ async fn a_process_that_is_not_elected_is_left_alone_for_as_long_as_its_lease_sa
     }));
     let mut replica = replica(&cluster);
     let since = Instant::now();
-    replica.election.win(|holder| assert_eq!(holder, "vk1")).await;
+    replica.election.win(|holder| assert_eq!(holder, Ok("vk1"))).await;
     assert!(since.elapsed() >= Duration::from_secs(40), "{:?}", since.elapsed());
 }
