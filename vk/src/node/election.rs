@@ -130,7 +130,12 @@ impl Election {
                         "standing by: another process acts for the node"
                     ),
                     Err(problem) => {
-                        tracing::warn!(node, identity, problem, "the node's lease can't be got; trying again")
+                        tracing::warn!(
+                            node,
+                            identity,
+                            problem,
+                            "the node's lease can't be got; trying again"
+                        );
                     }
                 }
                 told = Some(said);

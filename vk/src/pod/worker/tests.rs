@@ -1,6 +1,7 @@
 //! Pods against a runtime and an API server that are values in memory: every step, restarts of the daemon included.
 
 pub(in crate::pod) mod fakes;
+mod hand_over;
 mod health;
 
 use std::{sync::Arc, time::Duration};
