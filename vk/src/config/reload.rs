@@ -24,7 +24,10 @@ pub fn changes(running: &[Config], wanted: &[Config]) -> Changes {
         let mut next = config.clone();
         next.node.labels.clone_from(&wanted.node.labels);
         next.node.annotations.clone_from(&wanted.node.annotations);
-        next.node.capacity.clone_from(&wanted.node.capacity);
+        // Part of it may follow from the provider's settings.
+        if next.provider == wanted.provider {
+            next.node.capacity.clone_from(&wanted.node.capacity);
+        }
         next.node.quota.clone_from(&wanted.node.quota);
         if next.node != config.node {
             changes.nodes.push(next.node.clone());
