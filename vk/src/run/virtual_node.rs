@@ -363,3 +363,47 @@ fn address_towards(server: &http::Uri) -> anyhow::Result<IpAddr> {
     };
     find("0.0.0.0").or_else(|_| find("::")).with_context(how)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::args::Args;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_fails_is_started_again_and_touches_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("vk.yaml");
+        std::fs::write(
+            &file,
+            "nodes: [{name: a, provider: none}, {name: b, provider: none, kubeletPort: 1}]\n",
+        )
+        .unwrap();
+        let file = file.to_str().unwrap();
+        let flags = ["spillway-vk", "--config", file, "--kubeconfig", "/nonexistent/kubeconfig"];
+        let config = Config::load(&Args::parse_from(flags)).unwrap().remove(0);
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry);
+        let readiness = Readiness::default();
+        readiness.part("b").set("node", Ok(()));
+        let node = VirtualNode::new(config, readiness.part("a"), metrics.of("a"));
+        let (registry, stop) = (Arc::new(registry), CancellationToken::new());
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(node.live_on(Arc::clone(&registry), stop.clone()));
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        let (ready, report) = readiness.report();
+        assert!(
+            !ready && report.contains("[-] a/life: can't use kubeconfig") && report.contains("[+] b/node"),
+            "{report}"
+        );
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        let restarts =
+            text.lines().find_map(|line| line.strip_prefix("spillway_vk_node_restarts_total{node=\"a\"} "));
+        let restarts: u32 = restarts.expect(&text).parse().unwrap();
+        assert!((3..=8).contains(&restarts), "{restarts} lives in 20 s");
+        stop.cancel();
+        tasks.join_next().await.unwrap().unwrap().unwrap();
+    }
+}
