@@ -286,12 +286,12 @@ fn a_holder_that_stood_still(pool: &Pool) -> anyhow::Result<()> {
     std::fs::write(&told, "")?;
     let mut pods = Vec::new();
     let mut churn = |round: &str| {
-        for n in 0..8 {
+        for n in 0..5 {
             let name = format!("once-{round}-{n}");
             run_to_end(&namespace, &name, "Never", "sleep 1; exit 0")?;
             pods.push((name, 1));
         }
-        for n in 0..3 {
+        for n in 0..2 {
             let name = format!("thrice-{round}-{n}");
             run_to_end(&namespace, &name, "OnFailure", "test $(grep -c $POD_UID /srv/starts) = 3")?;
             pods.push((name, 3));
