@@ -110,6 +110,15 @@ const PEER: Module = Module {
     minutes_cold: "3 min",
 };
 
+/// What reads the nodes' resource metrics, which only tests need.
+const METRICS_SERVER: Module = Module {
+    name: "metrics-server",
+    packages: &["sigs.k8s.io/metrics-server/cmd/metrics-server"],
+    tags: "",
+    cgo: false,
+    minutes_cold: "2 min",
+};
+
 /// Kubernetes' own test suite, its runner, and the programs of the images that its tests use.
 const CONFORMANCE: Module = Module {
     name: "conformance",
@@ -169,6 +178,15 @@ pub fn ensure_peer() -> anyhow::Result<()> {
     let out = folder();
     fs::create_dir_all(&out).with_context(|| format!("can't create {}", out.display()))?;
     build(&PEER, &go_version()?, &out)
+}
+
+/// Makes metrics-server ready.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_metrics_server() -> anyhow::Result<()> {
+    require_root()?;
+    build(&METRICS_SERVER, &go_version()?, &folder())
 }
 
 /// Makes Kubernetes' test suite ready. Returns the folder of Kubernetes' sources, from which it was built.
@@ -261,8 +279,8 @@ fn go_version() -> anyhow::Result<String> {
     let output = Command::new("go").arg("version").output().ok().filter(|output| output.status.success());
     let Some(output) = output else {
         bail!(
-            "`go` is not there: the Kubernetes components are built from source and need Go 1.25 or newer on the PATH (Debian: \
-             `apt-get install golang-1.25` from backports, or the tar ball from go.dev)"
+            "`go` is not there: the Kubernetes components are built from source and need Go 1.26 or newer on the PATH (the tar ball \
+             from go.dev)"
         );
     };
     let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
@@ -270,8 +288,8 @@ fn go_version() -> anyhow::Result<String> {
         .split_whitespace()
         .find_map(|word| word.strip_prefix("go1.")?.split('.').next()?.parse::<u32>().ok());
     match minor {
-        Some(minor) if minor < 25 => {
-            bail!("{version} is too old: the Kubernetes components need Go 1.25 or newer")
+        Some(minor) if minor < 26 => {
+            bail!("{version} is too old: the Kubernetes components need Go 1.26 or newer")
         }
         _ => Ok(version),
     }

@@ -153,6 +153,18 @@ fn coredns(program: &Path) -> anyhow::Result<Spec> {
     Spec::new(COREDNS, ["/coredns"]).entry("/coredns", Entry::program(program)).with_libraries(program)
 }
 
+/// Builds the image of metrics-server, which few tests want, into `out`.
+///
+/// # Errors
+/// When the program is missing or can't be read, or a file can't be written.
+pub fn metrics_server(components: &Path, out: &Path) -> anyhow::Result<Image> {
+    let spec = Spec::new("spillway.test/metrics-server:dev", ["/metrics-server"])
+        .entry("/metrics-server", Entry::program(&components.join("metrics-server")))
+        .entry("/etc/nsswitch.conf", Entry::text("hosts: files dns\n"))
+        .entry("/tmp", Entry::Folder { mode: 0o1777 });
+    oci::build(&spec, out)
+}
+
 /// The names that the Helm chart gives the daemons' images unless told otherwise: agent, then vk.
 fn chart_images() -> anyhow::Result<(String, String)> {
     let chart = crate::repository().join("deploy/chart");

@@ -235,6 +235,7 @@ fn test(filter: Option<&str>) -> anyhow::Result<()> {
     if filter.is_none() {
         components::ensure_peer()?;
         components::ensure_conformance()?;
+        components::ensure_metrics_server()?;
     }
     if filter.is_none() {
         eprintln!("checking format and lints");

@@ -26,6 +26,7 @@ mod vk_api;
 mod vk_conformance;
 mod vk_health;
 mod vk_node;
+mod vk_metrics;
 
 use std::process::ExitCode;
 
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         vk_health::TESTS,
         vk_conformance::TESTS,
         vk_node::TESTS,
+        vk_metrics::TESTS,
         main_job::TESTS,
         usage::TESTS,
         recovery::TESTS,
