@@ -126,6 +126,7 @@ const CONFORMANCE: Module = Module {
         "github.com/onsi/ginkgo/v2/ginkgo",
         "k8s.io/kubernetes/test/images/agnhost",
         "k8s.io/kubernetes/test/images/nonewprivs",
+        "k8s.io/sample-apiserver",
         E2E_TEST,
     ],
     tags: "",

@@ -97,7 +97,11 @@ impl ConformanceOptions {
 pub fn run(options: &ConformanceOptions) -> anyhow::Result<()> {
     let source = components::ensure_conformance()?;
     let exceptions = Exceptions::read()?;
-    let images = image::kubernetes::build(&source, &components::folder(), &crate::target().join("images"))?;
+    let (components, out) = (components::folder(), crate::target().join("images"));
+    let mut images = image::kubernetes::build(&source, &components, &out)?;
+    if options.focus.iter().any(|focus| focus != NODE_CONFORMANCE) {
+        images.extend(image::kubernetes::build_more(&source, &components, &out)?);
+    }
     let cluster = Cluster::up(&Options {
         nodes: vec![node::Options { gpus: 0, fpgas: 0, ..node::Options::named(REAL) }],
         serverless: vec![serverless::Options { taint: false, ..serverless::Options::named(VIRTUAL) }],

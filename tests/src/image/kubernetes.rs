@@ -15,9 +15,10 @@ const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody
 const GROUP: &str = "root:x:0:\nnogroup:x:65534:\nuser-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n";
 
 /// What agnhost's image has besides agnhost and busybox.
-const TOOLS: [&str; 5] = ["/usr/bin/curl", "/usr/bin/dig", "/usr/bin/nc.openbsd", "/usr/bin/ss", "/bin/ip"];
+const TOOLS: [&str; 6] =
+    ["/usr/bin/curl", "/usr/bin/dig", "/usr/bin/getent", "/usr/bin/nc.openbsd", "/usr/bin/ss", "/bin/ip"];
 
-/// Builds the images into `out`. `source` is Kubernetes' source folder, `components` the one with `agnhost` and `nonewprivs`.
+/// Builds the images of the tests for nodes into `out`. `source` is Kubernetes' source folder, `components` the one with `agnhost` and `nonewprivs`.
 ///
 /// # Errors
 /// When a program is missing or can't be read, or a file can't be written.
@@ -45,10 +46,47 @@ pub fn build(source: &Path, components: &Path, out: &Path) -> anyhow::Result<Vec
     specs.iter().map(|spec| oci::build(spec, out)).collect()
 }
 
+/// Builds those that tests of whole clusters want besides.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_more(source: &Path, components: &Path, out: &Path) -> anyhow::Result<Vec<Image>> {
+    let mut specs = Vec::new();
+    for animal in ["nautilus", "kitten"] {
+        let files = source.join(format!("test/images/{animal}/html"));
+        let mut spec =
+            agnhost(&format!("{REGISTRY}/{animal}:1.7"), source, components)?.command(["test-webserver"]);
+        for file in [format!("{animal}.jpg"), "data.json".to_owned()] {
+            let entry = Entry::File { source: files.join(&file), mode: 0o644 };
+            spec = spec.entry(&format!("/{file}"), entry);
+        }
+        specs.push(spec);
+    }
+    // A stand-in: the tests want a web server of two versions, and don't look at it.
+    for tag in ["1.14-4", "1.15-4"] {
+        let name = format!("{REGISTRY}/nginx:{tag}");
+        specs.push(agnhost(&name, source, components)?.command(["test-webserver"]));
+    }
+    specs
+        .push(with_tools(shell(Spec::new(&format!("{REGISTRY}/jessie-dnsutils:1.7"), []).command(["sh"]))?)?);
+    specs.push(
+        Spec::new(&format!("{REGISTRY}/sample-apiserver:1.29.2"), ["/sample-apiserver"])
+            .entry("/sample-apiserver", Entry::program(&components.join("sample-apiserver")))
+            .entry("/tmp", Entry::Folder { mode: 0o1777 }),
+    );
+    specs.push(
+        Spec::new("registry.k8s.io/etcd:3.6.6-0", [])
+            .command(["etcd"])
+            .entry("/usr/local/bin/etcd", Entry::program(&components.join("etcd")))
+            .entry("/tmp", Entry::Folder { mode: 0o1777 }),
+    );
+    specs.iter().map(|spec| oci::build(spec, out)).collect()
+}
+
 fn agnhost(name: &str, source: &Path, components: &Path) -> anyhow::Result<Spec> {
     let porter = source.join("test/images/agnhost/porter");
     let text = |file: &str| Entry::File { source: porter.join(file), mode: 0o644 };
-    let mut spec = shell(Spec::new(name, ["/agnhost"]).command(["pause"]))?
+    let spec = shell(Spec::new(name, ["/agnhost"]).command(["pause"]))?
         .entry("/agnhost", Entry::program(&components.join("agnhost")))
         .entry("/agnhost-2", Entry::Link("agnhost".to_owned()))
         .entry("/localhost.crt", text("localhost.crt"))
@@ -57,6 +95,10 @@ fn agnhost(name: &str, source: &Path, components: &Path) -> anyhow::Result<Spec>
         .entry("/bin/nc", Entry::Link("/usr/bin/nc.openbsd".to_owned()))
         // Debian's busybox as a shell would take its own `nc`.
         .entry("/bin/sh", Entry::Link("/bin/bash".to_owned()));
+    with_tools(spec)
+}
+
+fn with_tools(mut spec: Spec) -> anyhow::Result<Spec> {
     for tool in TOOLS.map(Path::new) {
         spec = spec.entry(&tool.to_string_lossy(), Entry::program(tool)).with_libraries(tool)?;
     }
