@@ -112,3 +112,27 @@ fn log_filter(level: &str) -> String {
         other => other.to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_start_that_takes_too_long_fails_and_says_what_is_missing() {
+        let readiness = Readiness::default();
+        readiness.set("identity", Ok(()));
+        readiness.set("node", Err("not registered yet".to_owned()));
+        let limit = Duration::from_secs(30);
+        let error =
+            in_time(readiness.clone(), limit, CancellationToken::new()).await.unwrap_err().to_string();
+        assert!(
+            error.contains("--startup-timeout of 30 s") && error.contains("node: not registered yet"),
+            "{error}"
+        );
+
+        readiness.set("node", Ok(()));
+        let stop = CancellationToken::new();
+        stop.cancel();
+        in_time(readiness, limit, stop).await.unwrap();
+    }
+}
