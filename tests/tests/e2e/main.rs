@@ -25,8 +25,8 @@ mod vk;
 mod vk_api;
 mod vk_conformance;
 mod vk_health;
-mod vk_node;
 mod vk_metrics;
+mod vk_node;
 
 use std::process::ExitCode;
 
