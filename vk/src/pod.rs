@@ -6,6 +6,7 @@
 
 mod admission;
 mod env;
+mod ephemeral;
 mod events;
 mod files;
 mod lifecycle;

@@ -19,6 +19,8 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::ephemeral;
+
 const COMPONENT: &str = "spillway-vk";
 /// Events that wait to be written.
 const QUEUE: usize = 2048;
@@ -102,13 +104,7 @@ impl Recorder {
 
     /// About one container of it.
     pub(crate) fn container(&self, pod: &Pod, name: &str, kind: Kind, reason: &str, message: &str) {
-        let inits = pod.spec.as_ref().and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default();
-        let list = if inits.iter().any(|container| container.name == name) {
-            "initContainers"
-        } else {
-            "containers"
-        };
-        self.tell(pod, Some(format!("spec.{list}{{{name}}}")), kind, reason, message);
+        self.tell(pod, Some(ephemeral::field_path(pod, name)), kind, reason, message);
     }
 
     fn tell(&self, pod: &Pod, field: Option<String>, kind: Kind, reason: &str, message: &str) {

@@ -9,7 +9,10 @@ use std::{
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus, PodSpec, PodStatus};
 
-use super::probe::{Healths, Kind, is_sidecar};
+use super::{
+    ephemeral,
+    probe::{Healths, Kind, is_sidecar},
+};
 use crate::provider::observed::{self, Exit, ObservedPod, State};
 
 /// The first wait of a crash loop; then it doubles.
@@ -70,6 +73,8 @@ pub(crate) struct Start {
     pub(crate) attempt: u32,
     /// It was made already and only has to be started.
     pub(crate) made: Option<String>,
+    /// The provider's ID of the container whose processes it shall see.
+    pub(crate) joins: Option<String>,
 }
 
 /// Since which attempt each container crashes, and what was ended for its health.
@@ -141,7 +146,9 @@ pub(crate) fn restarts(spec: &PodSpec, container: &Container, is_init: bool, cod
 /// ended, so nothing that must run once runs twice.
 pub(crate) fn with_history(mut seen: ObservedPod, status: Option<&PodStatus>) -> ObservedPod {
     let Some(status) = status else { return seen };
-    let statuses = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    let lists =
+        [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses];
+    let statuses = lists.into_iter().flatten().flatten();
     for status in statuses {
         let attempt = u32::try_from(status.restart_count).unwrap_or(0);
         let known = seen
@@ -270,6 +277,7 @@ struct Planner<'a> {
 
 impl<'a> Planner<'a> {
     fn plan(mut self) -> Plan {
+        self.join();
         match self.initialize() {
             Initialization::Failed => return Plan::Finished,
             Initialization::UnderWay => {}
@@ -286,6 +294,22 @@ impl<'a> Planner<'a> {
             }
         }
         Plan::Run { kill: self.kill, start: self.start, wait: self.wait }
+    }
+
+    /// Ephemeral containers are started once, whatever the others do.
+    fn join(&mut self) {
+        for own in self.spec.ephemeral_containers.iter().flatten() {
+            let made = match self.seen.container(&own.name) {
+                None => None,
+                Some(last) if last.state == State::Created && last.sandbox_id == self.sandbox => {
+                    Some(last.id.clone())
+                }
+                Some(_) => continue,
+            };
+            let target = ephemeral::target(self.spec, &own.name);
+            let joins = target.and_then(|target| self.seen.container(target)).map(|seen| seen.id.clone());
+            self.start.push(Start { name: own.name.clone(), attempt: 0, made, joins });
+        }
     }
 
     /// What is of an earlier sandbox does not count: its work was for that one.
@@ -371,7 +395,7 @@ impl<'a> Planner<'a> {
     }
 
     fn start(&mut self, container: &Container, attempt: u32, made: Option<String>) {
-        self.start.push(Start { name: container.name.clone(), attempt, made });
+        self.start.push(Start { name: container.name.clone(), attempt, made, joins: None });
     }
 
     fn kill(&self, container: &Container, is_init: bool, run: &observed::Container, failed: Kind) -> Kill {

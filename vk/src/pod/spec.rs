@@ -291,6 +291,7 @@ pub(crate) fn container(
         tty: container.tty.unwrap_or(false),
         resources: resources::container(spec, container, machine_memory),
         security: security(spec, container),
+        joins: None,
     }
 }
 

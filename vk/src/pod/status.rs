@@ -16,7 +16,7 @@ use k8s_openapi::{
 };
 
 use super::{
-    lifecycle,
+    ephemeral, lifecycle,
     probe::{Healths, is_sidecar},
     resources,
 };
@@ -81,9 +81,10 @@ pub(crate) fn build(facts: &Facts<'_>) -> PodStatus {
     let spec = facts.pod.spec.as_ref().unwrap_or(&default);
     let old = facts.pod.status.clone().unwrap_or_default();
 
-    let inits =
-        container_statuses(facts, spec, spec.init_containers.as_deref().unwrap_or_default(), true, &old);
-    let mains = container_statuses(facts, spec, &spec.containers, false, &old);
+    let inits = spec.init_containers.as_deref().unwrap_or_default();
+    let inits = container_statuses(facts, spec, inits, Kind::Init, &old);
+    let mains = container_statuses(facts, spec, &spec.containers, Kind::Main, &old);
+    let ephemerals = container_statuses(facts, spec, &ephemeral::all(spec), Kind::Ephemeral, &old);
     let mut phase = phase(spec, &inits, &mains, facts.ended);
     let (mut reason, mut message) = (None, None);
     if let Some(verdict) = facts.verdict {
@@ -119,7 +120,7 @@ pub(crate) fn build(facts: &Facts<'_>) -> PodStatus {
         observed_generation: facts.pod.metadata.generation,
         init_container_statuses: (!inits.is_empty()).then_some(inits),
         container_statuses: Some(mains),
-        ephemeral_container_statuses: ephemeral(spec),
+        ephemeral_container_statuses: (!ephemerals.is_empty()).then_some(ephemerals),
         // Others' fields stay.
         ..old.clone()
     };
@@ -267,16 +268,24 @@ pub(crate) fn primary_first(ips: &[IpAddr], host_ips: &[IpAddr]) -> Vec<IpAddr> 
     [of(v6_first), of(!v6_first)].into_iter().flatten().collect()
 }
 
+/// Which list of the spec a container is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Init,
+    Main,
+    Ephemeral,
+}
+
 fn container_statuses(
     facts: &Facts<'_>,
     spec: &PodSpec,
     containers: &[Container],
-    is_init: bool,
+    kind: Kind,
     old: &PodStatus,
 ) -> Vec<ContainerStatus> {
     let mut statuses: Vec<ContainerStatus> =
-        containers.iter().map(|container| container_status(facts, spec, container, is_init, old)).collect();
-    if !is_init {
+        containers.iter().map(|container| container_status(facts, spec, container, kind, old)).collect();
+    if kind != Kind::Init {
         statuses.sort_by(|a, b| a.name.cmp(&b.name));
     }
     statuses
@@ -286,9 +295,10 @@ fn container_status(
     facts: &Facts<'_>,
     spec: &PodSpec,
     container: &Container,
-    is_init: bool,
+    kind: Kind,
     old: &PodStatus,
 ) -> ContainerStatus {
+    let is_init = kind == Kind::Init;
     let mut seen = facts.seen.containers.iter().filter(|seen| seen.name == container.name);
     let newest = seen.next();
     let mut status = ContainerStatus {
@@ -313,7 +323,7 @@ fn container_status(
         status.user = newest.user.as_ref().map(user);
         if let Some(previous) = seen.next() {
             status.last_state = Some(state(previous, facts.scheme));
-        } else if let Some(old) = old_status(old, &container.name, is_init)
+        } else if let Some(old) = old_status(old, &container.name)
             && old.restart_count == status.restart_count
             && is_running(&status)
         {
@@ -334,7 +344,7 @@ fn container_status(
         }
         status.state = Some(waiting(&why.reason, &why.message));
     }
-    if facts.ended && ended_in(status.state.as_ref()).is_none() && has_begun(facts, spec) && !is_init {
+    if facts.ended && ended_in(status.state.as_ref()).is_none() && has_begun(facts, spec) && kind == Kind::Main {
         status.state = Some(ContainerState {
             terminated: Some(ContainerStateTerminated {
                 exit_code: 137,
@@ -344,6 +354,10 @@ fn container_status(
             }),
             ..Default::default()
         });
+    }
+    if kind == Kind::Ephemeral {
+        // Nobody asks how they are.
+        return status;
     }
     let running = is_running(&status);
     let id = newest.map(|newest| newest.id.as_str()).unwrap_or_default();
@@ -365,9 +379,9 @@ fn has_begun(facts: &Facts<'_>, spec: &PodSpec) -> bool {
         || spec.containers.iter().any(|container| facts.seen.container(&container.name).is_some())
 }
 
-fn old_status<'a>(old: &'a PodStatus, name: &str, is_init: bool) -> Option<&'a ContainerStatus> {
-    let statuses = if is_init { &old.init_container_statuses } else { &old.container_statuses };
-    statuses.iter().flatten().find(|status| status.name == name)
+fn old_status<'a>(old: &'a PodStatus, name: &str) -> Option<&'a ContainerStatus> {
+    let lists = [&old.init_container_statuses, &old.container_statuses, &old.ephemeral_container_statuses];
+    lists.into_iter().flatten().flatten().find(|status| status.name == name)
 }
 
 fn default_reason(spec: &PodSpec) -> &'static str {
@@ -431,22 +445,6 @@ fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
         }
     };
     Some(mounts.iter().map(status).collect())
-}
-
-/// Ephemeral containers come when the pod runs already and can't be refused with it; so each says that it won't run.
-fn ephemeral(spec: &PodSpec) -> Option<Vec<ContainerStatus>> {
-    let containers = spec.ephemeral_containers.as_ref().filter(|containers| !containers.is_empty())?;
-    let refused = |container: &k8s_openapi::api::core::v1::EphemeralContainer| ContainerStatus {
-        name: container.name.clone(),
-        image: container.image.clone().unwrap_or_default(),
-        state: Some(waiting(
-            "PodFeatureUnsupported",
-            "spec.ephemeralContainers is not supported by this virtual node",
-        )),
-        last_state: Some(ContainerState::default()),
-        ..Default::default()
-    };
-    Some(containers.iter().map(refused).collect())
 }
 
 #[cfg(test)]

@@ -359,6 +359,8 @@ pub struct ContainerSpec {
     pub resources: Resources,
     /// Who it is and what it may.
     pub security: ContainerSecurity,
+    /// The container whose processes it sees as its own; `None`: as the pod's [`Namespaces`] say.
+    pub joins: Option<String>,
 }
 
 /// A folder or file of the machine, seen by a container.

@@ -13,11 +13,11 @@ use tokio::{sync::watch, time::Instant};
 use super::{
     Next, Shared, SyncError, Worker,
     hooks::{self, unwanted},
-    start::container_of,
     teardown::{LEAST_GRACE_SECONDS, grace_seconds},
 };
 use crate::{
     pod::{
+        ephemeral,
         events::Kind,
         lifecycle::{self, Kill},
         probe,
@@ -62,8 +62,8 @@ impl Worker {
         let mut endings = Vec::new();
         for kill in kills {
             self.memory.loops.killed(seen, &kill.name, &kill.id);
-            let own = container_of(pod, &kill.name)
-                .and_then(|container| probe::grace_seconds(container, kill.failed))
+            let own = ephemeral::named(pod, &kill.name)
+                .and_then(|container| probe::grace_seconds(&container, kill.failed))
                 .map(|seconds| seconds.max(0).unsigned_abs());
             endings.push(Ending {
                 name: kill.name.clone(),
@@ -136,8 +136,8 @@ impl Together<'_> {
         if let Some(pod) = self.pod {
             let recorder = &self.shared.recorder;
             recorder.container(pod, &ending.name, Kind::Normal, "Killing", &ending.message);
-            if let Some(container) = container_of(pod, &ending.name) {
-                self.pre_stop(pod, container, ending).await;
+            if let Some(container) = ephemeral::named(pod, &ending.name) {
+                self.pre_stop(pod, &container, ending).await;
             }
         }
         if let Some(others) = self.order.get(&ending.name) {

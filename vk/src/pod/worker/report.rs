@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::{SyncError, Worker};
 use crate::{
     pod::{
+        ephemeral,
         probe::Healths,
         status::{self, Facts},
     },
@@ -124,7 +125,6 @@ impl Worker {
 
     /// Adds containers' last words to how they ended.
     async fn with_messages(&self, pod: &Pod, mut seen: ObservedPod) -> ObservedPod {
-        let spec = pod.spec.as_ref();
         for container in &mut seen.containers {
             let State::Exited(exit) = &mut container.state else { continue };
             // History has the message already.
@@ -132,13 +132,9 @@ impl Worker {
                 continue;
             }
             let mut message = self.folder.termination_message(&container.name, container.attempt);
-            let policy = spec
-                .and_then(|spec| {
-                    let mut all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-                    all.find(|own| own.name == container.name)
-                })
-                .and_then(|own| own.termination_message_policy.as_deref());
-            if message.is_empty() && exit.code != 0 && policy == Some("FallbackToLogsOnError") {
+            let policy = ephemeral::named(pod, &container.name)
+                .and_then(|own| own.termination_message_policy.clone());
+            if message.is_empty() && exit.code != 0 && policy.as_deref() == Some("FallbackToLogsOnError") {
                 message = self.log_tail(&container.id).await;
             }
             exit.message = match (exit.message.is_empty(), message.is_empty()) {

@@ -12,7 +12,7 @@ use super::{Next, SyncError, Worker, report};
 use crate::{
     backoff::Backoff,
     pod::{
-        env,
+        env, ephemeral,
         events::Kind,
         lifecycle::Start,
         network, objects,
@@ -122,7 +122,7 @@ impl Worker {
         let mut failure = None;
         let mut again_in: Option<Duration> = None;
         // Nothing wakes us when one has started that others wait for.
-        let go_on = starts.iter().any(|start| container_of(pod, &start.name).is_some_and(is_sidecar));
+        let go_on = starts.iter().any(|start| ephemeral::named(pod, &start.name).is_some_and(|container| is_sidecar(&container)));
         for start in starts {
             if self.is_unwanted() {
                 return Ok(Next::Again);
@@ -158,7 +158,8 @@ impl Worker {
     }
 
     fn delay_after(&mut self, why: &Waiting, pod: &Pod, name: &str) -> Duration {
-        let image = container_of(pod, name).and_then(|container| container.image.clone()).unwrap_or_default();
+        let image =
+            ephemeral::named(pod, name).and_then(|container| container.image.clone()).unwrap_or_default();
         match (why.reason.as_str(), self.memory.pulls.get(&image)) {
             ("ErrImagePull", Some(_)) => SHOW_PULL_ERROR,
             ("ImagePullBackOff", Some(pull)) => pull.again_at.saturating_duration_since(Instant::now()),
@@ -174,7 +175,8 @@ impl Worker {
         start: &Start,
         permit: &mut Option<OwnedSemaphorePermit>,
     ) -> Result<(), NotStarted> {
-        let Some(container) = container_of(pod, &start.name) else { return Ok(()) };
+        let Some(container) = ephemeral::named(pod, &start.name) else { return Ok(()) };
+        let container = container.as_ref();
         let id = if let Some(id) = start.made.clone() {
             id
         } else {
@@ -245,6 +247,11 @@ impl Worker {
                 id.name, id.namespace, id.uid, container.name
             )));
         }
+        if let Some(target) = ephemeral::target(&pod_spec, &container.name)
+            && start.joins.is_none()
+        {
+            return Err(config_error(format!("unable to find target container {target}")));
+        }
         let settings = &self.shared.settings;
         let host_network = pod_spec.host_network.unwrap_or(false);
         let pod_ips = if host_network {
@@ -292,7 +299,8 @@ impl Worker {
 
         let sandbox_spec = self.sandbox_spec(pod, sandbox.attempt).await?;
         let memory = self.shared.machine_memory;
-        let made = spec::container(&pod_spec, container, start.attempt, image, env, mounts, &own, memory);
+        let mut made = spec::container(&pod_spec, container, start.attempt, image, env, mounts, &own, memory);
+        made.joins.clone_from(&start.joins);
         match runtime.create_container(&sandbox.id, &sandbox_spec, &made).await {
             Ok(id) => Ok(id),
             Err(ProviderError::Failed { message, .. }) => Err(waits("CreateContainerError", message)),
@@ -437,12 +445,4 @@ impl Worker {
 
 fn tell_failed(worker: &Worker, pod: &Pod, name: &str, message: &str) {
     worker.shared.recorder.container(pod, name, Kind::Warning, "Failed", &format!("Error: {message}"));
-}
-
-pub(super) fn container_of<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
-    let spec = pod.spec.as_ref()?;
-    spec.containers
-        .iter()
-        .chain(spec.init_containers.iter().flatten())
-        .find(|container| container.name == name)
 }

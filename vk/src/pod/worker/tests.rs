@@ -3,6 +3,7 @@
 pub(in crate::pod) mod fakes;
 mod hand_over;
 mod health;
+mod joining;
 
 use std::{sync::Arc, time::Duration};
 

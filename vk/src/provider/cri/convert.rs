@@ -101,6 +101,11 @@ pub(super) fn container_config(
     sandbox: &SandboxSpec,
     container: &ContainerSpec,
 ) -> wire::ContainerConfig {
+    let mut security = container_security(sandbox.namespaces, &container.security);
+    if let (Some(target), Some(options)) = (&container.joins, &mut security.namespace_options) {
+        options.pid = wire::NamespaceMode::Target.into();
+        options.target_id.clone_from(target);
+    }
     let mut labels: HashMap<String, String> = marks(node, &sandbox.pod).into_iter().collect();
     labels.insert(CONTAINER_NAME_LABEL.to_owned(), container.name.clone());
     wire::ContainerConfig {
@@ -128,7 +133,7 @@ pub(super) fn container_config(
         tty: container.tty,
         linux: Some(wire::LinuxContainerConfig {
             resources: Some(resources(&container.resources)),
-            security_context: Some(container_security(sandbox.namespaces, &container.security)),
+            security_context: Some(security),
         }),
         cdi_devices: Vec::new(),
         stop_signal: 0,

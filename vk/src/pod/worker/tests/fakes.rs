@@ -61,6 +61,8 @@ struct Machine {
     /// Exit codes of commands, 0 unless said otherwise; none: it hangs.
     commands: BTreeMap<String, Option<i32>>,
     graces: BTreeMap<String, u64>,
+    /// What containers were made from, by name.
+    specs: BTreeMap<String, ContainerSpec>,
     ids: u32,
     calls_left: Option<u32>,
 }
@@ -118,6 +120,11 @@ impl Runtime {
     /// What a command will do from now on.
     pub(in crate::pod) fn answer_with(&self, command: &str, code: Option<i32>) {
         self.lock().commands.insert(command.to_owned(), code);
+    }
+
+    /// What the newest container of this name was made from.
+    pub(super) fn spec(&self, name: &str) -> Option<ContainerSpec> {
+        self.lock().specs.get(name).cloned()
     }
 
     pub(super) fn grace(&self, name: &str) -> Option<u64> {
@@ -282,6 +289,7 @@ impl ContainerRuntime for Runtime {
         let made = {
             let mut machine = self.call("create_container");
             let id = machine.id("c");
+            machine.specs.insert(container.name.clone(), container.clone());
             let seen = machine.pods.get_mut(&sandbox.pod).expect("its sandbox is there");
             let same = |have: &Container| have.name == container.name && have.attempt == container.attempt;
             if seen.containers.iter().any(same) {

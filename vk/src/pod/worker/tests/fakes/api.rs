@@ -63,6 +63,15 @@ impl Api {
         cluster.put(uid, pod, "MODIFIED");
     }
 
+    /// Changes an object, as a user does.
+    pub(in crate::pod::worker::tests) fn change(&self, uid: &str, change: impl FnOnce(&mut Value)) {
+        let mut cluster = self.lock();
+        let mut pod = cluster.pods[uid].clone();
+        change(&mut pod);
+        pod["metadata"]["generation"] = json!(pod["metadata"]["generation"].as_i64().unwrap_or(0) + 1);
+        cluster.put(uid, pod, "MODIFIED");
+    }
+
     /// A forced deletion: the object is gone at once.
     pub(in crate::pod::worker::tests) fn vanish(&self, uid: &str) {
         self.lock().remove(uid);
