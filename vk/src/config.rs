@@ -14,6 +14,7 @@ use k8s_openapi::{api::core::v1::Taint, apimachinery::pkg::api::resource::Quanti
 
 use crate::{args::Args, node::pressure::Thresholds, provider::cri::CriConfig};
 
+mod devices;
 mod file;
 mod nodes;
 pub mod reload;

@@ -4,11 +4,15 @@
 //! kept on disk but the pods' own files: after a restart everything follows from the API server and the provider's complete list.
 //! Only what the provider marks as this node's and what no complete list of the API server has is ever cleaned up.
 
+mod access;
 mod admission;
+mod allocation;
+mod devices;
 mod env;
 mod ephemeral;
 mod events;
 mod files;
+mod ledger;
 mod lifecycle;
 mod network;
 mod objects;
@@ -22,7 +26,7 @@ mod store;
 mod volumes;
 mod worker;
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::Pod;
 
@@ -43,6 +47,8 @@ pub struct Settings {
     pub resolv_conf: PathBuf,
     /// Folder for volumes; on the machine that the pods run on.
     pub root_dir: PathBuf,
+    /// CDI names of the devices that the node offers, by resource.
+    pub devices: BTreeMap<String, Vec<String>>,
     /// How many pods may be started or removed at a time.
     pub concurrent_changes: usize,
     /// How often the provider's complete list is read, although its news should tell everything.
@@ -61,6 +67,7 @@ impl Settings {
             cluster_domain: "cluster.local".to_owned(),
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
             root_dir: PathBuf::from("/var/lib/spillway-vk"),
+            devices: BTreeMap::new(),
             concurrent_changes: 8,
             relist: Duration::from_secs(30),
             lead: Lead::always(),

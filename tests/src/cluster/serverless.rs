@@ -16,6 +16,15 @@ use super::{
 };
 use crate::{Fatal, image::Image};
 
+/// Two devices that pods may ask for: `/dev/null` under other names.
+const HARMLESS_DEVICES: &str = r#"{ "cdiVersion": "0.6.0", "kind": "spillway.test/null", "devices": [
+    { "name": "0", "containerEdits": { "env": ["SPILLWAY_NULL=0"],
+        "deviceNodes": [{ "path": "/dev/spillway-null0", "hostPath": "/dev/null", "type": "c", "major": 1, "minor": 3 }] } },
+    { "name": "1", "containerEdits": { "env": ["SPILLWAY_NULL=1"],
+        "deviceNodes": [{ "path": "/dev/spillway-null1", "hostPath": "/dev/null", "type": "c", "major": 1, "minor": 3 }] } }
+] }
+"#;
+
 /// A serverless runtime as it shall be.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -49,6 +58,7 @@ pub(super) fn start(
     let etc = machine.path("/etc/spillway");
     write(&etc.join("bootstrap.kubeconfig"), &pki.bootstrap_kubeconfig(BOOTSTRAP_TOKEN, SERVER)?)?;
     write(&etc.join("vk.yaml"), &configuration(cluster, options, index))?;
+    write(&machine.path("/etc/cdi/spillway-test.json"), HARMLESS_DEVICES)?;
     let unit = crate::repository().join("deploy/systemd/spillway-vk.service");
     let text = fs::read_to_string(&unit).with_context(|| format!("can't read {}", unit.display()))?;
     let (mut arguments, environment) = exec_start(&text).with_context(|| format!("in {}", unit.display()))?;
@@ -86,6 +96,7 @@ capacity: {{cpu: \"1000\", memory: 4Ti, pods: \"{pods}\", ephemeral-storage: 10T
 evictionHard: {{}}
 cri:
   cgroupRoot: {cgroup_root}
+  devices: {{spillway.test/null: [spillway.test/null=0, spillway.test/null=1]}}
 "
     )
 }

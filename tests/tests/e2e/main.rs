@@ -27,6 +27,7 @@ mod vk_conformance;
 mod vk_health;
 mod vk_metrics;
 mod vk_node;
+mod vk_pods;
 
 use std::process::ExitCode;
 
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         vk_conformance::TESTS,
         vk_node::TESTS,
         vk_metrics::TESTS,
+        vk_pods::TESTS,
         main_job::TESTS,
         usage::TESTS,
         recovery::TESTS,

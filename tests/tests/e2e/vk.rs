@@ -252,7 +252,7 @@ fn what_is_not_supported_is_refused(pool: &Pool) -> anyhow::Result<()> {
             "device",
             container(", resources: {limits: {nvidia.com/gpu: '1'}}"),
             "OutOfnvidia.com/gpu",
-            "spec.containers[0].resources",
+            "nvidia.com/gpu, requested: 1",
         ),
     ] {
         namespace.pod(pod, &format!("{ON_VIRTUAL}{spec}"))?;

@@ -7,7 +7,7 @@ use k8s_openapi::{api::core::v1::Taint, apimachinery::pkg::api::resource::Quanti
 
 use super::{
     Config, ConfigError, IdentityConfig, KubeletApiConfig, LeaderElection, NodeConfig, ProviderConfig,
-    ServingSource,
+    ServingSource, devices,
     file::{self, File, FileNode},
     is_dns_subdomain, read,
 };
@@ -69,6 +69,13 @@ pub(super) fn check_together(configs: &[Config]) -> Result<(), ConfigError> {
                 )));
             }
             if let (ProviderConfig::Cri(one), ProviderConfig::Cri(other)) = (&one.provider, &other.provider)
+                && let Some(device) = devices::shared(&one.devices, &other.devices)
+            {
+                return Err(ConfigError::Value(format!(
+                    "nodes {before:?} and {name:?} both offer device {device:?}: it goes to one container only, so list it once"
+                )));
+            }
+            if let (ProviderConfig::Cri(one), ProviderConfig::Cri(other)) = (&one.provider, &other.provider)
                 && one.cgroup_root == other.cgroup_root
             {
                 return Err(ConfigError::Value(format!(
@@ -97,6 +104,9 @@ impl Base<'_> {
         let mut capacity = merged(&file.capacity, &entry.capacity);
         if let Some(pods) = entry.max_pods.or(args.max_pods).or(file.max_pods) {
             capacity.insert("pods".to_owned(), Quantity(pods.to_string()));
+        }
+        if let ProviderConfig::Cri(settings) = &provider {
+            devices::offer(&settings.devices, &mut capacity)?;
         }
         let own_folder = |folder: PathBuf| if self.several { folder.join(&name) } else { folder };
         let port = entry.kubelet_port.unwrap_or(args.kubelet_port);

@@ -1,7 +1,7 @@
 //! What the virtual node does not do, said before anything is started. A pod that asks for it is refused as a kubelet refuses: phase
 //! Failed, a reason, a message that names the field, an event. Nothing that a pod asks for is silently left out.
 
-use k8s_openapi::api::core::v1::{Container, EnvVarSource, Pod, PodSpec, Volume, VolumeProjection};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume, VolumeProjection};
 
 /// Why a pod can't be here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,7 +95,6 @@ fn pod_fields(spec: &PodSpec) -> Option<Refusal> {
     let cases = [
         (spec.host_users == Some(false), "spec.hostUsers: false"),
         (spec.resource_claims.as_ref().is_some_and(|claims| !claims.is_empty()), "spec.resourceClaims"),
-        (spec.resources.is_some(), "spec.resources"),
         (
             context.is_some_and(|context| context.windows_options.is_some()),
             "spec.securityContext.windowsOptions",
@@ -168,21 +167,13 @@ fn container(path: &str, container: &Container) -> Option<Refusal> {
     if let Some((_, field)) = cases.into_iter().find(|(asked, _)| *asked) {
         return Some(unsupported(&format!("{path}.{field}")));
     }
-    resources(path, container).or_else(|| mounts(path, container)).or_else(|| variables(path, container))
+    resources(path, container).or_else(|| mounts(path, container))
 }
 
 fn resources(path: &str, container: &Container) -> Option<Refusal> {
     let resources = container.resources.as_ref()?;
     if resources.claims.as_ref().is_some_and(|claims| !claims.is_empty()) {
         return Some(unsupported(&format!("{path}.resources.claims")));
-    }
-    let known = ["cpu", "memory", "ephemeral-storage"];
-    let asked = resources.limits.iter().chain(resources.requests.iter()).flatten();
-    if let Some((name, amount)) = asked.clone().find(|(name, _)| !known.contains(&name.as_str())) {
-        return Some(Refusal {
-            reason: format!("OutOf{name}"),
-            message: format!("{path}.resources: this node has no {name}, requested: {}", amount.0),
-        });
     }
     let limited = resources.limits.as_ref().is_some_and(|limits| limits.contains_key("ephemeral-storage"));
     limited.then(|| unsupported(&format!("{path}.resources.limits.ephemeral-storage")))
@@ -192,14 +183,6 @@ fn mounts(path: &str, container: &Container) -> Option<Refusal> {
     container.volume_mounts.iter().flatten().enumerate().find_map(|(n, mount)| {
         let enabled = mount.recursive_read_only.as_deref() == Some("Enabled");
         enabled.then(|| unsupported(&format!("{path}.volumeMounts[{n}].recursiveReadOnly: Enabled")))
-    })
-}
-
-fn variables(path: &str, container: &Container) -> Option<Refusal> {
-    let of_file = |source: &EnvVarSource| source.file_key_ref.is_some();
-    container.env.iter().flatten().enumerate().find_map(|(n, variable)| {
-        let asked = variable.value_from.as_ref().is_some_and(of_file);
-        asked.then(|| unsupported(&format!("{path}.env[{n}].valueFrom.fileKeyRef")))
     })
 }
 
@@ -241,26 +224,16 @@ mod tests {
         );
         check(json!({ "hostUsers": false }), unsupported, "spec.hostUsers");
         check(json!({ "resourceClaims": [{ "name": "x" }] }), unsupported, "spec.resourceClaims");
-        check(json!({ "resources": { "limits": { "cpu": "1" } } }), unsupported, "spec.resources");
         check(
             with("lifecycle", json!({ "stopSignal": "SIGUSR1" })),
             unsupported,
             "spec.containers[0].lifecycle.stopSignal",
         );
         check(
-            with("resources", json!({ "limits": { "nvidia.com/gpu": "1" } })),
-            "OutOfnvidia.com/gpu",
-            "spec.containers[0].resources",
-        );
-        check(
             with("resources", json!({ "limits": { "ephemeral-storage": "1Gi" } })),
             unsupported,
             "spec.containers[0].resources.limits.ephemeral-storage",
         );
-        let of_file = json!([{ "name": "X", "valueFrom": {
-            "fileKeyRef": { "volumeName": "v", "path": "p", "key": "k" },
-        } }]);
-        check(with("env", of_file), unsupported, "spec.containers[0].env[0].valueFrom.fileKeyRef");
         for (source, field) in [
             (json!({ "persistentVolumeClaim": { "claimName": "x" } }), "persistentVolumeClaim"),
             (json!({ "nfs": { "server": "s", "path": "/" } }), "nfs"),
@@ -299,14 +272,16 @@ mod tests {
     #[test]
     fn what_works_is_admitted() {
         let spec = json!({
-            "os": { "name": "linux" }, "hostPID": true, "runtimeClassName": "gvisor",
+            "os": { "name": "linux" }, "resources": { "limits": { "cpu": "1" } }, "hostPID": true, "runtimeClassName": "gvisor",
             "securityContext": { "sysctls": [{ "name": "net.ipv4.tcp_syncookies", "value": "1" }], "fsGroup": 1 },
             "initContainers": [
                 { "name": "i" },
                 { "name": "s", "restartPolicy": "Always", "startupProbe": { "tcpSocket": { "port": 1 } } },
             ],
             "containers": [{
-                "name": "c", "ports": [{ "containerPort": 1, "hostPort": 2 }],
+                "name": "c", "env": [{ "name": "X", "valueFrom": {
+                    "fileKeyRef": { "volumeName": "e", "path": "p", "key": "k" } } }],
+                "ports": [{ "containerPort": 1, "hostPort": 2 }],
                 "livenessProbe": { "exec": { "command": ["true"] } },
                 "readinessProbe": { "grpc": { "port": 1 } },
                 "lifecycle": { "preStop": { "sleep": { "seconds": 1 } } },

@@ -1,8 +1,10 @@
 //! The environment of a container: values, references, expansion. Pure; what references lead to is fetched elsewhere.
 
+pub(crate) mod file;
+
 use std::{collections::BTreeMap, net::IpAddr};
 
-use k8s_openapi::api::core::v1::{Container, EnvVarSource, Pod, Service};
+use k8s_openapi::api::core::v1::{Container, EnvVarSource, FileKeySelector, Pod, Service};
 
 use super::{
     objects::{Missing, Objects},
@@ -18,6 +20,8 @@ pub(crate) struct Runtime {
     pub(crate) pod_ips: Vec<IpAddr>,
     /// What the node has for pods.
     pub(crate) allocatable: Amounts,
+    /// Files of variables, by volume and path.
+    pub(crate) env_files: BTreeMap<(String, String), Result<String, String>>,
 }
 
 /// Why a container has no environment (yet). The text is what its status says.
@@ -125,7 +129,27 @@ fn reference(
             value => Ok(value),
         };
     }
+    if let Some(selector) = &source.file_key_ref {
+        return of_file(selector, runtime).map_err(EnvError::Field);
+    }
     Err(EnvError::Field("the variable's source is not supported".to_owned()))
+}
+
+/// What a `fileKeyRef` reads. As with a kubelet, only the key is optional.
+fn of_file(selector: &FileKeySelector, runtime: &Runtime) -> Result<Option<String>, String> {
+    let FileKeySelector { key, path, volume_name, .. } = selector;
+    let text = runtime
+        .env_files
+        .get(&(volume_name.clone(), path.clone()))
+        .ok_or_else(|| format!("cannot find the volume {volume_name:?} referenced by FileKeyRef"))?;
+    // What is wrong with it is said in the log: the file may hold secrets.
+    let value = text.as_deref().ok().and_then(|text| file::value(text, key).ok());
+    match value.ok_or("couldn't parse env file")? {
+        None if !selector.optional.unwrap_or(false) => {
+            Err(format!("environment variable key {key:?} not found in file {path:?}"))
+        }
+        value => Ok(value),
+    }
 }
 
 /// What a `fieldRef` reads.

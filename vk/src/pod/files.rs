@@ -66,6 +66,11 @@ impl PodFolder {
         Self { path: root.join("pods").join(uid) }
     }
 
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     fn volume(&self, name: &str) -> PathBuf {
         self.path.join("volumes").join(name)
     }

@@ -49,8 +49,8 @@ pub(crate) struct Kill {
     pub(crate) id: String,
     /// A kubelet's text for the event.
     pub(crate) message: String,
-    /// What it has failed.
-    pub(crate) failed: Kind,
+    /// What it has failed; `None`: nothing.
+    pub(crate) failed: Option<Kind>,
 }
 
 /// A container in a crash loop.
@@ -200,6 +200,7 @@ fn remembered(status: &ContainerStatus, attempt: u32) -> Option<observed::Contai
         image: status.image.clone(),
         image_id: status.image_id.clone(),
         user: None,
+        resources: None,
     })
 }
 
@@ -406,7 +407,7 @@ impl<'a> Planner<'a> {
             (false, Some("Never")) => format!("Container {} failed {probe} probe", container.name),
             (false, _) => format!("Container {} failed {probe} probe, will be restarted", container.name),
         };
-        Kill { name: container.name.clone(), id: run.id.clone(), message, failed }
+        Kill { name: container.name.clone(), id: run.id.clone(), message, failed: Some(failed) }
     }
 }
 

@@ -20,9 +20,6 @@ use kube::{Api, Client, api::PostParams};
 
 use super::resources::Amounts;
 
-/// How old the node's allocatable may be.
-const NODE_AGE: Duration = Duration::from_mins(1);
-
 /// Why an object is not to be had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Missing {
@@ -185,10 +182,10 @@ impl Reader {
         Ok(Token { text: status.token, requested_at, expires_at: status.expiration_timestamp.0 })
     }
 
-    /// What the node has for pods.
-    pub(crate) async fn allocatable(&self, node: &str) -> Result<Amounts, kube::Error> {
+    /// What the node has for pods, as of so long ago at most.
+    pub(crate) async fn allocatable(&self, node: &str, age: Duration) -> Result<Amounts, kube::Error> {
         if let Some((at, amounts)) = &*self.node.lock().unwrap_or_else(PoisonError::into_inner)
-            && at.elapsed() < NODE_AGE
+            && at.elapsed() < age
         {
             return Ok(amounts.clone());
         }

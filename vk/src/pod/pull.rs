@@ -57,6 +57,55 @@ impl Entry {
     }
 }
 
+/// Why a text names no image, in the words of the reference library that kubelets use.
+pub(crate) fn invalid_name(image: &str) -> Option<String> {
+    let wrong = |why: &str| Some(format!("couldn't parse image name {image:?}: {why}"));
+    let (rest, digest) = match image.split_once('@') {
+        Some((rest, digest)) => (rest, Some(digest)),
+        None => (image, None),
+    };
+    let hex = |text: &str| text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    if image.len() == 64 && hex(image) {
+        return wrong(&format!(
+            "invalid repository name ({image}), cannot specify 64-byte hexadecimal strings"
+        ));
+    }
+    let digest_holds = digest.is_none_or(|digest| {
+        digest.split_once(':').is_some_and(|(algorithm, value)| {
+            algorithm.starts_with(|c: char| c.is_ascii_alphabetic()) && value.len() >= 32 && hex(value)
+        })
+    });
+    let (name, tag) = match rest.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
+        _ => (rest, None),
+    };
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let tag_holds = tag.is_none_or(|tag| {
+        tag.starts_with(word) && tag.len() <= 128 && tag.chars().all(|c| word(c) || matches!(c, '.' | '-'))
+    });
+    let (host, path) = split(name);
+    let host_holds = !host.is_empty()
+        && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-:[]_".contains(&byte));
+    if path.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        return wrong(&format!("invalid reference format: repository name ({path}) must be lowercase"));
+    }
+    if !digest_holds || !tag_holds || !host_holds || name.is_empty() || name.len() > 255 {
+        return wrong("invalid reference format");
+    }
+    if path.split('/').all(is_path_component) { None } else { wrong("invalid reference format") }
+}
+
+/// Letters and digits, with single separators between them.
+fn is_path_component(text: &str) -> bool {
+    let end = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    let separated = text.split(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit());
+    end(text.chars().next())
+        && end(text.chars().next_back())
+        && separated
+            .into_iter()
+            .all(|gap| matches!(gap, "" | "." | "_" | "__") || gap.bytes().all(|byte| byte == b'-'))
+}
+
 /// Registry and path of an image's name: the first part is a registry if it looks like a host.
 fn split(image: &str) -> (String, String) {
     match image.split_once('/') {
@@ -97,6 +146,44 @@ mod tests {
         let data = [(".dockerconfigjson".to_owned(), ByteString(config.to_string().into_bytes()))];
         let secret = Secret { data: Some(data.into()), ..Default::default() };
         credentials(&secret, image).into_iter().map(|c| format!("{}:{}", c.username, c.password)).collect()
+    }
+
+    #[test]
+    fn names_that_no_registry_knows_are_told_at_once() {
+        let digest = format!("busybox@sha256:{}", "a".repeat(64));
+        for image in [
+            "busybox",
+            "busybox:1.36",
+            "r.example.com:5000/a/b-c_d.e:v1",
+            "localhost/x",
+            &digest,
+            "a--b/c__d",
+            "registry.k8s.io/e2e-test-images/agnhost:2.56",
+            "spillway.test/busybox:dev",
+        ] {
+            assert_eq!(invalid_name(image), None, "{image}");
+        }
+        for image in [
+            "",
+            ":",
+            "a:",
+            "a b",
+            "a//b",
+            "-a",
+            "a_",
+            "a___b",
+            "x/a..b",
+            "busybox@sha256:1",
+            "a:b:c",
+            "http://a/b",
+        ] {
+            let said = invalid_name(image).unwrap_or_else(|| panic!("{image} passes"));
+            assert_eq!(said, format!("couldn't parse image name {image:?}: invalid reference format"));
+        }
+        assert!(
+            invalid_name("BusyBox").unwrap().ends_with("repository name (library/BusyBox) must be lowercase")
+        );
+        assert!(invalid_name(&"a".repeat(64)).is_some());
     }
 
     #[test]

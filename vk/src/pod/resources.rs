@@ -1,14 +1,16 @@
 //! Quantities, quality of service, and what they mean for cgroups. Pure; the numbers are a kubelet's (`pkg/kubelet/cm/helpers_linux.go`,
 //! `pkg/kubelet/qos/policy.go`), so that a pod weighs the same on every node of the cluster.
 
+mod limits;
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
-    api::core::v1::{Container, Pod, PodSpec, ResourceFieldSelector, ResourceRequirements},
+    api::core::v1::{Container, Pod, ResourceFieldSelector, ResourceRequirements},
     apimachinery::pkg::api::resource::Quantity,
 };
 
-use crate::provider::runtime::{CPU_PERIOD_US, PodCgroup, QosClass, Resources};
+pub(crate) use limits::{container, pod, qos, request};
 
 /// Reads a quantity in some unit.
 type Unit = fn(&Quantity) -> Option<i64>;
@@ -16,9 +18,6 @@ type Unit = fn(&Quantity) -> Option<i64>;
 /// Amounts by resource name.
 pub(crate) type Amounts = BTreeMap<String, Quantity>;
 
-const MIN_SHARES: i64 = 2;
-const MAX_SHARES: i64 = 262_144;
-const MIN_QUOTA_US: i64 = 1000;
 const NANO: i128 = 1_000_000_000;
 
 /// A quantity in thousandths, rounded up. `None`: it is none, or too big.
@@ -85,96 +84,19 @@ fn limits(resources: Option<&ResourceRequirements>) -> Option<&Amounts> {
     resources.and_then(|resources| resources.limits.as_ref())
 }
 
-/// Class by what containers ask for, as `GetPodQOS` decides.
-pub(crate) fn qos(spec: &PodSpec) -> QosClass {
-    let containers = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    let kinds: [(&str, Unit); 2] = [("cpu", milli), ("memory", whole)];
-    let mut any = false;
-    let mut guaranteed = true;
-    for container in containers() {
-        for (name, unit) in kinds {
-            let request = amount(requests(container.resources.as_ref()), name, unit);
-            let limit = amount(limits(container.resources.as_ref()), name, unit);
-            any |= request != 0 || limit != 0;
-            guaranteed &= limit != 0 && (request == 0 || request == limit);
-        }
-    }
-    match (any, guaranteed) {
-        (false, _) => QosClass::BestEffort,
-        (true, true) => QosClass::Guaranteed,
-        (true, false) => QosClass::Burstable,
-    }
+/// Thousandths as Kubernetes writes them.
+pub(crate) fn of_milli(value: i64) -> Quantity {
+    Quantity(if value % 1000 == 0 { (value / 1000).to_string() } else { format!("{value}m") })
 }
 
-/// Limits of one container on a machine with so much memory.
-pub(crate) fn container(spec: &PodSpec, container: &Container, machine_memory: i64) -> Resources {
-    let requests = requests(container.resources.as_ref());
-    let limits = limits(container.resources.as_ref());
-    let cpu_limit = amount(limits, "cpu", milli);
-    // A limit without a request is a request, too.
-    let cpu_request = match amount(requests, "cpu", milli) {
-        0 => cpu_limit,
-        request => request,
-    };
-    let memory_limit = amount(limits, "memory", whole);
-    let memory_request = match amount(requests, "memory", whole) {
-        0 => memory_limit,
-        request => request,
-    };
-    Resources {
-        cpu_shares: shares(cpu_request),
-        cpu_quota_us: quota(cpu_limit),
-        memory_bytes: (memory_limit > 0).then_some(memory_limit),
-        oom_score_adj: oom_score(qos(spec), memory_request, machine_memory),
-    }
-}
-
-/// Class and limits of the whole pod. A limit holds only where every container has one.
-pub(crate) fn pod(spec: &PodSpec) -> PodCgroup {
-    let sum = |of: fn(Option<&ResourceRequirements>) -> Option<&Amounts>, name: &str, unit: Unit| {
-        let one = |container: &Container| amount(of(container.resources.as_ref()), name, unit);
-        let running: i64 = spec.containers.iter().map(one).sum();
-        // Init containers run one at a time, before the others.
-        let initial = spec.init_containers.iter().flatten().map(one).max().unwrap_or(0);
-        running.max(initial) + amount(spec.overhead.as_ref(), name, unit)
-    };
-    let all_have = |name: &str| {
-        spec.containers
-            .iter()
-            .all(|container| limits(container.resources.as_ref()).is_some_and(|l| l.contains_key(name)))
-    };
-    let qos = qos(spec);
-    let cpu_request = match qos {
-        QosClass::BestEffort => 0,
-        QosClass::Guaranteed => sum(limits, "cpu", milli),
-        QosClass::Burstable => sum(requests, "cpu", milli),
-    };
-    let limits = Resources {
-        cpu_shares: shares(cpu_request),
-        cpu_quota_us: all_have("cpu").then(|| quota(sum(limits, "cpu", milli))).flatten(),
-        memory_bytes: all_have("memory").then(|| sum(limits, "memory", whole)).filter(|bytes| *bytes > 0),
-        oom_score_adj: 0,
-    };
-    PodCgroup { qos, limits }
-}
-
-fn shares(milli_cpu: i64) -> u64 {
-    (milli_cpu.saturating_mul(1024) / 1000).clamp(MIN_SHARES, MAX_SHARES).unsigned_abs()
-}
-
-fn quota(milli_cpu: i64) -> Option<i64> {
-    (milli_cpu > 0).then(|| (milli_cpu.saturating_mul(CPU_PERIOD_US) / 1000).max(MIN_QUOTA_US))
-}
-
-fn oom_score(qos: QosClass, memory_request: i64, machine_memory: i64) -> i64 {
-    match qos {
-        QosClass::Guaranteed => -997,
-        QosClass::BestEffort => 1000,
-        // The more of the machine's memory it asked for, the later it dies; never before Guaranteed, never after BestEffort.
-        QosClass::Burstable => {
-            (1000 - memory_request.saturating_mul(1000) / machine_memory.max(1)).clamp(3, 999)
-        }
-    }
+/// Bytes as Kubernetes writes them: in the largest unit that divides them.
+pub(crate) fn of_bytes(value: i64) -> Quantity {
+    let units = [(60, "Ei"), (50, "Pi"), (40, "Ti"), (30, "Gi"), (20, "Mi"), (10, "Ki")];
+    let unit = units.into_iter().find(|(bits, _)| value != 0 && value % (1_i64 << bits) == 0);
+    Quantity(match unit {
+        Some((bits, suffix)) => format!("{}{suffix}", value >> bits),
+        None => value.to_string(),
+    })
 }
 
 /// What a `resourceFieldRef` reads. Limits that are not set are the node's allocatable.
@@ -220,15 +142,6 @@ mod tests {
 
     use super::*;
 
-    fn spec(resources: &[serde_json::Value]) -> PodSpec {
-        let containers: Vec<_> = resources
-            .iter()
-            .enumerate()
-            .map(|(n, resources)| json!({ "name": format!("c{n}"), "resources": resources }))
-            .collect();
-        serde_json::from_value(json!({ "containers": containers })).unwrap()
-    }
-
     #[test]
     fn quantities_are_read_as_kubernetes_writes_them() {
         let check = |text: &str, expected_milli: Option<i64>, expected_whole: Option<i64>| {
@@ -249,45 +162,21 @@ mod tests {
     }
 
     #[test]
-    fn classes_follow_what_containers_ask_for() {
-        let check = |resources: &[serde_json::Value], expected| assert_eq!(qos(&spec(resources)), expected);
-        let both = json!({ "limits": { "cpu": "1", "memory": "1Gi" } });
-        check(&[json!({})], QosClass::BestEffort);
-        check(&[json!({ "limits": { "nvidia.com/gpu": "1" } })], QosClass::BestEffort);
-        check(std::slice::from_ref(&both), QosClass::Guaranteed);
-        check(&[both.clone(), json!({})], QosClass::Burstable);
-        check(&[json!({ "limits": both["limits"], "requests": { "cpu": "500m" } })], QosClass::Burstable);
-        check(&[json!({ "requests": { "memory": "1Mi" } })], QosClass::Burstable);
-    }
-
-    #[test]
-    fn limits_become_cgroup_numbers() {
-        let spec = spec(&[
-            json!({ "requests": { "cpu": "250m", "memory": "1Gi" }, "limits": { "cpu": "500m", "memory": "2Gi" } }),
-            json!({ "limits": { "cpu": "1m" } }),
-        ]);
-        let one = container(&spec, &spec.containers[0], 4 << 30);
-        assert_eq!(
-            one,
-            Resources {
-                cpu_shares: 256,
-                cpu_quota_us: Some(50_000),
-                memory_bytes: Some(2 << 30),
-                oom_score_adj: 750
-            }
-        );
-        let two = container(&spec, &spec.containers[1], 4 << 30);
-        assert_eq!((two.cpu_shares, two.cpu_quota_us), (2, Some(1000)));
-        let whole_pod = pod(&spec);
-        assert_eq!(whole_pod.limits.cpu_quota_us, Some(50_100));
-        assert_eq!(whole_pod.limits.memory_bytes, None, "one container has no memory limit");
+    fn amounts_are_written_as_kubernetes_does() {
+        let check = |quantity: Quantity, expected: &str| assert_eq!(quantity.0, expected);
+        check(of_milli(1500), "1500m");
+        check(of_milli(2000), "2");
+        check(of_bytes(35 << 20), "35Mi");
+        check(of_bytes(1025), "1025");
+        check(of_bytes(0), "0");
     }
 
     #[test]
     fn resource_fields_round_up_and_default_to_the_node() {
-        let pod: Pod =
-            serde_json::from_value(json!({ "spec": spec(&[json!({ "limits": { "cpu": "1200m" } })]) }))
-                .unwrap();
+        let pod: Pod = serde_json::from_value(json!({ "spec": { "containers": [
+                { "name": "c0", "resources": { "limits": { "cpu": "1200m" } } },
+            ] } }))
+        .unwrap();
         let own = &pod.spec.as_ref().unwrap().containers[0];
         let allocatable = Amounts::from([("memory".to_owned(), Quantity("4Gi".to_owned()))]);
         let check = |selector: serde_json::Value| {

@@ -21,8 +21,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::{
-    Pods, PodsError, events, files,
+    Pods, PodsError,
+    access::Access,
+    devices::Devices,
+    events, files,
+    ledger::{Ledger, Need},
     objects::Reader,
+    status,
     worker::{Entry, Shared, Worker},
 };
 use crate::{
@@ -83,6 +88,9 @@ impl Pods {
             recorder,
             services,
             changes: Arc::new(Semaphore::new(self.settings.concurrent_changes.max(1))),
+            access: Access::new(root),
+            devices: Devices::new(self.settings.devices.clone(), &self.settings.root_dir),
+            ledger: Ledger::default(),
             pulls: std::sync::Mutex::default(),
             scheme,
             machine_memory: machine_memory(),
@@ -184,6 +192,15 @@ impl Crew {
     }
 
     fn put(&mut self, pod: Pod) {
+        // What was taken in before we were here has its share, although its worker has not begun yet.
+        let started = pod.status.as_ref().is_some_and(|status| status.start_time.is_some());
+        if let (Some(uid), Some(spec)) = (&pod.metadata.uid, &pod.spec)
+            && started
+            && !status::is_terminal(pod.status.as_ref())
+            && self.pods.store.get(uid).is_none()
+        {
+            self.shared.ledger.hold(uid, Need::of(spec));
+        }
         if let Some(entry) = self.pods.store.put(pod) {
             self.hire(entry);
         }
@@ -246,6 +263,7 @@ impl Crew {
             Ok((id, Done::Worker(uid))) => {
                 self.uids.remove(&id);
                 self.pods.store.remove(&uid);
+                self.shared.free(&uid);
                 Ok(())
             }
             Ok((_, Done::Part(name))) => Err(PodsError::Ended(name)),
@@ -321,7 +339,10 @@ async fn listen(provider: Provider, tell: mpsc::Sender<News>, every: Duration) -
                 () = &mut relist => {
                     relist.set(tokio::time::sleep(delays.next().unwrap_or(every)));
                     match list(&provider).await {
-                        Ok(listed) => News::Listed(listed),
+                        Ok(listed) => {
+                            tend(&provider, &listed).await;
+                            News::Listed(listed)
+                        }
                         Err(error) => {
                             tracing::warn!(%error, "the provider's pods can't be listed");
                             continue;
@@ -358,6 +379,16 @@ async fn list(provider: &Provider) -> Result<Listed, ProviderError> {
     match provider {
         Provider::Runtime(runtime) => runtime.list().await,
         Provider::PodService(service) => service.list().await,
+    }
+}
+
+async fn tend(provider: &Provider, listed: &Listed) {
+    let Provider::Runtime(runtime) = provider else { return };
+    if let Err(error) = runtime.tend(listed).await {
+        tracing::warn!(
+            error = super::worker::chain(&error),
+            "the provider's housekeeping failed; it is tried again"
+        );
     }
 }
 

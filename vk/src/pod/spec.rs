@@ -292,6 +292,7 @@ pub(crate) fn container(
         resources: resources::container(spec, container, machine_memory),
         security: security(spec, container),
         joins: None,
+        devices: Vec::new(),
     }
 }
 

@@ -2,6 +2,7 @@
 //! (`generateAPIPodStatus` in `pkg/kubelet/kubelet_pods.go`, conditions in `pkg/kubelet/status/generate.go`). Pure.
 
 mod conditions;
+mod given;
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -12,7 +13,7 @@ use k8s_openapi::{
         ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodIP, PodSpec, PodStatus,
         VolumeMountStatus,
     },
-    apimachinery::pkg::apis::meta::v1::Time,
+    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::Time},
 };
 
 use super::{
@@ -21,6 +22,7 @@ use super::{
     resources,
 };
 use crate::provider::observed::{self, ObservedPod, State};
+pub(crate) use given::{Note, Resize};
 
 /// Why a container does not run (yet).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +52,10 @@ pub(crate) struct Facts<'a> {
     pub(crate) waiting: &'a BTreeMap<String, Waiting>,
     /// What probes say; `None`: the provider looks after them itself, and what it calls running is ready.
     pub(crate) healths: Option<&'a Healths>,
+    /// How a resize stands.
+    pub(crate) resize: &'a Resize,
+    /// Memory that containers were made to ask for, by name; no runtime knows it.
+    pub(crate) memory_requests: &'a BTreeMap<String, Quantity>,
     /// The machine's addresses.
     pub(crate) host_ips: &'a [IpAddr],
     /// `containerd` in `containerd://ID`.
@@ -130,7 +136,7 @@ pub(crate) fn build(facts: &Facts<'_>) -> PodStatus {
 
 /// Whether a condition of this type is written here.
 pub(crate) fn is_own_condition(kind: &str) -> bool {
-    conditions::OWN.contains(&kind)
+    conditions::OWN.contains(&kind) || given::CONDITIONS.contains(&kind)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -319,7 +325,8 @@ fn container_status(
         status.state = Some(state(newest, facts.scheme));
         status.allocated_resources =
             container.resources.as_ref().and_then(|resources| resources.requests.clone());
-        status.resources = Some(container.resources.clone().unwrap_or_default());
+        status.resources =
+            Some(given::resources(container, newest, facts.memory_requests.get(&container.name)));
         status.user = newest.user.as_ref().map(user);
         if let Some(previous) = seen.next() {
             status.last_state = Some(state(previous, facts.scheme));
@@ -344,7 +351,11 @@ fn container_status(
         }
         status.state = Some(waiting(&why.reason, &why.message));
     }
-    if facts.ended && ended_in(status.state.as_ref()).is_none() && has_begun(facts, spec) && kind == Kind::Main {
+    if facts.ended
+        && ended_in(status.state.as_ref()).is_none()
+        && has_begun(facts, spec)
+        && kind == Kind::Main
+    {
         status.state = Some(ContainerState {
             terminated: Some(ContainerStateTerminated {
                 exit_code: 137,

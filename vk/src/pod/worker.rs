@@ -5,7 +5,9 @@
 
 mod ending;
 mod hooks;
+mod images;
 mod report;
+mod resize;
 mod service;
 mod start;
 mod teardown;
@@ -26,9 +28,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Settings,
+    access::Access,
     admission::Refusal,
+    devices::Devices,
     events::{Kind, Recorder},
     files::{FilesError, PodFolder},
+    ledger::Ledger,
     lifecycle::{self, CrashLoops, Plan, Wait},
     objects::Reader,
     probe::watch::Prober,
@@ -65,12 +70,26 @@ pub(super) struct Shared {
     pub(super) services: reflector::Store<Service>,
     /// How many pods are being started or removed.
     pub(super) changes: Arc<Semaphore>,
+    /// Who may use which image.
+    pub(super) access: Access,
+    /// Who has which device.
+    pub(super) devices: Devices,
+    /// Who holds how much of the node.
+    pub(super) ledger: Ledger,
     /// One pull of an image at a time.
     pub(super) pulls: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// `containerd` in `containerd://ID`.
     pub(super) scheme: String,
     /// Bytes.
     pub(super) machine_memory: i64,
+}
+
+impl Shared {
+    /// The pod has ended: what it had of the node is others'.
+    pub(super) fn free(&self, uid: &str) {
+        self.ledger.free(uid);
+        self.devices.free(uid);
+    }
 }
 
 /// What the registry of pods and a pod's worker share.
@@ -116,7 +135,8 @@ struct Memory {
     retry: Backoff,
     loops: CrashLoops,
     waiting: BTreeMap<String, Waiting>,
-    pulls: BTreeMap<String, start::Pull>,
+    given: resize::Given,
+    pulls: BTreeMap<String, images::Pull>,
     tokens: Tokens,
     volumes: Option<volumes::Mounted>,
     /// The sandbox that the hosts file was written for.
@@ -151,6 +171,7 @@ impl Worker {
                 retry: Backoff::new(RETRY.0, RETRY.1),
                 loops: CrashLoops::default(),
                 waiting: BTreeMap::new(),
+                given: resize::Given::default(),
                 pulls: BTreeMap::new(),
                 tokens: Tokens::new(),
                 volumes: None,
@@ -199,7 +220,10 @@ impl Worker {
         };
         match result {
             Ok(next) => {
-                self.memory.retry.reset();
+                // What waits for something else is tried again less and less often.
+                if self.memory.waiting.is_empty() {
+                    self.memory.retry.reset();
+                }
                 next
             }
             Err(error) => {
@@ -237,7 +261,17 @@ impl Worker {
         if deadline.is_some_and(|deadline| deadline <= Timestamp::now()) {
             return self.condemn(pod, runtime).await;
         }
+        let pod = &match self.allocate(pod, &seen).await? {
+            Ok(pod) => pod,
+            Err(refusal) => return self.refuse(pod, &refusal).await,
+        };
+        if let Some(next) = self.enforce(pod, runtime, &seen).await? {
+            return Ok(next);
+        }
         let mut next = self.advance(pod, runtime, seen).await?;
+        if let (Next::Within(within), Some(again)) = (&mut next, self.memory.given.again_in()) {
+            *within = Some(within.map_or(again, |within| within.min(again)));
+        }
         if let (Next::Within(within), Some(deadline)) = (&mut next, deadline) {
             let left = until(deadline);
             *within = Some(within.map_or(left, |within| within.min(left)));

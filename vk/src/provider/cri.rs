@@ -7,6 +7,7 @@ mod access;
 mod cgroup;
 mod convert;
 mod facts;
+mod housekeeping;
 mod logs;
 mod stats;
 
@@ -33,10 +34,13 @@ use super::{
     Attach, Exec, Logs, PortForward, ProviderError, Stats, Version,
     facts::Facts,
     observed::{ObservedPod, PodRef},
-    runtime::{CommandEnd, ContainerRuntime, ContainerSpec, Credentials, Image, SandboxSpec},
+    runtime::{
+        CommandEnd, ContainerRuntime, ContainerSpec, Credentials, Image, PodCgroup, Resources, SandboxSpec,
+    },
 };
 use crate::lead::Lead;
 use cgroup::{Driver, Tree};
+use logs::rotate::LogSize;
 
 /// Runtimes answer within this, or are taken as unreachable. Waiting for a container to stop comes on top.
 const CALL_TIMEOUT: Duration = Duration::from_mins(2);
@@ -55,6 +59,12 @@ pub struct CriConfig {
     pub log_root: PathBuf,
     /// Cgroup above the node's pods. Two nodes on one machine need two.
     pub cgroup_root: String,
+    /// A container's log that is longer is rotated.
+    pub container_log_max_size: LogSize,
+    /// How many files a container's log has at most; at least 2.
+    pub container_log_max_files: usize,
+    /// Devices of the machine that pods may ask for: CDI names by extended resource.
+    pub devices: BTreeMap<String, Vec<String>>,
 }
 
 impl Default for CriConfig {
@@ -63,6 +73,9 @@ impl Default for CriConfig {
             endpoint: "unix:///run/containerd/containerd.sock".to_owned(),
             log_root: PathBuf::from("/var/log/pods"),
             cgroup_root: "/".to_owned(),
+            container_log_max_size: LogSize(10 << 20),
+            container_log_max_files: 5,
+            devices: BTreeMap::new(),
         }
     }
 }
@@ -73,6 +86,7 @@ pub struct Cri {
     endpoint: String,
     log_root: PathBuf,
     cgroup_root: String,
+    log_limits: (u64, usize),
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
     tree: tokio::sync::OnceCell<Tree>,
@@ -118,6 +132,7 @@ impl Cri {
             endpoint: config.endpoint.clone(),
             log_root: config.log_root.clone(),
             cgroup_root: config.cgroup_root.clone(),
+            log_limits: (config.container_log_max_size.0, config.container_log_max_files.max(2)),
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
             images: ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES),
             tree: tokio::sync::OnceCell::new(),
@@ -328,6 +343,10 @@ impl ContainerRuntime for Cri {
         Ok(convert::pods(sandboxes, containers))
     }
 
+    async fn tend(&self, pods: &BTreeMap<PodRef, ObservedPod>) -> Result<(), ProviderError> {
+        housekeeping::rotate_logs(self, pods).await
+    }
+
     async fn observe(&self, uid: &str) -> Result<ObservedPod, ProviderError> {
         let (sandboxes, containers) = try_join(self.sandboxes(Some(uid)), self.containers(Some(uid))).await?;
         // What disappears between the list and its status was removed: it is not there.
@@ -413,6 +432,24 @@ impl ContainerRuntime for Cri {
         Ok(answer.container_id)
     }
 
+    async fn update_container(&self, id: &str, resources: Resources) -> Result<(), ProviderError> {
+        let request = wire::UpdateContainerResourcesRequest {
+            container_id: id.to_owned(),
+            linux: Some(convert::resources(&resources)),
+            annotations: std::collections::HashMap::new(),
+        };
+        let mut client = self.runtime();
+        self.call("UpdateContainerResources", CALL_TIMEOUT, client.update_container_resources(request))
+            .await
+            .map(drop)
+    }
+
+    async fn update_pod(&self, uid: &str, cgroup: PodCgroup) -> Result<(), ProviderError> {
+        self.may("resize the pod's cgroup")?;
+        let tree = self.tree().await?;
+        tree.update(uid, cgroup).map_err(|error| failed("resize the pod's cgroup", &error))
+    }
+
     async fn start_container(&self, id: &str) -> Result<(), ProviderError> {
         let request = wire::StartContainerRequest { container_id: id.to_owned() };
         self.call("StartContainer", CALL_TIMEOUT, self.runtime().start_container(request)).await.map(drop)
@@ -441,12 +478,9 @@ impl ContainerRuntime for Cri {
         let request = wire::RemoveContainerRequest { container_id: id.to_owned() };
         absent_is_done(self.call(operation, CALL_TIMEOUT, self.runtime().remove_container(request)).await)?;
         match log {
-            Some(log) if log.starts_with(&self.log_root) => match tokio::fs::remove_file(&log).await {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    Err(io_failed(operation, &log, &error))
-                }
-                _ => Ok(()),
-            },
+            Some(log) if log.starts_with(&self.log_root) => {
+                housekeeping::remove_log(&log).await.map_err(|error| io_failed(operation, &log, &error))
+            }
             _ => Ok(()),
         }
     }
@@ -455,7 +489,7 @@ impl ContainerRuntime for Cri {
         let operation = "remove pod";
         self.may(operation)?;
         self.tree().await?.remove(uid).map_err(|error| failed(operation, &error))?;
-        for logs in log_directories(&self.log_root, uid) {
+        for logs in housekeeping::log_directories(&self.log_root, uid) {
             match tokio::fs::remove_dir_all(&logs).await {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(io_failed(operation, &logs, &error));
@@ -482,7 +516,7 @@ impl ContainerRuntime for Cri {
         });
         let request =
             wire::PullImageRequest { image: Some(convert::image_spec(image)), auth, sandbox_config: None };
-        let call = Box::pin(async move { self.images.clone().pull_image(request).await });
+        let call = Box::pin(async move { self.images.clone().pull_image(request).await.map_err(as_told) });
         let answer = self.call(operation, PULL_TIMEOUT, call).await?;
         match self.image(&answer.image_ref).await? {
             Some(image) => Ok(image),
@@ -491,14 +525,12 @@ impl ContainerRuntime for Cri {
     }
 }
 
-/// Log folders of a pod whose name may no longer be known: `<namespace>_<name>_<uid>`.
-fn log_directories(log_root: &Path, uid: &str) -> Vec<PathBuf> {
-    let suffix = format!("_{uid}");
-    let entries = std::fs::read_dir(log_root).into_iter().flatten().flatten();
-    entries
-        .filter(|entry| entry.file_name().to_string_lossy().ends_with(&suffix))
-        .map(|entry| entry.path())
-        .collect()
+/// A registry's refusal, as it stands in a kubelet's statuses and events. It says nothing about what the runtime has.
+fn as_told(status: tonic::Status) -> tonic::Status {
+    match status.code() {
+        tonic::Code::Unavailable | tonic::Code::DeadlineExceeded | tonic::Code::Cancelled => status,
+        code => tonic::Status::unknown(format!("rpc error: code = {code:?} desc = {}", status.message())),
+    }
 }
 
 fn absent_is_done<T>(answer: Result<T, ProviderError>) -> Result<(), ProviderError> {
@@ -532,6 +564,8 @@ mod tests {
             "failed to reserve sandbox name \"a_b_c_0\": name \"a_b_c_0\" is reserved for \"1234\"",
         );
         assert!(matches!(failure("RunPodSandbox", "e", &reserved), ProviderError::Exists { .. }));
+        let refused = failure("PullImage", "e", &as_told(tonic::Status::not_found("no such image")));
+        assert_eq!(refused.message(), "rpc error: code = NotFound desc = no such image");
         let gone = tonic::Status::not_found("no such container");
         assert!(matches!(failure("StopContainer", "e", &gone), ProviderError::NotFound { .. }));
         assert!(absent_is_done::<()>(Err(failure("StopContainer", "e", &gone))).is_ok());

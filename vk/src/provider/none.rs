@@ -128,6 +128,7 @@ fn observed(pod: &Pod, reference: &PodRef, address: IpAddr) -> ObservedPod {
         image: spec.image.clone().unwrap_or_default(),
         image_id: String::new(),
         user: Option::None,
+        resources: Option::None,
     };
     let running = || State::Running { started_at };
     let ended = || {

@@ -4,6 +4,8 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 
+use super::runtime::Resources;
+
 /// Which pod something belongs to, as its ownership marks say.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PodRef {
@@ -64,6 +66,8 @@ pub struct Container {
     pub image_id: String,
     /// Who it runs as, where the provider tells.
     pub user: Option<User>,
+    /// Limits in force, where the provider tells.
+    pub resources: Option<Resources>,
 }
 
 /// Where a container stands.

@@ -59,6 +59,12 @@ pub trait ContainerRuntime: Send + Sync {
     /// All that exists of one pod, in full.
     async fn observe(&self, uid: &str) -> Result<ObservedPod, ProviderError>;
 
+    /// Keeps house: what has to be looked after now and then, whatever pods do. Given the last complete list.
+    async fn tend(&self, pods: &BTreeMap<PodRef, ObservedPod>) -> Result<(), ProviderError> {
+        let _ = pods;
+        Ok(())
+    }
+
     /// UIDs of pods in which something ended, from now on. May end at any time; whoever listens then calls [`ContainerRuntime::list`] and
     /// starts again.
     async fn changes(&self) -> Result<BoxStream<'static, String>, ProviderError>;
@@ -79,6 +85,12 @@ pub trait ContainerRuntime: Send + Sync {
         sandbox: &SandboxSpec,
         container: &ContainerSpec,
     ) -> Result<String, ProviderError>;
+
+    /// Changes the limits of a running container. May be repeated.
+    async fn update_container(&self, id: &str, resources: Resources) -> Result<(), ProviderError>;
+
+    /// Changes the limits of the pod's cgroup; those that are `None` stay as they are. May be repeated.
+    async fn update_pod(&self, uid: &str, cgroup: PodCgroup) -> Result<(), ProviderError>;
 
     /// Starts a container that was made.
     async fn start_container(&self, id: &str) -> Result<(), ProviderError>;
@@ -361,6 +373,8 @@ pub struct ContainerSpec {
     pub security: ContainerSecurity,
     /// The container whose processes it sees as its own; `None`: as the pod's [`Namespaces`] say.
     pub joins: Option<String>,
+    /// Names of devices of the machine, as the Container Device Interface has them: `vendor.com/class=name`.
+    pub devices: Vec<String>,
 }
 
 /// A folder or file of the machine, seen by a container.

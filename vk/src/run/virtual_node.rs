@@ -1,6 +1,7 @@
 //! One virtual node of the process: what it needs for as long as it lives, and what runs only while this process may act for it.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, UdpSocket},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -339,7 +340,12 @@ impl PodSource for CurrentPods {
 }
 
 fn pod_settings(config: &Config, address: IpAddr, lead: &Lead) -> pod::Settings {
+    let devices = match &config.provider {
+        ProviderConfig::Cri(settings) => settings.devices.clone(),
+        ProviderConfig::None => BTreeMap::new(),
+    };
     pod::Settings {
+        devices,
         cluster_dns: config.cluster_dns.clone(),
         cluster_domain: config.cluster_domain.clone(),
         root_dir: config.root_dir.clone(),

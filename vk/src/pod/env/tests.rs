@@ -28,6 +28,12 @@ fn env_of(container: serde_json::Value) -> Result<BTreeMap<String, String>, EnvE
         host_ips: vec!["10.0.0.1".parse().unwrap()],
         pod_ips: vec!["10.1.0.9".parse().unwrap(), "fd00::9".parse().unwrap()],
         allocatable: Amounts::new(),
+        env_files: [
+            (("v".to_owned(), "good".to_owned()), Ok("A='1'".to_owned())),
+            (("v".to_owned(), "bad".to_owned()), Ok("A=1".to_owned())),
+            (("v".to_owned(), "none".to_owned()), Err("no such file".to_owned())),
+        ]
+        .into(),
     };
     let services = BTreeMap::from([("WEB_SERVICE_HOST".to_owned(), "10.96.0.7".to_owned())]);
     resolve(&pod, &pod.spec.as_ref().unwrap().containers[0], &objects(), &runtime, &services)
@@ -146,5 +152,24 @@ proptest::proptest! {
     #[test]
     fn no_text_makes_expansion_panic(text in "[$()A-Z]{0,40}") {
         let _ = expand(&text, |name| name.starts_with('A').then_some("$(B)"));
+    }
+}
+
+#[test]
+fn files_of_variables_are_read_or_waited_for() {
+    let check = |path: &str, key: &str, optional: bool| {
+        let selector = json!({ "volumeName": "v", "path": path, "key": key, "optional": optional });
+        let env =
+            env_of(json!({ "name": "c", "env": [{ "name": "X", "valueFrom": { "fileKeyRef": selector } }] }));
+        env.map(|env| env.get("X").cloned()).map_err(|error| error.to_string())
+    };
+    assert_eq!(check("good", "A", false), Ok(Some("1".to_owned())));
+    assert_eq!(check("good", "B", true), Ok(None));
+    assert_eq!(
+        check("good", "B", false),
+        Err("environment variable key \"B\" not found in file \"good\"".to_owned())
+    );
+    for path in ["bad", "none"] {
+        assert_eq!(check(path, "A", true), Err("couldn't parse env file".to_owned()));
     }
 }

@@ -27,6 +27,7 @@ fn container(name: &str, attempt: u32, state: State) -> observed::Container {
         image: String::new(),
         image_id: String::new(),
         user: None,
+        resources: None,
     }
 }
 

@@ -30,9 +30,9 @@ pub(super) fn build(
 ) -> Vec<PodCondition> {
     let inits = status.init_container_statuses.as_deref().unwrap_or_default();
     let mains = status.container_statuses.as_deref().unwrap_or_default();
-    let foreign =
-        old.conditions.iter().flatten().filter(|condition| !OWN.contains(&condition.type_.as_str())).cloned();
+    let foreign = old.conditions.iter().flatten().filter(|c| !super::is_own_condition(&c.type_)).cloned();
     let mut all: Vec<PodCondition> = foreign.collect();
+    all.extend(facts.resize.conditions(old, facts.now));
 
     let terminal = matches!(phase, Phase::Succeeded | Phase::Failed);
     let network = facts.seen.sandbox().is_some_and(|sandbox| sandbox.ready);

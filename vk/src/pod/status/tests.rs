@@ -37,6 +37,7 @@ fn container(name: &str, attempt: u32, state: State) -> observed::Container {
         image: "docker.io/library/busybox:latest".into(),
         image_id: "sha256:1".into(),
         user: None,
+        resources: None,
     }
 }
 
@@ -77,6 +78,8 @@ impl<'a> Case<'a> {
             seen: &self.seen,
             waiting: &waiting.collect(),
             healths: Some(&self.healths),
+            resize: &Resize::default(),
+            memory_requests: &BTreeMap::new(),
             host_ips: &["10.0.0.1".parse().unwrap()],
             scheme: "containerd",
             ended: self.ended,

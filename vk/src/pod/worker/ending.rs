@@ -51,7 +51,7 @@ struct Together<'a> {
 }
 
 impl Worker {
-    /// Ends containers that have failed a probe; the pod goes on.
+    /// Ends containers that have failed a probe or get other resources; the pod goes on.
     pub(super) async fn kill(
         &mut self,
         pod: &Arc<Pod>,
@@ -63,7 +63,7 @@ impl Worker {
         for kill in kills {
             self.memory.loops.killed(seen, &kill.name, &kill.id);
             let own = ephemeral::named(pod, &kill.name)
-                .and_then(|container| probe::grace_seconds(&container, kill.failed))
+                .and_then(|container| probe::grace_seconds(&container, kill.failed?))
                 .map(|seconds| seconds.max(0).unsigned_abs());
             endings.push(Ending {
                 name: kill.name.clone(),

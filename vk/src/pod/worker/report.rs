@@ -41,7 +41,8 @@ impl Worker {
     ) -> Result<(), SyncError> {
         // Since the step began, our own writes may have made it newer.
         let newest = self.entry.latest.borrow().clone();
-        let pod = newest.as_ref().unwrap_or(pod);
+        let pod = &with_status_of(pod, newest);
+        let pod = &self.memory.given.of(pod);
         let seen = self.with_messages(pod, seen.clone()).await;
         let healths = self.follow(pod, &seen);
         let wanted = status::build(&Facts {
@@ -49,12 +50,18 @@ impl Worker {
             seen: &seen,
             waiting: &self.memory.waiting,
             healths: healths.as_ref(),
+            resize: &self.memory.given.resize,
+            memory_requests: &self.memory.given.memory_requests(),
             host_ips: &self.shared.settings.host_ips,
             scheme: &self.shared.scheme,
             ended,
             verdict: self.memory.verdict.as_ref(),
             now: Timestamp::now(),
         });
+        if status::is_terminal(Some(&wanted)) {
+            // Nothing runs. Whoever reads this may send the next pod at once.
+            self.shared.free(&self.entry.pod.uid);
+        }
         self.write(pod, &wanted).await
     }
 
@@ -92,12 +99,13 @@ impl Worker {
                 let written = Arc::new(written);
                 // For others to read; our own news is no reason to look again.
                 self.entry.latest.send_if_modified(|latest| {
-                    if let Some(have) = latest
-                        && is_newer(&written, have)
-                    {
-                        *latest = Some(Arc::clone(&written));
-                    }
-                    false
+                    let Some(have) = latest.as_ref().filter(|have| is_newer(&written, have)) else {
+                        return false;
+                    };
+                    // But with it may come others' news, which the watch will then not tell as such.
+                    let news = is_other(&written, have);
+                    *latest = Some(Arc::clone(&written));
+                    news
                 });
                 Ok(())
             }
@@ -132,8 +140,8 @@ impl Worker {
                 continue;
             }
             let mut message = self.folder.termination_message(&container.name, container.attempt);
-            let policy = ephemeral::named(pod, &container.name)
-                .and_then(|own| own.termination_message_policy.clone());
+            let policy =
+                ephemeral::named(pod, &container.name).and_then(|own| own.termination_message_policy.clone());
             if message.is_empty() && exit.code != 0 && policy.as_deref() == Some("FallbackToLogsOnError") {
                 message = self.log_tail(&container.id).await;
             }
@@ -158,6 +166,23 @@ impl Worker {
         let from = text.len().saturating_sub(usize::try_from(LOG_BYTES).unwrap_or(usize::MAX));
         String::from_utf8_lossy(&text[from..]).into_owned()
     }
+}
+
+/// The pod as this step has it, with the newest status: what is said about it is about that version.
+fn with_status_of(pod: &Arc<Pod>, newest: Option<Arc<Pod>>) -> Arc<Pod> {
+    match newest {
+        Some(newest) if newest.metadata.generation == pod.metadata.generation => newest,
+        Some(newest) => Arc::new(Pod { status: newest.status.clone(), ..Pod::clone(pod) }),
+        None => Arc::clone(pod),
+    }
+}
+
+/// Whether something else than the status differs that a pod's worker acts on.
+fn is_other(a: &Pod, b: &Pod) -> bool {
+    let (a, b) = (&a.metadata, &b.metadata);
+    a.generation != b.generation
+        || a.deletion_timestamp != b.deletion_timestamp
+        || a.deletion_grace_period_seconds != b.deletion_grace_period_seconds
 }
 
 /// Whether one version of an object is newer. Kubernetes promises that these numbers can be compared.
@@ -191,11 +216,21 @@ fn patch(uid: &str, old: Option<&PodStatus>, wanted: &PodStatus) -> Option<Value
     // Conditions do merge, so that others' stay theirs; in ours nothing old must shine through.
     if let Some(conditions) = fields.get_mut("conditions").and_then(Value::as_array_mut) {
         conditions.retain(|condition| condition["type"].as_str().is_some_and(status::is_own_condition));
+        let gone: Vec<Value> = old["conditions"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|condition| condition["type"].as_str())
+            .filter(|kind| status::is_own_condition(kind))
+            .filter(|kind| !conditions.iter().any(|condition| condition["type"] == *kind))
+            .map(|kind| json!({ "type": kind, "$patch": "delete" }))
+            .collect();
         for condition in conditions.iter_mut().filter_map(Value::as_object_mut) {
             for key in ["reason", "message"] {
                 condition.entry(key).or_insert(Value::Null);
             }
         }
+        conditions.extend(gone);
     }
     Some(json!({ "metadata": { "uid": uid }, "status": new }))
 }
@@ -222,6 +257,7 @@ mod tests {
             "conditions": [
                 { "type": "Ready", "status": "False", "reason": "ContainersNotReady" },
                 { "type": "DisruptionTarget", "status": "True" },
+                { "type": "PodResizePending", "status": "True" },
             ],
         }))
         .unwrap();
@@ -229,6 +265,7 @@ mod tests {
         let mut new = old.clone();
         new.phase = Some("Running".to_owned());
         new.reason = None;
+        new.conditions.as_mut().unwrap().pop();
         for condition in new.conditions.iter_mut().flatten().filter(|condition| condition.type_ == "Ready") {
             condition.status = "True".to_owned();
             condition.reason = None;
@@ -236,7 +273,8 @@ mod tests {
         let found = patch("u", Some(&old), &new).unwrap();
         let expected = json!({ "metadata": { "uid": "u" }, "status": {
             "phase": "Running", "reason": null, "podIPs": [{ "$patch": "replace" }, { "ip": "10.0.0.1" }],
-            "conditions": [{ "type": "Ready", "status": "True", "reason": null, "message": null }],
+            "conditions": [{ "type": "Ready", "status": "True", "reason": null, "message": null },
+                { "type": "PodResizePending", "$patch": "delete" }],
         } });
         assert_eq!(found, expected);
     }

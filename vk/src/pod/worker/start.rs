@@ -5,19 +5,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use k8s_openapi::api::core::v1::{Container, Pod, Secret};
+use k8s_openapi::api::core::v1::{Container, Pod};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Next, SyncError, Worker, report};
 use crate::{
-    backoff::Backoff,
     pod::{
         env, ephemeral,
         events::Kind,
         lifecycle::Start,
         network, objects,
         probe::is_sidecar,
-        pull, spec,
+        spec,
         status::{Waiting, primary_first},
     },
     provider::{
@@ -27,20 +26,14 @@ use crate::{
     },
 };
 
-/// First and longest wait between pulls of an image.
-const PULL_AGAIN: (Duration, Duration) = (Duration::from_secs(10), Duration::from_mins(5));
 /// A failed pull shows as `ErrImagePull` for so long, then as `ImagePullBackOff`.
 const SHOW_PULL_ERROR: Duration = Duration::from_secs(2);
 
-/// The pulls of one image that failed.
-pub(super) struct Pull {
-    again_at: Instant,
-    backoff: Backoff,
-    error: String,
-}
+/// What files of variables hold, or why they can't be read; by volume and path.
+type EnvFiles = std::collections::BTreeMap<(String, String), Result<String, String>>;
 
 /// Why a container was not started.
-enum NotStarted {
+pub(super) enum NotStarted {
     /// Its status says so, and it is tried again.
     Waits(Waiting),
     /// Nothing is wrong with the container.
@@ -53,7 +46,7 @@ impl<E: Into<SyncError>> From<E> for NotStarted {
     }
 }
 
-fn waits(reason: &str, message: String) -> NotStarted {
+pub(super) fn waits(reason: &str, message: String) -> NotStarted {
     NotStarted::Waits(Waiting { reason: reason.to_owned(), message })
 }
 
@@ -122,7 +115,9 @@ impl Worker {
         let mut failure = None;
         let mut again_in: Option<Duration> = None;
         // Nothing wakes us when one has started that others wait for.
-        let go_on = starts.iter().any(|start| ephemeral::named(pod, &start.name).is_some_and(|container| is_sidecar(&container)));
+        let go_on = starts
+            .iter()
+            .any(|start| ephemeral::named(pod, &start.name).is_some_and(|container| is_sidecar(&container)));
         for start in starts {
             if self.is_unwanted() {
                 return Ok(Next::Again);
@@ -262,7 +257,8 @@ impl Worker {
         let references = objects::of_env(container);
         let objects =
             self.shared.reader.load(&self.entry.pod.namespace, &references, self.memory.first_seen).await;
-        let runtime_values = self.runtime_values(pod, pod_ips.clone()).await?;
+        let mut runtime_values = self.runtime_values(pod, pod_ips.clone()).await?;
+        runtime_values.env_files = self.env_files(container).await?;
         let services = self.service_env(pod).await?;
         let env = env::resolve(pod, container, &objects, &runtime_values, &services)
             .map_err(|error| config_error(error.to_string()))?;
@@ -297,15 +293,40 @@ impl Worker {
             .map_err(|error| config_error(report::chain(&error)))?;
         self.memory.hosts = Some((sandbox.id.clone(), own.hosts.clone()));
 
+        self.enforced(&start.name).await?;
         let sandbox_spec = self.sandbox_spec(pod, sandbox.attempt).await?;
         let memory = self.shared.machine_memory;
         let mut made = spec::container(&pod_spec, container, start.attempt, image, env, mounts, &own, memory);
         made.joins.clone_from(&start.joins);
+        made.devices = self.devices(&start.name);
         match runtime.create_container(&sandbox.id, &sandbox_spec, &made).await {
             Ok(id) => Ok(id),
             Err(ProviderError::Failed { message, .. }) => Err(waits("CreateContainerError", message)),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Files that the container takes variables from.
+    async fn env_files(&self, container: &Container) -> Result<EnvFiles, SyncError> {
+        let sources = container.env.iter().flatten().filter_map(|variable| variable.value_from.as_ref());
+        let wanted: Vec<_> = sources
+            .filter_map(|source| source.file_key_ref.as_ref())
+            .filter_map(|file| {
+                let folder = self.memory.volumes.as_ref()?.paths.get(&file.volume_name)?.clone();
+                Some((folder, (file.volume_name.clone(), file.path.clone())))
+            })
+            .collect();
+        if wanted.is_empty() {
+            return Ok(EnvFiles::new());
+        }
+        let read = move || {
+            let one = |(folder, key): (std::path::PathBuf, (String, String))| {
+                let text = env::file::read(&folder, &key.1).map_err(|error| error.to_string());
+                (key, text)
+            };
+            wanted.into_iter().map(one).collect()
+        };
+        tokio::task::spawn_blocking(read).await.map_err(|error| SyncError::Waiting(error.to_string()))
     }
 
     async fn hosts_text(
@@ -333,113 +354,6 @@ impl Worker {
         let links = pod.spec.as_ref().and_then(|spec| spec.enable_service_links).unwrap_or(true);
         let services = self.shared.services.state();
         Ok(env::services(services.iter().map(Arc::as_ref), &self.entry.pod.namespace, links))
-    }
-
-    /// The image, pulled if the pod's policy says so.
-    async fn ensure_image(
-        &mut self,
-        pod: &Arc<Pod>,
-        runtime: &dyn ContainerRuntime,
-        container: &Container,
-        permit: &mut Option<OwnedSemaphorePermit>,
-    ) -> Result<Image, NotStarted> {
-        let name = container.image.clone().unwrap_or_default();
-        let policy = container.image_pull_policy.as_deref().unwrap_or("IfNotPresent");
-        let tell = |kind, reason: &str, message: &str| {
-            self.shared.recorder.container(pod, &container.name, kind, reason, message);
-        };
-        if policy != "Always" {
-            let present = runtime.image(&name).await.map_err(|error| match error {
-                ProviderError::Failed { message, .. } => waits("ImageInspectError", message),
-                error => error.into(),
-            })?;
-            if let Some(image) = present {
-                let message = format!(
-                    "Container image {name:?} already present on machine and can be accessed by the pod"
-                );
-                tell(Kind::Normal, "Pulled", &message);
-                return Ok(image);
-            }
-            if policy == "Never" {
-                let message = format!("Container image {name:?} is not present with pull policy of Never");
-                tell(Kind::Warning, "ErrImageNeverPull", &message);
-                return Err(waits("ErrImageNeverPull", message));
-            }
-        }
-        if let Some(pull) = self.memory.pulls.get(&name)
-            && pull.again_at > Instant::now()
-        {
-            let message = format!("Back-off pulling image {name:?}");
-            tell(Kind::Normal, "BackOff", &message);
-            return Err(waits("ImagePullBackOff", format!("{message}: {}", pull.error)));
-        }
-        // A registry may take its time; others' turn.
-        drop(permit.take());
-        let lock = self.pull_lock(&name);
-        let asked_at = Instant::now();
-        let _one_at_a_time = lock.lock().await;
-        tell(Kind::Normal, "Pulling", &format!("Pulling image {name:?}"));
-        let started_at = Instant::now();
-        match self.pull(pod, runtime, &name).await {
-            Ok(image) => {
-                let tell = |kind, reason: &str, message: &str| {
-                    self.shared.recorder.container(pod, &container.name, kind, reason, message);
-                };
-                let message = format!(
-                    "Successfully pulled image {name:?} in {:.3}s ({:.3}s including waiting). Image size: {} bytes.",
-                    started_at.elapsed().as_secs_f64(),
-                    asked_at.elapsed().as_secs_f64(),
-                    image.size
-                );
-                tell(Kind::Normal, "Pulled", &message);
-                self.memory.pulls.remove(&name);
-                Ok(image)
-            }
-            Err(error) => {
-                let text = error.message();
-                let message = format!("Failed to pull image {name:?}: {text}");
-                self.shared.recorder.container(pod, &container.name, Kind::Warning, "Failed", &message);
-                let pull = self.memory.pulls.entry(name).or_insert_with(|| Pull {
-                    again_at: Instant::now(),
-                    backoff: Backoff::new(PULL_AGAIN.0, PULL_AGAIN.1),
-                    error: String::new(),
-                });
-                pull.again_at = Instant::now() + pull.backoff.delay();
-                pull.error = format!("ErrImagePull: {text}");
-                Err(waits("ErrImagePull", text))
-            }
-        }
-    }
-
-    /// Pulls with each of the pod's credentials for the registry, then with none.
-    async fn pull(
-        &self,
-        pod: &Pod,
-        runtime: &dyn ContainerRuntime,
-        image: &str,
-    ) -> Result<Image, ProviderError> {
-        let named = pod.spec.as_ref().and_then(|spec| spec.image_pull_secrets.as_deref()).unwrap_or_default();
-        let references = objects::References {
-            secrets: named.iter().map(|secret| secret.name.clone()).collect(),
-            ..Default::default()
-        };
-        let objects =
-            self.shared.reader.load(&self.entry.pod.namespace, &references, self.memory.first_seen).await;
-        let secrets: Vec<&Secret> =
-            named.iter().filter_map(|secret| objects.secret(&secret.name, true).ok().flatten()).collect();
-        let mut credentials: Vec<_> =
-            secrets.iter().flat_map(|secret| pull::credentials(secret, image)).map(Some).collect();
-        if credentials.is_empty() {
-            credentials.push(None);
-        }
-        let mut result = Err(ProviderError::Failed { operation: "PullImage", message: String::new() });
-        for credentials in &credentials {
-            result = runtime.pull(image, credentials.as_ref()).await;
-            if result.is_ok() {
-                break;
-            }
-        }
-        result
     }
 }
 

@@ -87,6 +87,8 @@ impl Worker {
             runtime.stop_sandbox(&sandbox.id).await?;
         }
         self.remove_folder().await?;
+        // After a restart, what was on record until now.
+        self.shared.free(&self.entry.pod.uid);
         self.memory.settled = true;
         Ok(Next::IDLE)
     }

@@ -1,9 +1,12 @@
 //! Pods against a runtime and an API server that are values in memory: every step, restarts of the daemon included.
 
+mod devices;
 pub(in crate::pod) mod fakes;
 mod hand_over;
 mod health;
 mod joining;
+mod pulling;
+mod resizing;
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,6 +29,11 @@ struct Daemon {
 fn start(world: &World) -> Daemon {
     let settings = Settings {
         root_dir: world.folder.path().to_owned(),
+        devices: [(
+            "example.com/thing".to_owned(),
+            ["example.com/thing=a", "example.com/thing=b"].map(str::to_owned).to_vec(),
+        )]
+        .into(),
         ..Settings::new("vk", vec!["10.0.0.1".parse().unwrap()])
     };
     let provider = Provider::Runtime(Arc::clone(&world.runtime) as _);

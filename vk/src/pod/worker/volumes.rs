@@ -123,12 +123,17 @@ impl Worker {
     ) -> Result<Runtime, SyncError> {
         let allocatable = if names_resources(pod) {
             let node = &self.shared.settings.node_name;
-            let asked = self.shared.reader.allocatable(node).await;
+            let asked = self.shared.reader.allocatable(node, FRESH).await;
             asked.map_err(|source| SyncError::Api { operation: "show this node", source })?
         } else {
             BTreeMap::new()
         };
-        Ok(Runtime { host_ips: self.shared.settings.host_ips.clone(), pod_ips, allocatable })
+        Ok(Runtime {
+            host_ips: self.shared.settings.host_ips.clone(),
+            pod_ips,
+            allocatable,
+            ..Runtime::default()
+        })
     }
 }
 

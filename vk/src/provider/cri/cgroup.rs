@@ -80,6 +80,17 @@ impl Tree {
         limit(&made, cgroup.limits).map_err(|(what, source)| CgroupError::Limit { what, path, source })
     }
 
+    /// Sets other limits; what has none stays as it is. systemd's slices have none to begin with.
+    pub(super) fn update(&self, uid: &str, cgroup: PodCgroup) -> Result<(), CgroupError> {
+        if self.driver == Driver::Systemd {
+            return Ok(());
+        }
+        let path = self.path(uid, cgroup.qos);
+        let controllers = ["cpu", "memory"].map(str::to_owned).to_vec();
+        let found = Cgroup::load_with_specified_controllers(hierarchies::auto(), &path, controllers);
+        limit(&found, cgroup.limits).map_err(|(what, source)| CgroupError::Limit { what, path, source })
+    }
+
     /// Removes the pod's cgroup from every hierarchy, whatever its class, with the empty ones below.
     pub(super) fn remove(&self, uid: &str) -> Result<(), CgroupError> {
         if self.driver == Driver::Systemd {

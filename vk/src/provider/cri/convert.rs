@@ -135,7 +135,7 @@ pub(super) fn container_config(
             resources: Some(resources(&container.resources)),
             security_context: Some(security),
         }),
-        cdi_devices: Vec::new(),
+        cdi_devices: container.devices.iter().map(|name| wire::CdiDevice { name: name.clone() }).collect(),
         stop_signal: 0,
     }
 }
@@ -249,7 +249,7 @@ fn profile(profile: &Profile) -> wire::SecurityProfile {
     wire::SecurityProfile { profile_type: kind.into(), localhost_ref }
 }
 
-fn resources(resources: &Resources) -> wire::LinuxContainerResources {
+pub(super) fn resources(resources: &Resources) -> wire::LinuxContainerResources {
     wire::LinuxContainerResources {
         cpu_period: CPU_PERIOD_US,
         cpu_quota: resources.cpu_quota_us.unwrap_or(0),
@@ -348,6 +348,7 @@ pub(super) fn pods(
             image: String::new(),
             image_id: container.image_ref,
             user: None,
+            resources: None,
         });
     }
     for pod in pods.values_mut() {
@@ -427,7 +428,18 @@ fn container(sandbox_id: String, status: wire::ContainerStatus) -> Container {
             gid: user.gid,
             supplemental_groups: user.supplemental_groups,
         }),
+        resources: status.resources.and_then(|resources| resources.linux).map(|linux| Resources {
+            cpu_shares: u64::try_from(linux.cpu_shares).unwrap_or(0),
+            cpu_quota_us: (linux.cpu_quota > 0).then(|| per_period(linux.cpu_quota, linux.cpu_period)),
+            memory_bytes: (linux.memory_limit_in_bytes > 0).then_some(linux.memory_limit_in_bytes),
+            oom_score_adj: linux.oom_score_adj,
+        }),
     }
+}
+
+/// A quota in the period that we count in.
+fn per_period(quota: i64, period: i64) -> i64 {
+    if period > 0 && period != CPU_PERIOD_US { quota.saturating_mul(CPU_PERIOD_US) / period } else { quota }
 }
 
 /// Nanoseconds since 1970; 0 is "never".

@@ -17,7 +17,10 @@ use tokio::sync::broadcast;
 use crate::provider::{
     ProviderError, Version,
     observed::{Container, Exit, ObservedPod, PodRef, Sandbox, State},
-    runtime::{CommandEnd, ContainerRuntime, ContainerSpec, Credentials, Image, ImageUser, SandboxSpec},
+    runtime::{
+        CommandEnd, ContainerRuntime, ContainerSpec, Credentials, Image, ImageUser, PodCgroup, Resources,
+        SandboxSpec,
+    },
 };
 
 use api::Api;
@@ -65,6 +68,9 @@ struct Machine {
     specs: BTreeMap<String, ContainerSpec>,
     ids: u32,
     calls_left: Option<u32>,
+    /// Images that are not there before they are pulled, and with what.
+    absent: BTreeMap<String, Option<Credentials>>,
+    refuse_updates: Option<String>,
 }
 
 /// A container runtime.
@@ -125,6 +131,20 @@ impl Runtime {
     /// What the newest container of this name was made from.
     pub(super) fn spec(&self, name: &str) -> Option<ContainerSpec> {
         self.lock().specs.get(name).cloned()
+    }
+
+    /// An image that has to be pulled, with these credentials if there are any.
+    pub(super) fn lacks(&self, image: &str, credentials: Option<(&str, &str)>) {
+        let credentials = credentials.map(|(username, password)| Credentials {
+            username: username.to_owned(),
+            password: password.to_owned(),
+        });
+        self.lock().absent.insert(image.to_owned(), credentials);
+    }
+
+    /// What updates of containers are answered with; `None`: they are done.
+    pub(super) fn refuse_updates(&self, message: Option<&str>) {
+        self.lock().refuse_updates = message.map(str::to_owned);
     }
 
     pub(super) fn grace(&self, name: &str) -> Option<u64> {
@@ -198,6 +218,10 @@ impl Machine {
     fn container(&mut self, id: &str) -> Option<&mut Container> {
         self.pods.values_mut().flat_map(|pod| &mut pod.containers).find(|container| container.id == id)
     }
+}
+
+fn found(image: &str) -> Image {
+    Image { id: format!("id of {image}"), size: 1, user: ImageUser::Id(0) }
 }
 
 fn exists(operation: &'static str) -> ProviderError {
@@ -306,12 +330,38 @@ impl ContainerRuntime for Runtime {
                         image: container.image.clone(),
                         image_id: container.image_id.clone(),
                         user: None,
+                        resources: Some(container.resources),
                     },
                 );
                 Ok(id)
             }
         };
         self.answer(made).await
+    }
+
+    async fn update_container(&self, id: &str, resources: Resources) -> Result<(), ProviderError> {
+        let refused = {
+            let mut machine = self.call("update_container");
+            let refused = machine.refuse_updates.clone();
+            if refused.is_none()
+                && let Some(container) = machine.container(id)
+            {
+                container.resources = Some(resources);
+                let name = container.name.clone();
+                machine.story.push(format!("update {name}"));
+            }
+            refused
+        };
+        let result = match refused {
+            Some(message) => Err(ProviderError::Failed { operation: "update_container", message }),
+            None => Ok(()),
+        };
+        self.answer(result).await
+    }
+
+    async fn update_pod(&self, _uid: &str, cgroup: PodCgroup) -> Result<(), ProviderError> {
+        self.call("update_pod").story.push(format!("pod cgroup {:?}", cgroup.limits.cpu_quota_us));
+        self.answer(Ok(())).await
     }
 
     async fn start_container(&self, id: &str) -> Result<(), ProviderError> {
@@ -385,10 +435,21 @@ impl ContainerRuntime for Runtime {
     }
 
     async fn image(&self, image: &str) -> Result<Option<Image>, ProviderError> {
-        Ok(Some(Image { id: format!("id of {image}"), size: 1, user: ImageUser::Id(0) }))
+        let there = !self.call("image").absent.contains_key(image);
+        Ok(there.then(|| found(image)))
     }
 
-    async fn pull(&self, _image: &str, _credentials: Option<&Credentials>) -> Result<Image, ProviderError> {
-        unreachable!("every image is there")
+    async fn pull(&self, image: &str, credentials: Option<&Credentials>) -> Result<Image, ProviderError> {
+        let mut machine = self.call("pull");
+        match machine.absent.get(image) {
+            Some(needed) if needed.is_none() || needed.as_ref() != credentials => {
+                let message = "the registry says no".to_owned();
+                Err(ProviderError::Failed { operation: "pull", message })
+            }
+            _ => {
+                machine.absent.remove(image);
+                Ok(found(image))
+            }
+        }
     }
 }

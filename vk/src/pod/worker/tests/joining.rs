@@ -25,7 +25,9 @@ async fn an_ephemeral_container_joins_once_and_is_ended_with_the_pod() {
     wait(|| state(0)["running"].is_object()).await;
     assert_eq!(world.api.status(&uid)["observedGeneration"], 2);
     let target = world.runtime.spec("shell").unwrap().joins.unwrap();
-    assert!(world.api.status(&uid)["containerStatuses"][0]["containerID"].as_str().unwrap().ends_with(&target));
+    assert!(
+        world.api.status(&uid)["containerStatuses"][0]["containerID"].as_str().unwrap().ends_with(&target)
+    );
 
     world.runtime.exit("shell", 3);
     wait(|| state(0)["terminated"]["exitCode"] == 3).await;

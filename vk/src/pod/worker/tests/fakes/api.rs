@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
+use base64::Engine as _;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -118,6 +119,16 @@ impl Api {
         };
         let name = call.path.trim_end_matches("/status").rsplit('/').next().unwrap_or_default();
         match call.name().as_str() {
+            "GET /api/v1/nodes/vk" => Answer::ok(json!({ "kind": "Node", "apiVersion": "v1",
+                "metadata": { "name": "vk" }, "status": { "allocatable": {
+                    "cpu": "4", "memory": "8Gi", "pods": "110", "example.com/thing": "2" } } })),
+            "GET /api/v1/namespaces/ns/secrets/pull" => {
+                let config = json!({ "auths": { "r.example": { "username": "me", "password": "pw" } } });
+                Answer::ok(
+                    json!({ "kind": "Secret", "apiVersion": "v1", "metadata": { "name": "pull", "uid": "secret-1" },
+                    "data": { ".dockerconfigjson": base64::engine::general_purpose::STANDARD.encode(config.to_string()) } }),
+                )
+            }
             "GET /api/v1/services" => list(Vec::new(), 1),
             "GET /api/v1/pods" if cluster.fail_lists => Answer::status(500, "InternalError"),
             "GET /api/v1/pods" => list(cluster.pods.values().cloned().collect(), cluster.version),
