@@ -109,10 +109,6 @@ fn volume(path: &str, volume: &Volume) -> Option<Refusal> {
         if !matches!(medium, "" | "Memory") {
             return Some(unsupported(&format!("{path}.emptyDir.medium: {medium}")));
         }
-        // A tmpfs has a size of its own; nothing watches a folder's.
-        if medium.is_empty() && source.size_limit.is_some() {
-            return Some(unsupported(&format!("{path}.emptyDir.sizeLimit without medium: Memory")));
-        }
         return None;
     }
     if let Some(source) = &volume.projected {
@@ -167,7 +163,7 @@ fn container(path: &str, container: &Container) -> Option<Refusal> {
     if let Some((_, field)) = cases.into_iter().find(|(asked, _)| *asked) {
         return Some(unsupported(&format!("{path}.{field}")));
     }
-    resources(path, container).or_else(|| mounts(path, container))
+    resources(path, container)
 }
 
 fn resources(path: &str, container: &Container) -> Option<Refusal> {
@@ -175,15 +171,7 @@ fn resources(path: &str, container: &Container) -> Option<Refusal> {
     if resources.claims.as_ref().is_some_and(|claims| !claims.is_empty()) {
         return Some(unsupported(&format!("{path}.resources.claims")));
     }
-    let limited = resources.limits.as_ref().is_some_and(|limits| limits.contains_key("ephemeral-storage"));
-    limited.then(|| unsupported(&format!("{path}.resources.limits.ephemeral-storage")))
-}
-
-fn mounts(path: &str, container: &Container) -> Option<Refusal> {
-    container.volume_mounts.iter().flatten().enumerate().find_map(|(n, mount)| {
-        let enabled = mount.recursive_read_only.as_deref() == Some("Enabled");
-        enabled.then(|| unsupported(&format!("{path}.volumeMounts[{n}].recursiveReadOnly: Enabled")))
-    })
+    None
 }
 
 #[cfg(test)]
@@ -229,11 +217,6 @@ mod tests {
             unsupported,
             "spec.containers[0].lifecycle.stopSignal",
         );
-        check(
-            with("resources", json!({ "limits": { "ephemeral-storage": "1Gi" } })),
-            unsupported,
-            "spec.containers[0].resources.limits.ephemeral-storage",
-        );
         for (source, field) in [
             (json!({ "persistentVolumeClaim": { "claimName": "x" } }), "persistentVolumeClaim"),
             (json!({ "nfs": { "server": "s", "path": "/" } }), "nfs"),
@@ -241,7 +224,6 @@ mod tests {
             (json!({ "image": { "reference": "r" } }), "image"),
             (json!({ "ephemeral": {} }), "ephemeral"),
             (json!({ "emptyDir": { "medium": "HugePages" } }), "emptyDir.medium"),
-            (json!({ "emptyDir": { "sizeLimit": "1Gi" } }), "emptyDir.sizeLimit"),
             (
                 json!({ "projected": { "sources": [{ "clusterTrustBundle": { "path": "p" } }] } }),
                 "projected.sources[0].clusterTrustBundle",
@@ -285,11 +267,12 @@ mod tests {
                 "livenessProbe": { "exec": { "command": ["true"] } },
                 "readinessProbe": { "grpc": { "port": 1 } },
                 "lifecycle": { "preStop": { "sleep": { "seconds": 1 } } },
-                "resources": { "limits": { "cpu": "1", "memory": "1Gi" }, "requests": { "ephemeral-storage": "1Gi" } },
-                "volumeMounts": [{ "name": "e", "mountPath": "/e", "recursiveReadOnly": "IfPossible" }],
+                "resources": { "limits": { "cpu": "1", "memory": "1Gi", "ephemeral-storage": "1Gi" }, "requests": { "ephemeral-storage": "1Gi" } },
+                "volumeMounts": [{ "name": "e", "mountPath": "/e", "readOnly": true, "recursiveReadOnly": "Enabled" }],
             }],
             "volumes": [
                 { "name": "e", "emptyDir": { "medium": "Memory", "sizeLimit": "1Mi" } },
+                { "name": "d", "emptyDir": { "sizeLimit": "1Mi" } },
                 { "name": "h", "hostPath": { "path": "/" } },
                 { "name": "p", "projected": { "sources": [{ "serviceAccountToken": { "path": "t" } }] } },
             ],

@@ -4,28 +4,21 @@
 //! deleted while anything is mounted below it, because what a mount shows may be the machine's own.
 
 use std::{
-    ffi::OsString,
+    collections::BTreeMap,
     fs, io,
-    os::{
-        fd::{AsRawFd as _, OwnedFd},
-        unix::{
-            ffi::OsStringExt as _,
-            fs::{
-                DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
-                PermissionsExt as _, symlink,
-            },
-        },
-    },
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, symlink},
     path::{Component, Path, PathBuf},
 };
 
 use nix::{
-    fcntl::{OFlag, OpenHow, ResolveFlag, openat2},
-    mount::{MntFlags, MsFlags, mount, umount2},
-    sys::stat::Mode,
+    fcntl::OFlag,
+    mount::{MsFlags, mount},
 };
 
-use super::volumes::{Content, File, Files, HostKind};
+use super::{
+    host_path, mounts, storage, subpath,
+    volumes::{Content, File, Files},
+};
 
 /// Kubernetes keeps this much of a termination message.
 const MAX_MESSAGE_BYTES: usize = 4096;
@@ -39,13 +32,14 @@ pub(crate) enum FilesError {
     Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error("hostPath type check failed: {} is not a {expected}", path.display())]
     HostPath { path: PathBuf, expected: &'static str },
-    #[error("subPath {sub:?} can't be reached inside its volume")]
-    SubPath { sub: String, source: io::Error },
+    #[error("failed to {step} for volumeMount {volume:?} of container {container:?}")]
+    SubPath { step: &'static str, volume: String, container: String },
     #[error("{} is still mounted", .0.display())]
     Mounted(PathBuf),
 }
 
-trait At<T> {
+/// Says what was done, and where, when it went wrong.
+pub(crate) trait At<T> {
     fn at(self, action: &'static str, path: &Path) -> Result<T, FilesError>;
 }
 
@@ -75,41 +69,108 @@ impl PodFolder {
         self.path.join("volumes").join(name)
     }
 
-    /// Makes the volume so, and says where it is.
+    /// Bytes that these volumes take on the disk, and the pod's own files. A volume that is not there takes nothing.
+    pub(crate) fn disk_usage(&self, volumes: &[String]) -> Result<(BTreeMap<String, u64>, u64), FilesError> {
+        let mut found = BTreeMap::new();
+        for name in volumes {
+            let path = self.volume(name);
+            match storage::bytes_below(&path) {
+                Ok(bytes) => drop(found.insert(name.clone(), bytes)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error).at("measure", &path),
+            }
+        }
+        Ok((found, storage::bytes_of_file(&self.path.join("etc-hosts"))))
+    }
+
+    /// Makes the volume so, and says where it is. `nested`: folders that other volumes will be mounted on.
     pub(crate) fn put_volume(
         &self,
         name: &str,
         content: &Content,
         fs_group: Option<u32>,
+        nested: &[PathBuf],
     ) -> Result<PathBuf, FilesError> {
         let path = self.volume(name);
+        // Once made, a folder is the containers' own.
         match content {
             Content::Host { path, kind } => {
-                check_host_path(path, *kind)?;
+                host_path::check(path, *kind)?;
                 return Ok(path.clone());
             }
-            Content::Empty { memory, bytes } => {
-                // Once made it is the containers' own.
-                if make_folder(&path, *memory, *bytes)? {
-                    chmod(&path, 0o777)?;
-                    if let Some(group) = fs_group {
-                        chown(&path, None, Some(group))?;
-                        chmod(&path, 0o2777)?;
-                    }
-                }
+            Content::Empty { memory: false, .. } => self.make_folder(&path, fs_group)?,
+            Content::Empty { memory: true, bytes } => {
+                self.make_tmpfs(&path, *bytes, fs_group, MsFlags::empty())?;
             }
             Content::Files { files, memory } => {
-                make_folder(&path, *memory, None)?;
+                if *memory {
+                    self.make_tmpfs(&path, None, fs_group, MsFlags::MS_NOSUID | MsFlags::MS_NODEV)?;
+                } else {
+                    self.make_folder(&path, fs_group)?;
+                }
+                make_nested(&path, nested, fs_group)?;
                 write_files(&path, files, fs_group)?;
             }
         }
         Ok(path)
     }
 
+    /// Makes the folders down to a volume, which are nobody's business but ours.
+    fn make_parent(&self, volume: &Path) -> Result<(), FilesError> {
+        make_private_dirs(&self.path)?;
+        volume.parent().map_or(Ok(()), make_private_dirs)
+    }
+
+    /// An empty folder that everybody may use, or that the group owns. It appears as a whole or not at all.
+    fn make_folder(&self, path: &Path, fs_group: Option<u32>) -> Result<(), FilesError> {
+        if fs::symlink_metadata(path).is_ok() {
+            return Ok(());
+        }
+        self.make_parent(path)?;
+        let Some(name) = path.file_name() else { return Ok(()) };
+        // No volume is called so.
+        let half_made = path.with_file_name(format!(".{}.new", name.to_string_lossy()));
+        match fs::remove_dir_all(&half_made) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).at("remove", &half_made);
+            }
+            _ => {}
+        }
+        fs::DirBuilder::new().mode(0o700).create(&half_made).at("make folder", &half_made)?;
+        chown(&half_made, None, fs_group)?;
+        chmod(&half_made, folder_mode(0o777, fs_group))?;
+        fs::rename(&half_made, path).at("make", path)
+    }
+
+    /// The same in memory, which is never swapped to a disk where the kernel can promise it.
+    fn make_tmpfs(
+        &self,
+        path: &Path,
+        bytes: Option<u64>,
+        fs_group: Option<u32>,
+        flags: MsFlags,
+    ) -> Result<(), FilesError> {
+        self.make_parent(path)?;
+        make_dirs(path)?;
+        let device = |path: &Path| fs::metadata(path).at("look at", path).map(|metadata| metadata.dev());
+        if device(path)? != device(path.parent().unwrap_or(path))? {
+            return Ok(());
+        }
+        let mode = Some(format!("mode={:o}", folder_mode(0o1777, fs_group)));
+        let group = fs_group.map(|group| format!("gid={group}"));
+        let size = bytes.map(|bytes| format!("size={bytes}"));
+        let options = [mode, group, size].into_iter().flatten().collect::<Vec<_>>().join(",");
+        let mount_with = |options: &str| mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(options));
+        // Since Linux 6.4.
+        mount_with(&format!("{options},noswap"))
+            .or_else(|_| mount_with(&options))
+            .at("mount a tmpfs at", path)
+    }
+
     /// Writes the pod's `/etc/hosts` and says where it is.
     pub(crate) fn put_hosts(&self, text: &str) -> Result<PathBuf, FilesError> {
         let path = self.path.join("etc-hosts");
-        make_dirs(&self.path)?;
+        make_private_dirs(&self.path)?;
         // In place: containers have this very file mounted.
         fs::write(&path, text).at("write", &path)?;
         chmod(&path, 0o644)?;
@@ -149,37 +210,24 @@ impl PodFolder {
         }
     }
 
-    /// Pins `sub` inside the volume at `volume` by a bind mount that no later change of a symbolic link moves, and says where it is.
+    /// Pins a part of a volume for a container by a bind mount that no later change of a symbolic link moves, and says where it is.
     pub(crate) fn put_sub_path(
         &self,
-        volume: &Path,
-        sub: &str,
+        part: subpath::Part<'_>,
+        volume: &str,
         container: &str,
         attempt: u32,
         index: usize,
     ) -> Result<PathBuf, FilesError> {
-        let failed = |source| FilesError::SubPath { sub: sub.to_owned(), source };
-        let found = open_beneath(volume, Path::new(sub)).map_err(failed)?;
-        let of_attempt =
-            |attempt: u32| self.path.join("subpaths").join(container).join(format!("{attempt}-{index}"));
-        if let Some(previous) = attempt.checked_sub(1) {
-            // Its container has ended.
-            let _ = umount2(&of_attempt(previous), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
-        }
-        let target = of_attempt(attempt);
-        let _ = umount2(&target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
-        let source = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
-        if let Some(folder) = target.parent() {
-            make_dirs(folder)?;
-        }
-        if fs::metadata(&source).at("look at", &source)?.is_dir() {
-            make_dirs(&target)?;
-        } else {
-            fs::write(&target, "").at("write", &target)?;
-        }
-        mount(Some(&source), &target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
-            .at("bind mount to", &target)?;
-        Ok(target)
+        let folder = self.path.join("subpaths").join(container);
+        subpath::bind(part, &folder, attempt, index).map_err(|(step, error)| {
+            tracing::warn!(path = %self.path.display(), sub_path = %part.sub.display(), %error, volume, container, "a subPath is not to be had");
+            FilesError::SubPath {
+                step: step.as_str(),
+                volume: volume.to_owned(),
+                container: container.to_owned(),
+            }
+        })
     }
 
     /// Takes all mounts away, and then the folder. May be repeated.
@@ -187,12 +235,7 @@ impl PodFolder {
         if !self.path.exists() {
             return Ok(());
         }
-        for mount in self.mounts()? {
-            if umount2(&mount, MntFlags::UMOUNT_NOFOLLOW).is_err() {
-                umount2(&mount, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).at("unmount", &mount)?;
-            }
-        }
-        if let Some(mount) = self.mounts()?.pop() {
+        if let Some(mount) = mounts::unmount_below(&self.path).at("unmount what is in", &self.path)?.pop() {
             return Err(FilesError::Mounted(mount));
         }
         match fs::remove_dir_all(&self.path) {
@@ -200,43 +243,6 @@ impl PodFolder {
             _ => Ok(()),
         }
     }
-
-    /// What is mounted below, the deepest first.
-    fn mounts(&self) -> Result<Vec<PathBuf>, FilesError> {
-        let table = Path::new("/proc/self/mountinfo");
-        let text = fs::read(table).at("read", table)?;
-        // The table has real paths.
-        let folder = self.path.canonicalize().at("look at", &self.path)?;
-        Ok(mounts_below(&text, &folder))
-    }
-}
-
-/// Mount points below a folder, the last mounted first, from the text of `/proc/self/mountinfo`.
-fn mounts_below(mountinfo: &[u8], folder: &Path) -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> = mountinfo
-        .split(|byte| *byte == b'\n')
-        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
-        .map(unescaped)
-        .filter(|path| path != folder && path.starts_with(folder))
-        .collect();
-    found.reverse();
-    found
-}
-
-/// The table writes blanks and the like as `\040`.
-fn unescaped(field: &[u8]) -> PathBuf {
-    let mut out = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let [first, tail @ ..] = rest {
-        if let (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..]) = (first, tail) {
-            out.push((a - b'0') * 64 + (b - b'0') * 8 + (c - b'0'));
-            rest = after;
-        } else {
-            out.push(*first);
-            rest = tail;
-        }
-    }
-    PathBuf::from(OsString::from_vec(out))
 }
 
 /// Folders of pods that are there, by UID.
@@ -249,21 +255,43 @@ fn make_dirs(path: &Path) -> Result<(), FilesError> {
     fs::DirBuilder::new().recursive(true).mode(0o755).create(path).at("make folder", path)
 }
 
-/// Makes the folder; `true`: it was not there before.
-fn make_folder(path: &Path, memory: bool, bytes: Option<u64>) -> Result<bool, FilesError> {
-    let is_new = !path.exists();
+/// For us alone: what is in there is shown to containers, and to nobody else on the machine.
+fn make_private_dirs(path: &Path) -> Result<(), FilesError> {
+    fs::DirBuilder::new().recursive(true).mode(0o750).create(path).at("make folder", path)
+}
+
+/// As a kubelet gives a folder to a group.
+fn folder_mode(mode: u32, fs_group: Option<u32>) -> u32 {
+    if fs_group.is_some() { mode | 0o2770 } else { mode }
+}
+
+/// Read-only files and folders that a group owns may be read by it.
+fn shown_mode(mode: u32, fs_group: Option<u32>, is_folder: bool) -> u32 {
+    match (fs_group, is_folder) {
+        (None, _) => mode,
+        (Some(_), true) => mode | 0o2550,
+        (Some(_), false) => mode | 0o440,
+    }
+}
+
+/// Nobody can make them later: the volume is read-only.
+fn make_nested(volume: &Path, nested: &[PathBuf], fs_group: Option<u32>) -> Result<(), FilesError> {
+    for path in nested {
+        let mut folder = volume.to_path_buf();
+        for part in path.components() {
+            folder.push(part);
+            if fs::symlink_metadata(&folder).is_err() {
+                make_shown_dir(&folder, fs_group)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn make_shown_dir(path: &Path, fs_group: Option<u32>) -> Result<(), FilesError> {
     make_dirs(path)?;
-    if !memory {
-        return Ok(is_new);
-    }
-    let device = |path: &Path| fs::metadata(path).at("look at", path).map(|metadata| metadata.dev());
-    if device(path)? != device(path.parent().unwrap_or(path))? {
-        return Ok(false);
-    }
-    let options = bytes.map(|bytes| format!("size={bytes}"));
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount(Some("tmpfs"), path, Some("tmpfs"), flags, options.as_deref()).at("mount a tmpfs at", path)?;
-    Ok(true)
+    chown(path, None, fs_group)?;
+    chmod(path, shown_mode(0o755, fs_group, true))
 }
 
 fn chmod(path: &Path, mode: u32) -> Result<(), FilesError> {
@@ -278,55 +306,55 @@ fn chown(path: &Path, user: Option<u32>, group: Option<u32>) -> Result<(), Files
 /// the new. Files that are right are left alone.
 fn write_files(volume: &Path, files: &Files, fs_group: Option<u32>) -> Result<(), FilesError> {
     let data = volume.join(DATA);
-    let old = fs::read_link(&data).ok();
-    if old.is_some() && is_written(&data, files) {
-        return Ok(());
-    }
-    let stamp = format!("..{}", jiff::Timestamp::now().strftime("%Y_%m_%d_%H_%M_%S.%9f"));
-    let fresh = volume.join(&stamp);
-    make_dirs(&fresh)?;
-    for (path, file) in files {
-        write_file(&fresh, path, file, fs_group)?;
-    }
-    if let Some(group) = fs_group {
-        chown(&fresh, None, Some(group))?;
-    }
-    let next = volume.join("..data_tmp");
-    let _ = fs::remove_file(&next);
-    symlink(&stamp, &next).at("link", &next)?;
-    fs::rename(&next, &data).at("replace", &data)?;
-
+    let current = match fs::read_link(&data) {
+        Ok(old) if is_written(&data, files) => old,
+        _ => swap_files(volume, files, fs_group)?,
+    };
+    // Also after a swap whose process died: what is left to do is seen.
     let wanted: Vec<&std::ffi::OsStr> =
         files.keys().filter_map(|path| path.components().next()).map(Component::as_os_str).collect();
     for name in &wanted {
         let link = volume.join(name);
         if fs::symlink_metadata(&link).is_err() {
             symlink(Path::new(DATA).join(name), &link).at("link", &link)?;
+            chown(&link, None, fs_group)?;
         }
     }
     for entry in fs::read_dir(volume).at("list", volume)? {
         let entry = entry.at("list", volume)?;
-        let name = entry.file_name();
-        let is_link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
-        if is_link && name != DATA && !wanted.contains(&name.as_os_str()) {
-            fs::remove_file(entry.path()).at("remove", &entry.path())?;
+        let (name, path) = (entry.file_name(), entry.path());
+        let kind = entry.file_type().at("look at", &path)?;
+        if kind.is_symlink() && name != DATA && !wanted.contains(&name.as_os_str()) {
+            fs::remove_file(&path).at("remove", &path)?;
+        } else if kind.is_dir() && name.as_encoded_bytes().starts_with(b"..") && name != current {
+            fs::remove_dir_all(&path).at("remove", &path)?;
         }
     }
-    if let Some(old) = old.filter(|old| old.as_os_str() != stamp.as_str()) {
-        let old = volume.join(old);
-        fs::remove_dir_all(&old).at("remove", &old)?;
-    }
     Ok(())
+}
+
+/// Says where the files are now.
+fn swap_files(volume: &Path, files: &Files, fs_group: Option<u32>) -> Result<PathBuf, FilesError> {
+    let stamp = PathBuf::from(jiff::Timestamp::now().strftime("..%Y_%m_%d_%H_%M_%S.%9f").to_string());
+    let fresh = volume.join(&stamp);
+    make_shown_dir(&fresh, fs_group)?;
+    for (path, file) in files {
+        write_file(&fresh, path, file, fs_group)?;
+    }
+    let next = volume.join("..data_tmp");
+    let _ = fs::remove_file(&next);
+    symlink(&stamp, &next).at("link", &next)?;
+    chown(&next, None, fs_group)?;
+    let data = volume.join(DATA);
+    fs::rename(&next, &data).at("replace", &data)?;
+    Ok(stamp)
 }
 
 fn write_file(folder: &Path, path: &Path, file: &File, fs_group: Option<u32>) -> Result<(), FilesError> {
     let mut parent = folder.to_path_buf();
     for part in path.parent().into_iter().flat_map(Path::components) {
         parent.push(part);
-        make_dirs(&parent)?;
-        if let Some(group) = fs_group {
-            chown(&parent, None, Some(group))?;
-        }
+        make_shown_dir(&parent, fs_group)?;
     }
     let path = folder.join(path);
     fs::OpenOptions::new()
@@ -337,8 +365,7 @@ fn write_file(folder: &Path, path: &Path, file: &File, fs_group: Option<u32>) ->
         .and_then(|mut out| io::Write::write_all(&mut out, &file.data))
         .at("write", &path)?;
     chown(&path, file.owner, fs_group)?;
-    // The group may read what it owns.
-    chmod(&path, if fs_group.is_some() { file.mode | 0o040 } else { file.mode })
+    chmod(&path, shown_mode(file.mode, fs_group, false))
 }
 
 fn is_written(data: &Path, files: &Files) -> bool {
@@ -353,57 +380,6 @@ fn is_written(data: &Path, files: &Files) -> bool {
     }
     files.iter().all(|(path, file)| fs::read(data.join(path)).is_ok_and(|found| found == file.data))
         && count(data) == files.len()
-}
-
-fn check_host_path(path: &Path, kind: HostKind) -> Result<(), FilesError> {
-    match kind {
-        HostKind::DirectoryOrCreate if !path.exists() => make_dirs(path)?,
-        HostKind::FileOrCreate if !path.exists() => {
-            fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(path).at("make", path)?;
-        }
-        _ => {}
-    }
-    let found = fs::metadata(path).map(|metadata| metadata.file_type());
-    let is = |test: fn(&fs::FileType) -> bool| found.as_ref().is_ok_and(test);
-    let (holds, expected) = match kind {
-        HostKind::Anything => return Ok(()),
-        HostKind::DirectoryOrCreate | HostKind::Directory => (is(fs::FileType::is_dir), "directory"),
-        HostKind::FileOrCreate | HostKind::File => (is(fs::FileType::is_file), "file"),
-        HostKind::Socket => (is(fs::FileType::is_socket), "socket"),
-        HostKind::CharDevice => (is(fs::FileType::is_char_device), "character device"),
-        HostKind::BlockDevice => (is(fs::FileType::is_block_device), "block device"),
-    };
-    if holds { Ok(()) } else { Err(FilesError::HostPath { path: path.to_owned(), expected }) }
-}
-
-/// Opens a path below a folder, making folders that are missing. No link on the way leads out: the kernel sees to it.
-fn open_beneath(folder: &Path, path: &Path) -> io::Result<OwnedFd> {
-    let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    let root = fs::OpenOptions::new()
-        .read(true)
-        .custom_flags((OFlag::O_PATH | OFlag::O_DIRECTORY).bits())
-        .open(folder)?;
-    match openat2(&root, path, how) {
-        Err(nix::errno::Errno::ENOENT) => {}
-        result => return Ok(result?),
-    }
-    let mode = Mode::from_bits_truncate(root.metadata()?.mode() & 0o777);
-    let mut current: OwnedFd = root.into();
-    for part in path.components() {
-        current = match openat2(&current, part.as_os_str(), how) {
-            Err(nix::errno::Errno::ENOENT) => {
-                match nix::sys::stat::mkdirat(&current, part.as_os_str(), mode) {
-                    Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
-                    Err(error) => return Err(error.into()),
-                }
-                openat2(&current, part.as_os_str(), how)?
-            }
-            result => result?,
-        };
-    }
-    Ok(current)
 }
 
 #[cfg(test)]

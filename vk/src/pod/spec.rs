@@ -1,12 +1,16 @@
 //! From a pod's spec to what a container runtime is given. Pure: everything that had to be looked up is an argument.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use k8s_openapi::api::core::v1::{
     AppArmorProfile, Container, Pod, PodSpec, SELinuxOptions, SeccompProfile, VolumeMount,
 };
 
-use super::{admission::sysctl_name, env, resources};
+use super::{admission::sysctl_name, env, resources, volumes};
 use crate::provider::{
     observed::PodRef,
     runtime::{
@@ -189,33 +193,61 @@ pub(crate) struct VolumeUse {
     pub(crate) mount: Mount,
 }
 
-/// The container's volume mounts; their `host_path` is filled in by whoever knows where volumes are.
-pub(crate) fn volume_uses(container: &Container, env: &[(String, String)]) -> Result<Vec<VolumeUse>, String> {
+/// The container's volume mounts; their `host_path` is filled in by whoever knows where volumes are. `deep_read_only`: the runtime can make
+/// what is mounted in a mount read-only too. Errors are a kubelet's.
+pub(crate) fn volume_uses(
+    spec: &PodSpec,
+    container: &Container,
+    env: &[(String, String)],
+    deep_read_only: bool,
+) -> Result<Vec<VolumeUse>, String> {
     let env: BTreeMap<&str, &str> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-    container.volume_mounts.iter().flatten().map(|mount| volume_use(mount, &env)).collect()
+    let mounts = container.volume_mounts.iter().flatten();
+    mounts
+        .map(|mount| {
+            let of_spec = spec.volumes.iter().flatten().find(|volume| volume.name == mount.name);
+            let volume = of_spec.ok_or_else(|| {
+                format!("cannot find volume {:?} to mount into container {:?}", mount.name, container.name)
+            })?;
+            let mut used = volume_use(mount, &env)?;
+            // Nobody but the node writes there.
+            used.mount.read_only |= volumes::is_live(volume);
+            used.mount.recursive_read_only = recursive_read_only(mount, deep_read_only)?;
+            Ok(used)
+        })
+        .collect()
+}
+
+/// Whether all that is mounted in a mount is read-only too.
+pub(crate) fn recursive_read_only(mount: &VolumeMount, supported: bool) -> Result<bool, String> {
+    let asked = mount.recursive_read_only.as_deref().unwrap_or("Disabled");
+    let requested = format!("volume {:?} requested recursive read-only mode, but it is not", mount.name);
+    let propagation = mount.mount_propagation.as_deref().unwrap_or("None");
+    match asked {
+        "Disabled" => Ok(false),
+        _ if mount.read_only != Some(true) => Err(format!("{requested} read-only")),
+        _ if propagation != "None" => Err(format!("{requested} compatible with propagation {propagation:?}")),
+        "IfPossible" => Ok(supported),
+        "Enabled" if supported => Ok(true),
+        "Enabled" => Err(format!("{requested} supported by the runtime")),
+        other => Err(format!("unknown recursive read-only mode {other:?}")),
+    }
 }
 
 fn volume_use(mount: &VolumeMount, env: &BTreeMap<&str, &str>) -> Result<VolumeUse, String> {
     let text = |field: &Option<String>| field.clone().filter(|text| !text.is_empty());
-    let sub_path = match (text(&mount.sub_path), text(&mount.sub_path_expr)) {
-        (Some(path), _) => Some(path),
-        (None, Some(expression)) => {
-            let missing = std::cell::Cell::new(false);
-            let path = env::expand(&expression, |name| {
-                let value = env.get(name).copied();
-                missing.set(missing.get() || value.is_none());
-                value
-            });
-            if missing.get() {
-                return Err(format!("missing value for a variable of subPathExpr {expression:?}"));
-            }
-            if path.starts_with('/') || path.split('/').any(|part| part == "..") {
-                return Err(format!("subPathExpr {expression:?} leads out of the volume"));
-            }
-            Some(path)
-        }
-        (None, None) => None,
+    let sub_path = match (text(&mount.sub_path_expr), text(&mount.sub_path)) {
+        (Some(expression), _) => Some(expanded_sub_path(&expression, env)?),
+        (None, path) => path,
     };
+    if let Some(path) = &sub_path {
+        if path.starts_with('/') {
+            return Err(format!("error SubPath `{path}` must not be an absolute path"));
+        }
+        if path.split('/').any(|part| part == "..") {
+            return Err(format!("unable to provision SubPath `{path}`: must not contain '..'"));
+        }
+    }
     let container_path = if mount.mount_path.starts_with('/') {
         mount.mount_path.clone()
     } else {
@@ -236,6 +268,20 @@ fn volume_use(mount: &VolumeMount, env: &BTreeMap<&str, &str>) -> Result<VolumeU
             },
         },
     })
+}
+
+/// A variable without a value would lead to another folder than is meant.
+fn expanded_sub_path(expression: &str, env: &BTreeMap<&str, &str>) -> Result<String, String> {
+    let missing = RefCell::new(BTreeSet::new());
+    let path = env::expand(expression, |name| {
+        let value = env.get(name).copied().filter(|value| !value.is_empty());
+        if value.is_none() {
+            missing.borrow_mut().insert(name.to_owned());
+        }
+        value
+    });
+    let missing: Vec<String> = missing.into_inner().into_iter().collect();
+    if missing.is_empty() { Ok(path) } else { Err(format!("missing value for {}", missing.join(", "))) }
 }
 
 /// The pod's own files that a container sees beside its volumes.
@@ -354,10 +400,13 @@ mod tests {
             "name": "a", "image": "busybox", "command": ["sh", "-c", "echo $(X) $(Y) $$(X)"],
             "terminationMessagePath": "/tmp/last",
             "volumeMounts": [{ "name": "v", "mountPath": "/etc/hosts" }],
-        }] }));
+        }], "volumes": [{ "name": "v", "emptyDir": {} }] }));
         let env = vec![("X".to_owned(), "1".to_owned())];
-        let volumes: Vec<Mount> =
-            volume_uses(&spec.containers[0], &env).unwrap().into_iter().map(|used| used.mount).collect();
+        let volumes: Vec<Mount> = volume_uses(&spec, &spec.containers[0], &env, false)
+            .unwrap()
+            .into_iter()
+            .map(|used| used.mount)
+            .collect();
         let own = OwnFiles { hosts: "/h".into(), termination_log: "/t".into() };
         let image = Image { id: "sha256:1".into(), size: 0, user: ImageUser::Id(0) };
         let made = container(&spec, &spec.containers[0], 2, &image, env, volumes, &own, 1 << 30);
@@ -367,17 +416,50 @@ mod tests {
         assert_eq!(paths, ["/etc/hosts", "/tmp/last"]);
     }
 
+    #[allow(clippy::needless_pass_by_value)] // `json!` reads best where it is used.
+    fn uses(mount: serde_json::Value, deep_read_only: bool) -> Result<VolumeUse, String> {
+        let spec = spec(json!({
+            "containers": [{ "name": "a", "volumeMounts": [mount] }],
+            "volumes": [{ "name": "v", "emptyDir": {} }, { "name": "s", "secret": { "secretName": "s" } }],
+        }));
+        let variables = [("POD", "web"), ("UP", ".."), ("ROOT", "/"), ("EMPTY", "")];
+        let env = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        volume_uses(&spec, &spec.containers[0], &env, deep_read_only).map(|mut uses| uses.remove(0))
+    }
+
     #[test]
-    fn sub_path_expressions_are_expanded_or_refused() {
-        let check = |expression: &str| {
-            let mount = json!({ "name": "v", "mountPath": "/x", "subPathExpr": expression });
-            let container = serde_json::from_value(json!({ "name": "a", "volumeMounts": [mount] })).unwrap();
-            let env = [("POD".to_owned(), "web".to_owned()), ("UP".to_owned(), "..".to_owned())];
-            volume_uses(&container, &env).map(|uses| uses[0].sub_path.clone())
+    fn sub_paths_are_expanded_or_refused_in_a_kubelets_words() {
+        let check = |field: &str, text: &str| {
+            uses(json!({ "name": "v", "mountPath": "/x", field: text }), false)
+                .map(|used| used.sub_path.unwrap())
         };
-        assert_eq!(check("logs/$(POD)"), Ok(Some("logs/web".to_owned())));
-        assert!(check("$(NOPE)").is_err());
-        assert!(check("$(UP)/x").is_err());
+        let expanded = |expression| check("subPathExpr", expression);
+        assert_eq!(expanded("logs/$(POD)"), Ok("logs/web".to_owned()));
+        assert_eq!(expanded("$(NOPE)/$(EMPTY)/$(NOPE)"), Err("missing value for EMPTY, NOPE".to_owned()));
+        let refused = "unable to provision SubPath `../x`: must not contain '..'".to_owned();
+        assert_eq!(expanded("$(UP)/x"), Err(refused.clone()));
+        assert_eq!(check("subPath", "../x"), Err(refused));
+        let refused = "error SubPath `/etc` must not be an absolute path".to_owned();
+        assert_eq!(expanded("$(ROOT)etc"), Err(refused));
+    }
+
+    #[test]
+    fn mounts_are_as_read_only_as_asked_and_as_their_volume_is() {
+        let of = |mount: serde_json::Value, deep: bool| {
+            uses(mount, deep).map(|used| (used.mount.read_only, used.mount.recursive_read_only))
+        };
+        let asked = |mode: &str| json!({ "name": "v", "mountPath": "/x", "readOnly": true, "recursiveReadOnly": mode });
+        assert_eq!(of(json!({ "name": "v", "mountPath": "/x" }), true), Ok((false, false)));
+        assert_eq!(of(json!({ "name": "s", "mountPath": "/x" }), true), Ok((true, false)));
+        assert_eq!(of(asked("Disabled"), true), Ok((true, false)));
+        assert_eq!(of(asked("IfPossible"), true), Ok((true, true)));
+        assert_eq!(of(asked("IfPossible"), false), Ok((true, false)));
+        assert_eq!(of(asked("Enabled"), true), Ok((true, true)));
+        let refused =
+            "volume \"v\" requested recursive read-only mode, but it is not supported by the runtime";
+        assert_eq!(of(asked("Enabled"), false), Err(refused.to_owned()));
+        let unknown = "cannot find volume \"none\" to mount into container \"a\"";
+        assert_eq!(of(json!({ "name": "none", "mountPath": "/x" }), true), Err(unknown.to_owned()));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use k8s_openapi::{
 use super::{
     ephemeral, lifecycle,
     probe::{Healths, is_sidecar},
-    resources,
+    resources, spec,
 };
 use crate::provider::observed::{self, ObservedPod, State};
 pub(crate) use given::{Note, Resize};
@@ -62,6 +62,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) scheme: &'a str,
     /// Nothing will be started any more, and nothing runs: the pod is deleted or condemned.
     pub(crate) ended: bool,
+    /// The runtime can make mounts within mounts read-only.
+    pub(crate) deep_read_only: bool,
     /// The pod has failed as a whole.
     pub(crate) verdict: Option<&'a Verdict>,
     /// Now.
@@ -312,7 +314,7 @@ fn container_status(
         image: container.image.clone().unwrap_or_default(),
         state: Some(waiting(default_reason(spec), "")),
         last_state: Some(ContainerState::default()),
-        volume_mounts: volume_mounts(container),
+        volume_mounts: volume_mounts(container, facts.deep_read_only),
         ..Default::default()
     };
     if let Some(newest) = newest {
@@ -444,15 +446,16 @@ fn user(user: &observed::User) -> ContainerUser {
     }
 }
 
-fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
+fn volume_mounts(container: &Container, deep_read_only: bool) -> Option<Vec<VolumeMountStatus>> {
     let mounts = container.volume_mounts.as_ref().filter(|mounts| !mounts.is_empty())?;
     let status = |mount: &k8s_openapi::api::core::v1::VolumeMount| {
         let read_only = mount.read_only.unwrap_or(false);
+        let deep = matches!(spec::recursive_read_only(mount, deep_read_only), Ok(true));
         VolumeMountStatus {
             name: mount.name.clone(),
             mount_path: mount.mount_path.clone(),
             read_only: mount.read_only,
-            recursive_read_only: read_only.then(|| "Disabled".to_owned()),
+            recursive_read_only: read_only.then(|| if deep { "Enabled" } else { "Disabled" }.to_owned()),
         }
     };
     Some(mounts.iter().map(status).collect())

@@ -6,13 +6,14 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::{
-    DownwardAPIVolumeFile, KeyToPath, Pod, ProjectedVolumeSource, ServiceAccountTokenProjection, Volume,
+    DownwardAPIVolumeFile, EmptyDirVolumeSource, KeyToPath, Pod, ProjectedVolumeSource,
+    ServiceAccountTokenProjection, Volume,
 };
 
 use super::{
     env::{self, Runtime},
     objects::{Missing, Objects, Token},
-    resources,
+    resources::{self, Amounts},
 };
 
 /// Why a volume can't be filled (yet).
@@ -20,8 +21,10 @@ use super::{
 pub(crate) enum VolumeError {
     #[error("{0}")]
     Object(Missing),
-    #[error("references non-existent key: {key} of {kind} {name:?}")]
-    Key { key: String, kind: &'static str, name: String },
+    #[error("references non-existent secret key: {0}")]
+    SecretKey(String),
+    #[error("configmap references non-existent config key: {0}")]
+    ConfigMapKey(String),
     #[error("{0}")]
     Field(String),
     #[error("path {0:?} leads out of the volume")]
@@ -129,8 +132,8 @@ pub(crate) fn content(
 ) -> Result<Content, VolumeError> {
     if let Some(source) = &volume.empty_dir {
         let memory = source.medium.as_deref() == Some("Memory");
-        let bytes = source.size_limit.as_ref().and_then(resources::whole).and_then(|n| u64::try_from(n).ok());
-        return Ok(Content::Empty { memory, bytes: bytes.filter(|bytes| *bytes > 0) });
+        let bytes = if memory { memory_size(pod, source, &runtime.allocatable) } else { None };
+        return Ok(Content::Empty { memory, bytes });
     }
     if let Some(source) = &volume.host_path {
         let kind = HostKind::parse(source.type_.as_deref().unwrap_or_default())
@@ -196,7 +199,9 @@ fn projected(
             let owner = pod.spec.as_ref().and_then(only_user);
             let mode = if owner.is_some() || fs_group(pod).is_some() { 0o600 } else { mode };
             put(files, &source.path, token.text.clone().into_bytes(), mode)?;
-            if let Some(file) = files.get_mut(Path::new(&source.path)) {
+            let clean: PathBuf =
+                Path::new(&source.path).components().filter(|part| *part != Component::CurDir).collect();
+            if let Some(file) = files.get_mut(&clean) {
                 file.owner = owner.and_then(|owner| u32::try_from(owner).ok());
             }
         } else {
@@ -204,6 +209,47 @@ fn projected(
         }
     }
     Ok(())
+}
+
+/// What a tmpfs may grow to, as a kubelet decides it: no more than the volume, the pod or the node may have.
+fn memory_size(pod: &Pod, source: &EmptyDirVolumeSource, allocatable: &Amounts) -> Option<u64> {
+    let of_pod = pod.spec.as_ref().and_then(|spec| resources::pod(spec).limits.memory_bytes);
+    let of_node = allocatable.get("memory").and_then(resources::whole);
+    let own = size_limit(source);
+    let sizes = [own, of_pod, of_node].into_iter().flatten();
+    sizes.filter_map(|bytes| u64::try_from(bytes).ok()).filter(|bytes| *bytes > 0).min()
+}
+
+/// Bytes; `None`: no limit.
+pub(crate) fn size_limit(source: &EmptyDirVolumeSource) -> Option<i64> {
+    source.size_limit.as_ref().and_then(resources::whole).filter(|bytes| *bytes > 0)
+}
+
+/// Where other volumes are mounted in this one, in any container.
+pub(crate) fn nested(pod: &Pod, volume: &str) -> Vec<PathBuf> {
+    let Some(spec) = &pod.spec else { return Vec::new() };
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let clean = |path: &str| Path::new("/").join(path).components().collect::<PathBuf>();
+    let mut found: Vec<PathBuf> = containers
+        .flat_map(|container| {
+            let mounts = container.volume_mounts.as_deref().unwrap_or_default();
+            let own =
+                mounts.iter().filter(|mount| mount.name == volume).map(|mount| clean(&mount.mount_path));
+            let all: Vec<PathBuf> = mounts.iter().map(|mount| clean(&mount.mount_path)).collect();
+            own.flat_map(move |own| {
+                let below = |path: &PathBuf| Some(path.strip_prefix(&own).ok()?.to_path_buf());
+                all.iter().filter_map(below).collect::<Vec<_>>()
+            })
+        })
+        .filter(|path| {
+            path.components().next().is_some()
+                && path.components().all(|part| matches!(part, Component::Normal(_)))
+        })
+        .collect();
+    found.sort();
+    // What is in another one is that one's.
+    found.dedup_by(|later, earlier| later.starts_with(earlier.as_path()));
+    found
 }
 
 /// The group that owns a pod's volumes.
@@ -214,9 +260,12 @@ pub(crate) fn fs_group(pod: &Pod) -> Option<i64> {
 /// The user of all containers, if it is one and the pod names it.
 pub(crate) fn only_user(spec: &k8s_openapi::api::core::v1::PodSpec) -> Option<i64> {
     let default = spec.security_context.as_ref().and_then(|context| context.run_as_user);
-    let mut users = spec.containers.iter().chain(spec.init_containers.iter().flatten()).map(|container| {
-        container.security_context.as_ref().and_then(|context| context.run_as_user).or(default)
-    });
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let contexts = containers
+        .map(|container| &container.security_context)
+        .chain(spec.ephemeral_containers.iter().flatten().map(|container| &container.security_context));
+    let mut users =
+        contexts.map(|context| context.as_ref().and_then(|context| context.run_as_user).or(default));
     let first = users.next()??;
     users.all(|user| user == Some(first)).then_some(first)
 }
@@ -235,7 +284,7 @@ fn config_map(
     let text = object.data.iter().flatten().map(|(key, value)| (key, value.as_bytes()));
     let binary = object.binary_data.iter().flatten().map(|(key, value)| (key, value.0.as_slice()));
     let data: BTreeMap<&str, &[u8]> = text.chain(binary).map(|(key, value)| (key.as_str(), value)).collect();
-    select(files, &data, items, mode, optional, "configmap", name)
+    select(files, &data, items, mode, optional, VolumeError::ConfigMapKey)
 }
 
 fn secret(
@@ -249,7 +298,7 @@ fn secret(
     let Some(object) = objects.secret(name, optional).map_err(VolumeError::Object)? else { return Ok(()) };
     let data: BTreeMap<&str, &[u8]> =
         object.data.iter().flatten().map(|(key, value)| (key.as_str(), value.0.as_slice())).collect();
-    select(files, &data, items, mode, optional, "secret", name)
+    select(files, &data, items, mode, optional, VolumeError::SecretKey)
 }
 
 fn select(
@@ -258,8 +307,7 @@ fn select(
     items: Option<&[KeyToPath]>,
     mode: i32,
     optional: bool,
-    kind: &'static str,
-    name: &str,
+    missing: fn(String) -> VolumeError,
 ) -> Result<(), VolumeError> {
     let Some(items) = items.filter(|items| !items.is_empty()) else {
         return data.iter().try_for_each(|(key, value)| put(files, key, value.to_vec(), mode));
@@ -268,7 +316,7 @@ fn select(
         match data.get(item.key.as_str()) {
             Some(value) => put(files, &item.path, value.to_vec(), item.mode.unwrap_or(mode))?,
             None if optional => {}
-            None => return Err(VolumeError::Key { key: item.key.clone(), kind, name: name.to_owned() }),
+            None => return Err(missing(item.key.clone())),
         }
     }
     Ok(())
@@ -298,12 +346,16 @@ fn put(files: &mut Files, path: &str, data: Vec<u8>, mode: i32) -> Result<(), Vo
     // The API server refuses these too; but what is written as root is checked where it is written.
     if path.is_empty()
         || path.starts_with("..")
-        || relative.components().any(|part| !matches!(part, Component::Normal(_)))
+        || relative.components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir))
     {
         return Err(VolumeError::Path(path.to_owned()));
     }
     let mode = u32::try_from(mode).unwrap_or(0o644) & 0o777;
-    files.insert(relative.to_path_buf(), File { data, mode, owner: None });
+    let clean: PathBuf = relative.components().filter(|part| *part != Component::CurDir).collect();
+    if clean.as_os_str().is_empty() || clean.as_os_str().as_encoded_bytes().starts_with(b"..") {
+        return Err(VolumeError::Path(path.to_owned()));
+    }
+    files.insert(clean, File { data, mode, owner: None });
     Ok(())
 }
 

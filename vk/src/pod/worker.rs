@@ -10,6 +10,7 @@ mod report;
 mod resize;
 mod service;
 mod start;
+mod storage;
 mod teardown;
 mod volumes;
 
@@ -51,6 +52,7 @@ use crate::{
 };
 
 pub(super) use report::{chain, is_newer};
+use teardown::Sentence;
 
 /// First and longest wait after something went wrong.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
@@ -139,12 +141,18 @@ struct Memory {
     pulls: BTreeMap<String, images::Pull>,
     tokens: Tokens,
     volumes: Option<volumes::Mounted>,
+    /// Whether the runtime can make mounts within mounts read-only, if the pod asks.
+    deep_read_only: Option<bool>,
     /// The sandbox that the hosts file was written for.
     hosts: Option<(String, PathBuf)>,
     /// Containers whose preStop hook has ended.
     pre_stopped: Arc<Mutex<BTreeSet<String>>>,
     /// The pod was condemned, and why.
     verdict: Option<Verdict>,
+    /// When local disks are looked at again, for a pod with limits.
+    storage_at: Option<Instant>,
+    /// The pod takes too much of them.
+    evicted: Option<Sentence>,
     /// Everything of a pod that has ended was given back.
     settled: bool,
 }
@@ -175,9 +183,12 @@ impl Worker {
                 pulls: BTreeMap::new(),
                 tokens: Tokens::new(),
                 volumes: None,
+                deep_read_only: None,
                 hosts: None,
                 pre_stopped: Arc::default(),
                 verdict: None,
+                storage_at: None,
+                evicted: None,
                 settled: false,
             },
             shared,
@@ -259,7 +270,10 @@ impl Worker {
         }
         let deadline = deadline(pod);
         if deadline.is_some_and(|deadline| deadline <= Timestamp::now()) {
-            return self.condemn(pod, runtime).await;
+            return self.condemn(pod, runtime, Sentence::deadline()).await;
+        }
+        if let Some(sentence) = self.memory.evicted.clone() {
+            return self.condemn(pod, runtime, sentence).await;
         }
         let pod = &match self.allocate(pod, &seen).await? {
             Ok(pod) => pod,
@@ -352,8 +366,9 @@ impl Worker {
             }
         }
         let refresh = self.refresh_volumes(pod).await;
+        let Some(look) = self.check_storage(pod).await else { return Ok(Next::Again) };
         let restart = wait.iter().map(|wait| until(wait.until)).min();
-        Ok(Next::Within([refresh, restart].into_iter().flatten().min()))
+        Ok(Next::Within([refresh, look, restart].into_iter().flatten().min()))
     }
 
     fn show_crash_loops(&mut self, pod: &Pod, wait: &[Wait]) {

@@ -318,6 +318,13 @@ impl ContainerRuntime for Cri {
         Self::facts(self).await
     }
 
+    async fn recursive_read_only(&self, handler: &str) -> Result<bool, ProviderError> {
+        let request = wire::StatusRequest { verbose: false };
+        let answer = self.call("Status", Duration::from_secs(10), self.runtime().status(request)).await?;
+        let mut handlers = answer.runtime_handlers.into_iter().filter(|known| known.name == handler);
+        Ok(handlers.any(|known| known.features.unwrap_or_default().recursive_read_only_mounts))
+    }
+
     fn exec(&self) -> Option<&dyn Exec> {
         Some(self)
     }

@@ -114,6 +114,11 @@ pub trait ContainerRuntime: Send + Sync {
     /// Removes what is left of a pod outside its sandboxes: its cgroup, its log folder. May be repeated.
     async fn remove_pod(&self, uid: &str) -> Result<(), ProviderError>;
 
+    /// Whether a runtime handler (empty: the default one) can make all that is mounted in a read-only mount read-only too.
+    async fn recursive_read_only(&self, _handler: &str) -> Result<bool, ProviderError> {
+        Ok(false)
+    }
+
     /// The image, if the runtime has it.
     async fn image(&self, image: &str) -> Result<Option<Image>, ProviderError>;
 

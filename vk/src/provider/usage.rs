@@ -1,6 +1,8 @@
 //! What pods, and the machine under them, use. Values only: counters as the kernel counts them, nothing derived from two looks.
 //! What a provider can't tell is `None`.
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
 use jiff::Timestamp;
 
@@ -11,6 +13,19 @@ use super::{ProviderError, observed::PodRef};
 pub trait Stats: Send + Sync {
     /// Of everything that runs now. Costs O(running containers).
     async fn usage(&self) -> Result<Usage, ProviderError>;
+
+    /// Bytes that each running container of one pod has on the disk that volumes are on: its log, and what it wrote over its image if that is
+    /// on the same disk. Costs O(its containers), where the provider can.
+    async fn disk_usage(&self, pod: &PodRef) -> Result<BTreeMap<String, u64>, ProviderError> {
+        let usage = self.usage().await?;
+        let found = usage.pods.into_iter().find(|known| known.pod.uid == pod.uid);
+        let containers = found.into_iter().flat_map(|known| known.containers);
+        let bytes = |container: &ContainerUsage| {
+            let logs = container.logs.map_or(0, |logs| logs.bytes);
+            container.writable.as_ref().map_or(0, |(written, _)| written.bytes).saturating_add(logs)
+        };
+        Ok(containers.map(|container| (container.name.clone(), bytes(&container))).collect())
+    }
 }
 
 /// All that is told at one time.

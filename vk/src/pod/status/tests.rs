@@ -83,6 +83,7 @@ impl<'a> Case<'a> {
             host_ips: &["10.0.0.1".parse().unwrap()],
             scheme: "containerd",
             ended: self.ended,
+            deep_read_only: false,
             verdict: self.verdict.as_ref(),
             now: at(10),
         })

@@ -85,18 +85,68 @@ fn optional_objects_may_be_missing_and_others_not() {
     let items = json!([{ "key": "none", "path": "x" }]);
     check(
         json!({ "configMap": { "name": "cm", "items": items } }),
-        Err("references non-existent key: none of configmap \"cm\""),
+        Err("configmap references non-existent config key: none"),
+    );
+    check(
+        json!({ "secret": { "secretName": "s", "items": items } }),
+        Err("references non-existent secret key: none"),
     );
     check(json!({ "configMap": { "name": "cm", "items": items, "optional": true } }), Ok(0));
 }
 
 #[test]
 fn paths_stay_in_the_volume() {
-    for path in ["../x", "/etc/passwd", "a/../../b", "", "..data/x"] {
+    for path in ["../x", "/etc/passwd", "a/../../b", "", "..data/x", "./..data", "."] {
         let items = json!([{ "key": "a", "path": path }]);
         let found = content_of(json!({ "configMap": { "name": "cm", "items": items } }), json!({}));
         assert_eq!(found, Err(VolumeError::Path(path.to_owned())));
     }
+}
+
+#[test]
+fn a_tmpfs_is_no_larger_than_volume_pod_and_node_allow() {
+    let check = |limit: Option<&str>, memory: Option<&str>, node: &str, expected: u64| {
+        let limits = memory.map(|memory| json!({ "limits": { "memory": memory } }));
+        let pod = serde_json::from_value(
+            json!({ "spec": { "containers": [{ "name": "a", "resources": limits }] } }),
+        );
+        let volume = json!({ "name": "v", "emptyDir": { "medium": "Memory", "sizeLimit": limit } });
+        let allocatable =
+            [("memory".to_owned(), k8s_openapi::apimachinery::pkg::api::resource::Quantity(node.to_owned()))];
+        let runtime = Runtime { allocatable: allocatable.into(), ..Runtime::default() };
+        let volume = serde_json::from_value(volume).unwrap();
+        let found = content(&pod.unwrap(), &volume, &Objects::default(), &Tokens::new(), &runtime);
+        assert_eq!(found, Ok(Content::Empty { memory: true, bytes: Some(expected) }));
+    };
+    check(None, None, "4Gi", 4 << 30);
+    check(None, Some("2Gi"), "4Gi", 2 << 30);
+    check(Some("1Gi"), Some("2Gi"), "4Gi", 1 << 30);
+    check(Some("3Gi"), Some("2Gi"), "4Gi", 2 << 30);
+    check(Some("0"), None, "4Gi", 4 << 30);
+}
+
+#[test]
+fn mounts_within_a_mount_are_known() {
+    let mounts = |paths: &[(&str, &str)]| -> serde_json::Value {
+        paths.iter().map(|(name, path)| json!({ "name": name, "mountPath": path })).collect()
+    };
+    let pod: Pod = serde_json::from_value(json!({ "spec": {
+        "initContainers": [{ "name": "i", "volumeMounts": mounts(&[("v", "/w"), ("x", "/w/init")]) }],
+        "containers": [
+            { "name": "a", "volumeMounts": mounts(&[
+                ("v", "/dir/"), ("x", "/dir/nested"), ("y", "/dir/nested/double"), ("z", "/dir-other/x"), ("x", "/dir/../up"),
+            ]) },
+            { "name": "b", "volumeMounts": mounts(&[("x", "/b/c"), ("z", "/b")]) },
+        ],
+    } }))
+    .unwrap();
+    let check = |volume: &str, expected: &[&str]| {
+        assert_eq!(nested(&pod, volume), expected.iter().map(PathBuf::from).collect::<Vec<_>>(), "{volume}");
+    };
+    check("v", &["init", "nested"]);
+    check("x", &["double"]);
+    check("z", &["c"]);
+    check("y", &[]);
 }
 
 #[test]

@@ -45,6 +45,8 @@ impl Worker {
         let pod = &self.memory.given.of(pod);
         let seen = self.with_messages(pod, seen.clone()).await;
         let healths = self.follow(pod, &seen);
+        // Not known is no reason to say nothing.
+        let deep_read_only = self.deep_read_only(pod).await.unwrap_or(false);
         let wanted = status::build(&Facts {
             pod,
             seen: &seen,
@@ -55,6 +57,7 @@ impl Worker {
             host_ips: &self.shared.settings.host_ips,
             scheme: &self.shared.scheme,
             ended,
+            deep_read_only,
             verdict: self.memory.verdict.as_ref(),
             now: Timestamp::now(),
         });

@@ -18,11 +18,12 @@ use crate::{
         probe::is_sidecar,
         spec,
         status::{Waiting, primary_first},
+        storage, subpath,
     },
     provider::{
         ProviderError,
         observed::{ObservedPod, Sandbox},
-        runtime::{ContainerRuntime, Image, Mount, SandboxSpec},
+        runtime::{ContainerRuntime, Image, Mount, Propagation, SandboxSpec},
     },
 };
 
@@ -76,18 +77,17 @@ impl Worker {
         }
     }
 
+    /// Empty: the runtime's default.
+    pub(super) async fn runtime_handler(&self, pod: &Pod) -> Result<String, SyncError> {
+        let class = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref());
+        let Some(class) = class.filter(|class| !class.is_empty()) else { return Ok(String::new()) };
+        let asked = self.shared.reader.runtime_handler(class).await;
+        asked.map_err(|source| SyncError::Api { operation: "show the pod's RuntimeClass", source })
+    }
+
     async fn sandbox_spec(&self, pod: &Pod, attempt: u32) -> Result<SandboxSpec, SyncError> {
         let settings = &self.shared.settings;
-        let class = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref());
-        let handler = match class.filter(|class| !class.is_empty()) {
-            Some(class) => self
-                .shared
-                .reader
-                .runtime_handler(class)
-                .await
-                .map_err(|source| SyncError::Api { operation: "show the pod's RuntimeClass", source })?,
-            None => String::new(),
-        };
+        let handler = self.runtime_handler(pod).await?;
         let hostname = network::hostname(pod, &settings.cluster_domain).map_err(SyncError::Waiting)?;
         let text = tokio::fs::read_to_string(&settings.resolv_conf).await.unwrap_or_default();
         let machine = network::parse_resolv_conf(&text);
@@ -146,8 +146,13 @@ impl Worker {
                 if go_on {
                     return Ok(Next::Again);
                 }
+                // With a limit on disks there is more to be looked at.
                 let all_running = seen.containers.iter().all(|container| container.exit().is_none());
-                Ok(if all_running { Next::Within(self.refresh_volumes(pod).await) } else { Next::Again })
+                let is_limited = pod.spec.as_ref().is_some_and(|spec| storage::limits(spec).is_some());
+                if !all_running || is_limited {
+                    return Ok(Next::Again);
+                }
+                Ok(Next::Within(self.refresh_volumes(pod).await))
             }
         }
     }
@@ -262,7 +267,8 @@ impl Worker {
         let services = self.service_env(pod).await?;
         let env = env::resolve(pod, container, &objects, &runtime_values, &services)
             .map_err(|error| config_error(error.to_string()))?;
-        let uses = spec::volume_uses(container, &env).map_err(config_error)?;
+        let deep_read_only = self.deep_read_only(pod).await?;
+        let uses = spec::volume_uses(&pod_spec, container, &env, deep_read_only).map_err(config_error)?;
 
         let hosts = self.hosts_text(pod, host_network, &pod_ips).await?;
         let folder = self.folder.clone();
@@ -280,7 +286,11 @@ impl Worker {
             for (index, used) in uses.into_iter().enumerate() {
                 let Some(volume) = paths.get(&used.volume) else { continue };
                 let host_path = match &used.sub_path {
-                    Some(sub) => folder.put_sub_path(volume, sub, &name, attempt, index)?,
+                    Some(sub) => {
+                        let shared = used.mount.propagation == Propagation::Bidirectional;
+                        let part = subpath::Part { volume, sub: sub.as_ref(), shared };
+                        folder.put_sub_path(part, &used.volume, &name, attempt, index)?
+                    }
                     None => volume.clone(),
                 };
                 mounts.push(Mount { host_path, ..used.mount });

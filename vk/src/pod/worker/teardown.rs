@@ -15,6 +15,31 @@ pub(super) const LEAST_GRACE_SECONDS: u64 = 2;
 /// Kubernetes' default grace period.
 const DEFAULT_GRACE_SECONDS: i64 = 30;
 
+/// Why a pod has to end, and how.
+#[derive(Debug, Clone)]
+pub(super) struct Sentence {
+    pub(super) verdict: Verdict,
+    /// Of the event.
+    pub(super) kind: Kind,
+    /// Seconds that its processes have; `None`: what the pod says.
+    pub(super) grace: Option<u64>,
+}
+
+impl Sentence {
+    /// The pod's own deadline has passed.
+    pub(super) fn deadline() -> Self {
+        let message = "Pod was active on the node longer than the specified deadline";
+        let verdict = Verdict { reason: "DeadlineExceeded".to_owned(), message: message.to_owned() };
+        Self { verdict, kind: Kind::Normal, grace: None }
+    }
+
+    /// It takes more than it may.
+    pub(super) fn eviction(message: String) -> Self {
+        let verdict = Verdict { reason: "Evicted".to_owned(), message };
+        Self { verdict, kind: Kind::Warning, grace: Some(1) }
+    }
+}
+
 impl Worker {
     /// The API server wants the pod gone: end it, say how it ended, give everything back, and let the object go. In this order, so that
     /// no exit code is lost and nothing is left when the object is gone.
@@ -39,19 +64,19 @@ impl Worker {
         Ok(Next::IDLE)
     }
 
-    /// The pod's time is over: end it and say why. Its containers stay to be looked at.
+    /// The pod has no right to run any more: end it and say why. Its containers stay to be looked at.
     pub(super) async fn condemn(
         &mut self,
         pod: &Arc<Pod>,
         runtime: &dyn ContainerRuntime,
+        sentence: Sentence,
     ) -> Result<Next, SyncError> {
-        let (reason, message) =
-            ("DeadlineExceeded", "Pod was active on the node longer than the specified deadline");
+        let Sentence { verdict, kind, grace } = sentence;
         if self.memory.verdict.is_none() {
-            self.shared.recorder.pod(pod, Kind::Normal, reason, message);
+            self.shared.recorder.pod(pod, kind, &verdict.reason, &verdict.message);
         }
-        self.memory.verdict = Some(Verdict { reason: reason.to_owned(), message: message.to_owned() });
-        if !self.stop_containers(runtime, Some(pod)).await? {
+        self.memory.verdict = Some(verdict);
+        if !self.stop_containers_within(runtime, Some(pod), grace).await? {
             return Ok(Next::Again);
         }
         let seen = self.observe(runtime, pod).await?;
@@ -109,11 +134,22 @@ impl Worker {
         runtime: &dyn ContainerRuntime,
         pod: Option<&Arc<Pod>>,
     ) -> Result<bool, SyncError> {
+        self.stop_containers_within(runtime, pod, None).await
+    }
+
+    /// The same, within so many seconds whatever the pod says.
+    async fn stop_containers_within(
+        &mut self,
+        runtime: &dyn ContainerRuntime,
+        pod: Option<&Arc<Pod>>,
+        within: Option<u64>,
+    ) -> Result<bool, SyncError> {
         let seen = runtime.observe(&self.entry.pod.uid).await?;
         if let Some(pod) = pod {
             self.follow(pod, &seen);
         }
         let grace = pod.map_or(LEAST_GRACE_SECONDS, |pod| grace_seconds(pod));
+        let grace = within.map_or(grace, |within| within.max(LEAST_GRACE_SECONDS).min(grace));
         let endings: Vec<Ending> = seen
             .containers
             .iter()

@@ -202,6 +202,30 @@ async fn init_containers_come_first_and_restarts_are_counted() {
     assert_eq!(world.runtime.started("first"), 1, "it has done its work");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_fills_the_disk_is_evicted() {
+    let world = World::new();
+    let mut spec = spec("Always");
+    spec["volumes"] = json!([{ "name": "v", "emptyDir": { "sizeLimit": "64Ki" } }]);
+    let fits = world.api.create("fits", spec.clone());
+    let full = world.api.create("full", spec);
+    for (uid, kib) in [(&fits, 32), (&full, 128)] {
+        let volume = world.folder.path().join("pods").join(uid).join("volumes/v");
+        std::fs::create_dir_all(&volume).unwrap();
+        std::fs::write(volume.join("data"), vec![1; kib << 10]).unwrap();
+    }
+    let _daemon = start(&world);
+    wait(|| world.api.phase(&full) == "Failed").await;
+    let status = world.api.status(&full);
+    assert_eq!(status["reason"], "Evicted");
+    assert_eq!(status["message"], "Usage of EmptyDir volume \"v\" exceeds the limit \"64Ki\". ");
+    assert_eq!(status["containerStatuses"][0]["state"]["terminated"]["exitCode"], 143);
+    wait(|| world.api.events().contains(&"Evicted".to_owned())).await;
+    wait(|| !world.folder.path().join("pods").join(&full).exists()).await;
+    wait(|| world.api.phase(&fits) == "Running").await;
+    assert_eq!(world.runtime.started("main"), 2, "it is not started again");
+}
+
 #[test]
 fn durations_read_as_gos() {
     let check =

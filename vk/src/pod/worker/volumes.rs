@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -18,6 +19,7 @@ use crate::{
         objects,
         volumes::{self, Content},
     },
+    provider::Provider,
 };
 
 /// How old the files of a running pod may be, as with a kubelet's sync period. A bit of chance keeps a Job's pods apart.
@@ -38,10 +40,12 @@ impl Worker {
             self.shared.reader.load(&self.entry.pod.namespace, &objects::of_volumes(pod), not_before).await;
         self.renew_tokens(pod).await;
         let runtime = self.runtime_values(pod, Vec::new()).await?;
-        let mut contents: Vec<(String, Content)> = Vec::new();
+        let mut contents: Vec<(String, Content, Vec<PathBuf>)> = Vec::new();
         for volume in &wanted {
             match volumes::content(pod, volume, &objects, &self.memory.tokens, &runtime) {
-                Ok(content) => contents.push((volume.name.clone(), content)),
+                Ok(content) => {
+                    contents.push((volume.name.clone(), content, volumes::nested(pod, &volume.name)));
+                }
                 Err(error) => return Err(self.failed_mount(pod, &volume.name, &error)),
             }
         }
@@ -49,8 +53,8 @@ impl Worker {
         let fs_group = volumes::fs_group(pod).and_then(|group| u32::try_from(group).ok());
         let put = tokio::task::spawn_blocking(move || {
             let mut paths = BTreeMap::new();
-            for (name, content) in contents {
-                match folder.put_volume(&name, &content, fs_group) {
+            for (name, content, nested) in contents {
+                match folder.put_volume(&name, &content, fs_group, &nested) {
                     Ok(path) => drop(paths.insert(name, path)),
                     Err(error) => return Err((name, error)),
                 }
@@ -66,6 +70,22 @@ impl Worker {
             }
             Err((name, error)) => Err(self.failed_mount(pod, &name, &error)),
         }
+    }
+
+    /// Whether the pod's runtime can make mounts within mounts read-only. Asked once, and only for pods to which it matters.
+    pub(super) async fn deep_read_only(&mut self, pod: &Pod) -> Result<bool, SyncError> {
+        if let Some(known) = self.memory.deep_read_only {
+            return Ok(known);
+        }
+        let known = match &self.shared.provider {
+            Provider::Runtime(runtime) if asks_deep_read_only(pod) => {
+                let handler = self.runtime_handler(pod).await?;
+                Arc::clone(runtime).recursive_read_only(&handler).await?
+            }
+            _ => false,
+        };
+        self.memory.deep_read_only = Some(known);
+        Ok(known)
     }
 
     fn failed_mount(&self, pod: &Pod, volume: &str, error: &dyn std::error::Error) -> SyncError {
@@ -137,7 +157,14 @@ impl Worker {
     }
 }
 
-/// Whether a `resourceFieldRef` is anywhere in the pod.
+fn asks_deep_read_only(pod: &Pod) -> bool {
+    let Some(spec) = &pod.spec else { return false };
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let mut mounts = containers.flat_map(|container| container.volume_mounts.iter().flatten());
+    mounts.any(|mount| mount.recursive_read_only.as_deref().is_some_and(|mode| mode != "Disabled"))
+}
+
+/// Whether what the node has for pods matters to the pod: to a `resourceFieldRef`, or to the size of a tmpfs.
 fn names_resources(pod: &Pod) -> bool {
     let Some(spec) = &pod.spec else { return false };
     let in_env = spec
@@ -151,7 +178,11 @@ fn names_resources(pod: &Pod) -> bool {
     let of_items = |items: Option<&Vec<k8s_openapi::api::core::v1::DownwardAPIVolumeFile>>| {
         items.into_iter().flatten().any(|item| item.resource_field_ref.is_some())
     };
+    let in_memory = spec.volumes.iter().flatten().any(|volume| {
+        volume.empty_dir.as_ref().is_some_and(|source| source.medium.as_deref() == Some("Memory"))
+    });
     in_env
+        || in_memory
         || spec.volumes.iter().flatten().any(|volume| {
             let projected = volume.projected.as_ref().and_then(|source| source.sources.as_ref());
             of_items(volume.downward_api.as_ref().and_then(|source| source.items.as_ref()))

@@ -55,6 +55,40 @@ impl Stats for Cri {
         .await
         .map_err(|error| ProviderError::Failed { operation: "read usage", message: error.to_string() })
     }
+
+    async fn disk_usage(&self, pod: &PodRef) -> Result<BTreeMap<String, u64>, ProviderError> {
+        let label_selector = convert::selector(&self.node, Some(&pod.uid));
+        let filter = wire::ContainerStatsFilter { label_selector, ..Default::default() };
+        let request = wire::ListContainerStatsRequest { filter: Some(filter) };
+        let mut client = self.runtime();
+        let call = client.list_container_stats(request);
+        let answer = self.call("ListContainerStats", CALL_TIMEOUT, call).await?;
+        let logs = self.log_root.join(format!("{}_{}_{}", pod.namespace, pod.name, pod.uid));
+        let root = self.log_root.clone();
+        let read = tokio::task::spawn_blocking(move || disk_usage(&answer.stats, &root, &logs)).await;
+        read.map_err(|error| ProviderError::Failed { operation: "read usage", message: error.to_string() })
+    }
+}
+
+/// Layers on a disk of their own are that disk's business.
+fn disk_usage(stats: &[wire::ContainerStats], log_root: &Path, logs: &Path) -> BTreeMap<String, u64> {
+    let device = |path: &Path| fs::metadata(existing(path)).map(|found| found.dev()).ok();
+    let own = device(log_root);
+    let bytes = |stats: &wire::ContainerStats, name: &str| {
+        let layer = stats.writable_layer.as_ref().filter(|layer| {
+            let place = layer.fs_id.as_ref().map(|id| Path::new(&id.mountpoint));
+            place.is_none_or(|place| device(place) == own)
+        });
+        let written = layer.and_then(|layer| layer.used_bytes.as_ref()).map_or(0, |bytes| bytes.value);
+        let logged = log_files(&logs.join(name.replace('/', "_")), Timestamp::now());
+        written.saturating_add(logged.map_or(0, |files| files.bytes))
+    };
+    let named = stats.iter().filter_map(|stats| {
+        let name = stats.attributes.as_ref()?.metadata.as_ref()?.name.clone();
+        let bytes = bytes(stats, &name);
+        Some((name, bytes))
+    });
+    named.collect()
 }
 
 impl Cri {
