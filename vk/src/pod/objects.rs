@@ -2,10 +2,11 @@
 //! also all that a node may read.
 //!
 //! What was read once serves every pod that was bound before that moment; a pod bound later gets a fresh read. So a hundred pods of
-//! a Job cost one read, and no pod starts with content from before its creation.
+//! a Job cost one read, and no pod starts with content from before its creation. What a running pod has in its files is watched, object by
+//! object, as long as one does.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -17,8 +18,14 @@ use k8s_openapi::api::{
     node::v1::RuntimeClass,
 };
 use kube::{Api, Client, api::PostParams};
+use tokio::sync::Notify;
 
+use self::watch::{Caches, Watches};
 use super::resources::Amounts;
+
+mod watch;
+
+pub(crate) use watch::Following;
 
 /// Why an object is not to be had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -116,19 +123,19 @@ impl Token {
     }
 }
 
-type Key = (&'static str, String, String);
-
 /// Reads objects for the node's pods.
 pub(crate) struct Reader {
     client: Client,
-    config_maps: Mutex<HashMap<Key, (Instant, Arc<ConfigMap>)>>,
-    secrets: Mutex<HashMap<Key, (Instant, Arc<Secret>)>>,
+    caches: Arc<Caches>,
+    watches: Watches,
     node: Mutex<Option<(Instant, Amounts)>>,
 }
 
 impl Reader {
     pub(crate) fn new(client: Client) -> Self {
-        Self { client, config_maps: Mutex::default(), secrets: Mutex::default(), node: Mutex::default() }
+        let caches = Arc::<Caches>::default();
+        let watches = Watches::new(client.clone(), Arc::clone(&caches));
+        Self { client, caches, watches, node: Mutex::default() }
     }
 
     /// Reads what the references lead to; nothing in the answer was read before `not_before`.
@@ -141,15 +148,20 @@ impl Reader {
         let mut objects = Objects::default();
         for name in &references.config_maps {
             let api = Api::namespaced(self.client.clone(), namespace);
-            let object = read(&self.config_maps, api, "configmap", namespace, name, not_before).await;
+            let object = read(&self.caches.config_maps, api, "configmap", namespace, name, not_before).await;
             objects.config_maps.insert(name.clone(), object);
         }
         for name in &references.secrets {
             let api = Api::namespaced(self.client.clone(), namespace);
-            let object = read(&self.secrets, api, "secret", namespace, name, not_before).await;
+            let object = read(&self.caches.secrets, api, "secret", namespace, name, not_before).await;
             objects.secrets.insert(name.clone(), object);
         }
         objects
+    }
+
+    /// Wakes whoever has these objects in use when one of them has changed since.
+    pub(crate) fn follow(&self, namespace: &str, objects: &Objects, wake: &Arc<Notify>) -> Following {
+        self.watches.follow(namespace, objects, wake)
     }
 
     /// A token of the pod's service account, bound to the pod.
@@ -203,7 +215,7 @@ impl Reader {
 }
 
 async fn read<T>(
-    cache: &Mutex<HashMap<Key, (Instant, Arc<T>)>>,
+    cache: &watch::Cache<T>,
     api: Api<T>,
     kind: &'static str,
     namespace: &str,
@@ -213,22 +225,12 @@ async fn read<T>(
 where
     T: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
 {
-    let key = (kind, namespace.to_owned(), name.to_owned());
-    if let Some((at, object)) = cache.lock().unwrap_or_else(PoisonError::into_inner).get(&key)
-        && *at >= not_before
-    {
-        return Ok(object.clone());
+    if let Some(object) = cache.get(namespace, name, not_before) {
+        return Ok(object);
     }
     let asked_at = Instant::now();
     match api.get_opt(name).await {
-        Ok(Some(object)) => {
-            let object = Arc::new(object);
-            let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
-            // Everything older than an hour has no running reader.
-            cache.retain(|_, (at, _)| at.elapsed() < Duration::from_hours(1));
-            cache.insert(key, (asked_at, object.clone()));
-            Ok(object)
-        }
+        Ok(Some(object)) => Ok(cache.put(namespace, name, asked_at, object)),
         Ok(None) => Err(Missing::NotFound { kind, name: name.to_owned() }),
         Err(error) => Err(Missing::Unreadable { kind, name: name.to_owned(), message: error.to_string() }),
     }

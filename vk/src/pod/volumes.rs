@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     path::{Component, Path, PathBuf},
 };
 
@@ -120,6 +121,30 @@ pub(crate) fn is_live(volume: &Volume) -> bool {
         || volume.secret.is_some()
         || volume.projected.is_some()
         || volume.downward_api.is_some()
+}
+
+/// What a pod says of itself that can change while it runs, in few bits; `None`: nothing of that is in its volumes.
+pub(crate) fn told(pod: &Pod) -> Option<u64> {
+    let spec = pod.spec.as_ref()?;
+    let is_told = spec.volumes.iter().flatten().any(|volume| {
+        let projected = volume.projected.as_ref().and_then(|source| source.sources.as_ref());
+        volume.downward_api.is_some()
+            || projected.into_iter().flatten().any(|source| source.downward_api.is_some())
+    });
+    if !is_told {
+        return None;
+    }
+    let mut hasher = DefaultHasher::new();
+    (&pod.metadata.labels, &pod.metadata.annotations).hash(&mut hasher);
+    for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
+        let resources = container.resources.iter();
+        let amounts =
+            resources.flat_map(|resources| resources.limits.iter().chain(&resources.requests)).flatten();
+        for (name, amount) in amounts {
+            (&container.name, name, &amount.0).hash(&mut hasher);
+        }
+    }
+    Some(hasher.finish())
 }
 
 /// What the volume shall be.

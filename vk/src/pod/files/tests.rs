@@ -124,7 +124,7 @@ fn a_reader_never_sees_half_an_update() {
             let mut seen = 0;
             while receiver.try_recv().is_err() || seen < 100 {
                 // As programs do that read several files: through the one link, resolved once.
-                let Ok(data) = volume.join(DATA).canonicalize() else { panic!("there are always files") };
+                let data = volume.join(fs::read_link(volume.join(DATA)).expect("there are always files"));
                 let read = |name: &str| fs::read_to_string(data.join(name)).ok();
                 if let (Some(a), Some(b)) = (read("a"), read("b")) {
                     assert_eq!(a, b);

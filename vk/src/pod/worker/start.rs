@@ -111,6 +111,9 @@ impl Worker {
         let Some(sandbox) = seen.sandbox() else { return Ok(Next::Again) };
         if self.memory.volumes.is_none() {
             self.mount_volumes(pod, self.memory.first_seen).await?;
+        } else {
+            // It may have been a while.
+            self.refresh_volumes(pod).await;
         }
         let mut failure = None;
         let mut again_in: Option<Duration> = None;

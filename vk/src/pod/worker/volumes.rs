@@ -16,60 +16,84 @@ use crate::{
     pod::{
         env::Runtime,
         events::Kind,
-        objects,
+        objects::{self, Following},
         volumes::{self, Content},
     },
     provider::Provider,
 };
 
-/// How old the files of a running pod may be, as with a kubelet's sync period. A bit of chance keeps a Job's pods apart.
-const FRESH: Duration = Duration::from_mins(1);
+/// After something went wrong with the volumes of a running pod they are tried again, and objects that were read so lately serve again.
+const AGAIN: Duration = Duration::from_mins(1);
+/// A Job's pods ask for their new tokens one after the other.
+const SPREAD: Duration = Duration::from_secs(10);
 
 /// Volumes that were filled.
 pub(super) struct Mounted {
     /// Where they are, by name.
     pub(super) paths: BTreeMap<String, PathBuf>,
+    /// The objects that are in them.
+    following: Following,
+    /// What the pod said of itself, if that is in them.
+    told: Option<u64>,
     refresh_at: Option<Instant>,
 }
 
 impl Worker {
-    /// Fills all volumes, and makes what is wrong with one an event.
+    /// Fills all volumes that can be filled, and makes what is wrong with one an event.
     pub(super) async fn mount_volumes(&mut self, pod: &Pod, not_before: Instant) -> Result<(), SyncError> {
         let wanted = pod.spec.as_ref().and_then(|spec| spec.volumes.clone()).unwrap_or_default();
-        let objects =
-            self.shared.reader.load(&self.entry.pod.namespace, &objects::of_volumes(pod), not_before).await;
+        let namespace = &self.entry.pod.namespace;
+        let objects = self.shared.reader.load(namespace, &objects::of_volumes(pod), not_before).await;
+        let following = self.shared.reader.follow(namespace, &objects, &self.entry.wake);
         self.renew_tokens(pod).await;
         let runtime = self.runtime_values(pod, Vec::new()).await?;
         let mut contents: Vec<(String, Content, Vec<PathBuf>)> = Vec::new();
+        let mut failed = Vec::new();
         for volume in &wanted {
             match volumes::content(pod, volume, &objects, &self.memory.tokens, &runtime) {
                 Ok(content) => {
                     contents.push((volume.name.clone(), content, volumes::nested(pod, &volume.name)));
                 }
-                Err(error) => return Err(self.failed_mount(pod, &volume.name, &error)),
+                Err(error) => failed.push(self.failed_mount(pod, &volume.name, &error)),
             }
         }
         let folder = self.folder.clone();
         let fs_group = volumes::fs_group(pod).and_then(|group| u32::try_from(group).ok());
         let put = tokio::task::spawn_blocking(move || {
-            let mut paths = BTreeMap::new();
-            for (name, content, nested) in contents {
-                match folder.put_volume(&name, &content, fs_group, &nested) {
-                    Ok(path) => drop(paths.insert(name, path)),
-                    Err(error) => return Err((name, error)),
-                }
-            }
-            Ok(paths)
+            let put = |(name, content, nested): (String, Content, Vec<PathBuf>)| {
+                let result = folder.put_volume(&name, &content, fs_group, &nested);
+                (name, result)
+            };
+            contents.into_iter().map(put).collect::<Vec<_>>()
         });
-        match put.await.map_err(|error| SyncError::Waiting(error.to_string()))? {
-            Ok(paths) => {
-                let live = wanted.iter().any(volumes::is_live);
-                let refresh_at = live.then(|| Instant::now() + FRESH.mul_f64(1.0 + 0.5 * backoff::random()));
-                self.memory.volumes = Some(Mounted { paths, refresh_at });
-                Ok(())
+        let mut paths = BTreeMap::new();
+        for (name, result) in put.await.map_err(|error| SyncError::Waiting(error.to_string()))? {
+            match result {
+                Ok(path) => drop(paths.insert(name, path)),
+                Err(error) => failed.push(self.failed_mount(pod, &name, &error)),
             }
-            Err((name, error)) => Err(self.failed_mount(pod, &name, &error)),
         }
+        let told = volumes::told(pod);
+        if let Some(error) = failed.into_iter().next() {
+            // A running pod keeps what it has, and the rest is fresh.
+            if let Some(mounted) = &mut self.memory.volumes {
+                let refresh_at = Some(Instant::now() + AGAIN);
+                *mounted = Mounted { paths: std::mem::take(&mut mounted.paths), following, told, refresh_at };
+            }
+            return Err(error);
+        }
+        let refresh_at = self.tokens_end().map(|left| {
+            // One that could not be renewed is not asked for all the time.
+            let left = if left.is_zero() { AGAIN } else { left };
+            Instant::now() + left + SPREAD.mul_f64(backoff::random())
+        });
+        self.memory.volumes = Some(Mounted { paths, following, told, refresh_at });
+        Ok(())
+    }
+
+    /// How long until a token of the pod has to be renewed.
+    fn tokens_end(&self) -> Option<Duration> {
+        self.memory.tokens.values().flatten().map(|token| until(token.renew_at())).min()
     }
 
     /// Whether the pod's runtime can make mounts within mounts read-only. Asked once, and only for pods to which it matters.
@@ -94,24 +118,26 @@ impl Worker {
         SyncError::Waiting(message)
     }
 
-    /// Brings the files of a running pod up to date if it is time to. Says when it will be.
+    /// Brings the files of a running pod up to date if something in them has changed. Says when to look again.
     pub(super) async fn refresh_volumes(&mut self, pod: &Pod) -> Option<Duration> {
         let due = match &self.memory.volumes {
             // After a restart of ours: whatever they are now.
             None => true,
-            Some(mounted) => mounted.refresh_at.is_some_and(|at| at <= Instant::now()),
+            Some(mounted) => {
+                mounted.following.is_stale()
+                    || mounted.told != volumes::told(pod)
+                    || mounted.refresh_at.is_some_and(|at| at <= Instant::now())
+            }
         };
         if due {
             // A running pod keeps what it has when something is wrong; the event tells.
-            if let Err(error) = self.mount_volumes(pod, Instant::now().checked_sub(FRESH / 2)?).await {
+            if let Err(error) = self.mount_volumes(pod, Instant::now().checked_sub(AGAIN / 2)?).await {
                 tracing::warn!(pod = %self.entry.pod, error = report::chain(&error), "volumes are not refreshed");
-                return Some(FRESH);
+                return Some(AGAIN);
             }
         }
-        let refresh = self.memory.volumes.as_ref()?.refresh_at?;
-        let renew = self.memory.tokens.values().flatten().map(|token| until(token.renew_at())).min();
-        let refresh = refresh.saturating_duration_since(Instant::now());
-        Some(renew.map_or(refresh, |renew| renew.min(refresh)).max(Duration::from_secs(1)))
+        let refresh_at = self.memory.volumes.as_ref()?.refresh_at?;
+        Some(refresh_at.saturating_duration_since(Instant::now()).max(Duration::from_secs(1)))
     }
 
     async fn renew_tokens(&mut self, pod: &Pod) {
