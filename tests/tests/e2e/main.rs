@@ -28,6 +28,7 @@ mod vk_health;
 mod vk_metrics;
 mod vk_node;
 mod vk_pods;
+mod vk_volumes;
 
 use std::process::ExitCode;
 
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         vk_node::TESTS,
         vk_metrics::TESTS,
         vk_pods::TESTS,
+        vk_volumes::TESTS,
         main_job::TESTS,
         usage::TESTS,
         recovery::TESTS,

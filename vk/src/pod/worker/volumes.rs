@@ -169,7 +169,7 @@ impl Worker {
     ) -> Result<Runtime, SyncError> {
         let allocatable = if names_resources(pod) {
             let node = &self.shared.settings.node_name;
-            let asked = self.shared.reader.allocatable(node, FRESH).await;
+            let asked = self.shared.reader.allocatable(node, AGAIN).await;
             asked.map_err(|source| SyncError::Api { operation: "show this node", source })?
         } else {
             BTreeMap::new()
