@@ -469,7 +469,7 @@ pub struct CdiDevice {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Mount {
     #[prost(string, tag = "1")]
     pub container_path: ::prost::alloc::string::String,
@@ -483,6 +483,12 @@ pub struct Mount {
     pub propagation: i32,
     #[prost(bool, tag = "8")]
     pub recursive_read_only: bool,
+    /// Instead of `host_path`: what is in this image, by its ID.
+    #[prost(message, optional, tag = "9")]
+    pub image: ::core::option::Option<ImageSpec>,
+    /// Below the image's root; empty: all of it.
+    #[prost(string, tag = "10")]
+    pub image_sub_path: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LinuxContainerConfig {

@@ -119,6 +119,7 @@ fn volume(path: &str, volume: &Volume) -> Option<Refusal> {
         || volume.secret.is_some()
         || volume.downward_api.is_some()
         || volume.host_path.is_some()
+        || volume.image.is_some()
     {
         return None;
     }
@@ -221,7 +222,6 @@ mod tests {
             (json!({ "persistentVolumeClaim": { "claimName": "x" } }), "persistentVolumeClaim"),
             (json!({ "nfs": { "server": "s", "path": "/" } }), "nfs"),
             (json!({ "csi": { "driver": "d" } }), "csi"),
-            (json!({ "image": { "reference": "r" } }), "image"),
             (json!({ "ephemeral": {} }), "ephemeral"),
             (json!({ "emptyDir": { "medium": "HugePages" } }), "emptyDir.medium"),
             (
@@ -274,6 +274,7 @@ mod tests {
                 { "name": "e", "emptyDir": { "medium": "Memory", "sizeLimit": "1Mi" } },
                 { "name": "d", "emptyDir": { "sizeLimit": "1Mi" } },
                 { "name": "h", "hostPath": { "path": "/" } },
+                { "name": "i", "image": { "reference": "busybox" } },
                 { "name": "p", "projected": { "sources": [{ "serviceAccountToken": { "path": "t" } }] } },
             ],
         });

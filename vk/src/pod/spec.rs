@@ -211,7 +211,7 @@ pub(crate) fn volume_uses(
             })?;
             let mut used = volume_use(mount, &env)?;
             // Nobody but the node writes there.
-            used.mount.read_only |= volumes::is_live(volume);
+            used.mount.read_only |= volumes::is_live(volume) || volume.image.is_some();
             used.mount.recursive_read_only = recursive_read_only(mount, deep_read_only)?;
             Ok(used)
         })
@@ -258,6 +258,7 @@ fn volume_use(mount: &VolumeMount, env: &BTreeMap<&str, &str>) -> Result<VolumeU
         sub_path,
         mount: Mount {
             host_path: PathBuf::new(),
+            image: None,
             container_path,
             read_only: mount.read_only.unwrap_or(false),
             recursive_read_only: false,
@@ -312,6 +313,7 @@ pub(crate) fn container(
     let mut mounts = volumes;
     let file = |host_path: &PathBuf, container_path: &str| Mount {
         host_path: host_path.clone(),
+        image: None,
         container_path: container_path.to_owned(),
         read_only: false,
         recursive_read_only: false,

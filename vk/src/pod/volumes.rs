@@ -7,7 +7,7 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::{
-    DownwardAPIVolumeFile, EmptyDirVolumeSource, KeyToPath, Pod, ProjectedVolumeSource,
+    Container, DownwardAPIVolumeFile, EmptyDirVolumeSource, KeyToPath, Pod, PodSpec, ProjectedVolumeSource,
     ServiceAccountTokenProjection, Volume,
 };
 
@@ -147,6 +147,17 @@ pub(crate) fn told(pod: &Pod) -> Option<u64> {
     Some(hasher.finish())
 }
 
+/// Images whose content a container mounts: the volume's name, the image, and when it is pulled.
+pub(crate) fn images(spec: &PodSpec, container: &Container) -> Vec<(String, String, Option<String>)> {
+    let is_mounted = |name: &str| container.volume_mounts.iter().flatten().any(|mount| mount.name == name);
+    let mounted = spec.volumes.iter().flatten().filter(|volume| is_mounted(&volume.name));
+    let image = |volume: &Volume| {
+        let source = volume.image.as_ref()?;
+        Some((volume.name.clone(), source.reference.clone()?, source.pull_policy.clone()))
+    };
+    mounted.filter_map(image).collect()
+}
+
 /// What the volume shall be.
 pub(crate) fn content(
     pod: &Pod,
@@ -283,7 +294,7 @@ pub(crate) fn fs_group(pod: &Pod) -> Option<i64> {
 }
 
 /// The user of all containers, if it is one and the pod names it.
-pub(crate) fn only_user(spec: &k8s_openapi::api::core::v1::PodSpec) -> Option<i64> {
+pub(crate) fn only_user(spec: &PodSpec) -> Option<i64> {
     let default = spec.security_context.as_ref().and_then(|context| context.run_as_user);
     let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
     let contexts = containers

@@ -47,7 +47,7 @@ use crate::{
     provider::{
         Provider, ProviderError,
         observed::{Container, ObservedPod, PodRef},
-        runtime::ContainerRuntime,
+        runtime::{ContainerRuntime, ImagePart},
     },
 };
 
@@ -141,6 +141,8 @@ struct Memory {
     pulls: BTreeMap<String, images::Pull>,
     tokens: Tokens,
     volumes: Option<volumes::Mounted>,
+    /// Images that are mounted, by volume.
+    images: BTreeMap<String, ImagePart>,
     /// Whether the runtime can make mounts within mounts read-only, if the pod asks.
     deep_read_only: Option<bool>,
     /// The sandbox that the hosts file was written for.
@@ -183,6 +185,7 @@ impl Worker {
                 pulls: BTreeMap::new(),
                 tokens: Tokens::new(),
                 volumes: None,
+                images: BTreeMap::new(),
                 deep_read_only: None,
                 hosts: None,
                 pre_stopped: Arc::default(),

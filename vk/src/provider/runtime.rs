@@ -385,8 +385,10 @@ pub struct ContainerSpec {
 /// A folder or file of the machine, seen by a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
-    /// On the machine.
+    /// On the machine; empty for what is in an image.
     pub host_path: PathBuf,
+    /// What is in an image, instead of a folder of the machine.
+    pub image: Option<ImagePart>,
     /// In the container.
     pub container_path: String,
     /// May not be written to.
@@ -395,6 +397,17 @@ pub struct Mount {
     pub recursive_read_only: bool,
     /// Which later mounts cross over.
     pub propagation: Propagation,
+}
+
+/// An image, or a part of it, as a mount.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ImagePart {
+    /// As the runtime knows it.
+    pub id: String,
+    /// As the pod names it.
+    pub name: String,
+    /// Below its root; empty: all of it.
+    pub sub_path: String,
 }
 
 /// Which later mounts cross a [`Mount`].

@@ -18,12 +18,12 @@ use crate::{
         probe::is_sidecar,
         spec,
         status::{Waiting, primary_first},
-        storage, subpath,
+        storage, subpath, volumes,
     },
     provider::{
         ProviderError,
         observed::{ObservedPod, Sandbox},
-        runtime::{ContainerRuntime, Image, Mount, Propagation, SandboxSpec},
+        runtime::{ContainerRuntime, Image, ImagePart, Mount, Propagation, SandboxSpec},
     },
 };
 
@@ -190,6 +190,12 @@ impl Worker {
                 }
                 result => result?,
             };
+            if let Err(error) = self.ensure_volume_images(pod, runtime, container, permit).await {
+                if let NotStarted::Waits(why) = &error {
+                    tell_failed(self, pod, &start.name, &why.message);
+                }
+                return Err(error);
+            }
             let made = self.make_container(pod, runtime, sandbox, start, container, &image).await;
             let tell = |kind, reason: &str, message: &str| {
                 self.shared.recorder.container(pod, &start.name, kind, reason, message);
@@ -276,6 +282,7 @@ impl Worker {
         let hosts = self.hosts_text(pod, host_network, &pod_ips).await?;
         let folder = self.folder.clone();
         let paths = self.memory.volumes.as_ref().map(|mounted| mounted.paths.clone()).unwrap_or_default();
+        let images = self.memory.images.clone();
         let (name, attempt) = (start.name.clone(), start.attempt);
         let fresh_hosts = self.memory.hosts.as_ref().is_none_or(|(of, _)| *of != sandbox.id);
         let known_hosts = self.memory.hosts.as_ref().map(|(_, path)| path.clone());
@@ -287,6 +294,12 @@ impl Worker {
             let termination_log = folder.put_termination_log(&name, attempt)?;
             let mut mounts = Vec::new();
             for (index, used) in uses.into_iter().enumerate() {
+                if let Some(part) = images.get(&used.volume) {
+                    let sub_path = used.sub_path.unwrap_or_default();
+                    let image = Some(ImagePart { sub_path, ..part.clone() });
+                    mounts.push(Mount { image, ..used.mount });
+                    continue;
+                }
                 let Some(volume) = paths.get(&used.volume) else { continue };
                 let host_path = match &used.sub_path {
                     Some(sub) => {
@@ -367,6 +380,29 @@ impl Worker {
         let links = pod.spec.as_ref().and_then(|spec| spec.enable_service_links).unwrap_or(true);
         let services = self.shared.services.state();
         Ok(env::services(services.iter().map(Arc::as_ref), &self.entry.pod.namespace, links))
+    }
+
+    /// The images that the container mounts, each as the image that it runs.
+    async fn ensure_volume_images(
+        &mut self,
+        pod: &Arc<Pod>,
+        runtime: &dyn ContainerRuntime,
+        container: &Container,
+        permit: &mut Option<OwnedSemaphorePermit>,
+    ) -> Result<(), NotStarted> {
+        let Some(spec) = &pod.spec else { return Ok(()) };
+        for (volume, name, policy) in volumes::images(spec, container) {
+            let asked = Container {
+                name: container.name.clone(),
+                image: Some(name.clone()),
+                image_pull_policy: policy,
+                ..Default::default()
+            };
+            let image = self.ensure_image(pod, runtime, &asked, permit).await?;
+            let part = ImagePart { id: image.id, name, sub_path: String::new() };
+            self.memory.images.insert(volume, part);
+        }
+        Ok(())
     }
 }
 

@@ -49,7 +49,8 @@ impl Worker {
         let runtime = self.runtime_values(pod, Vec::new()).await?;
         let mut contents: Vec<(String, Content, Vec<PathBuf>)> = Vec::new();
         let mut failed = Vec::new();
-        for volume in &wanted {
+        // What is in images is the runtime's matter.
+        for volume in wanted.iter().filter(|volume| volume.image.is_none()) {
             match volumes::content(pod, volume, &objects, &self.memory.tokens, &runtime) {
                 Ok(content) => {
                     contents.push((volume.name.clone(), content, volumes::nested(pod, &volume.name)));

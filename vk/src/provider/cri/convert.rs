@@ -273,6 +273,12 @@ fn mount(mount: &Mount) -> wire::Mount {
         selinux_relabel: false,
         propagation: propagation.into(),
         recursive_read_only: mount.recursive_read_only,
+        image: mount.image.as_ref().map(|part| wire::ImageSpec {
+            image: part.id.clone(),
+            user_specified_image: part.name.clone(),
+            ..Default::default()
+        }),
+        image_sub_path: mount.image.as_ref().map(|part| part.sub_path.clone()).unwrap_or_default(),
     }
 }
 
