@@ -146,6 +146,13 @@ fn swapping_links_under_us_never_leads_out() {
         fs::write(folder.join("whose"), if is_outside { "the machine's" } else { "the pod's" }).unwrap();
     }
     symlink("real", volume.join("link")).unwrap();
+    /// Ends the other thread, however this one ends.
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
     let stop = AtomicBool::new(false);
     let (mut opened, mut refused) = (0_u32, 0_u32);
     std::thread::scope(|scope| {
@@ -173,6 +180,7 @@ fn swapping_links_under_us_never_leads_out() {
                 let _ = fs::rename(volume.join("moved"), volume.join("real/deep"));
             }
         });
+        let _stop = Stop(&stop);
         let folder = root.path().join("pod/subpaths/c");
         while opened < 300 || refused < 300 {
             match open(&volume, Path::new("link/deep")) {
@@ -189,7 +197,6 @@ fn swapping_links_under_us_never_leads_out() {
             assert_eq!(fs::read_dir(&outside).unwrap().count(), 1, "nothing is made outside");
             assert_eq!(fs::read_dir(outside.join("deep")).unwrap().count(), 1, "nothing is made outside");
         }
-        stop.store(true, Ordering::Relaxed);
     });
     mounts::unmount_below(&root.path().join("pod")).unwrap();
 }
