@@ -185,6 +185,7 @@ fn volumes_look_as_on_a_real_node(pool: &Pool) -> anyhow::Result<()> {
     ensure_alike("volumes after changes", &both(&namespace, "all", LOOK)?)?;
     sub_paths_fail_alike(&namespace)?;
     host_paths_are_checked_alike(&namespace)?;
+    images_are_shown_alike(&namespace)?;
     for pod in ["full", "wrote"] {
         let message = wait_field(&namespace, pod, ".status.message", |message| message.contains("exceed"))?;
         eprintln!("    {message}");
@@ -318,4 +319,35 @@ fn host_paths_are_checked_alike(namespace: &Namespace<'_>) -> anyhow::Result<()>
         .with_context(|| format!("real and virtual: {last:#?}"))?;
     }
     Ok(())
+}
+
+fn images_are_shown_alike(namespace: &Namespace<'_>) -> anyhow::Result<()> {
+    on_both(
+        namespace,
+        "image",
+        "  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    IMAGE
+    command: [sleep, '100000']
+    volumeMounts: [{name: v, mountPath: /v}, {name: v, mountPath: /part, subPath: bin}]
+  volumes: [{name: v, image: {reference: spillway.test/busybox:dev, pullPolicy: Never}}]
+",
+    )?;
+    for (kind, _) in NODES {
+        namespace.wait_ready(&format!("image-{kind}"))?;
+    }
+    let look = "ls /v; ls /part | head -5; touch /v/x /part/x 2>/dev/null || echo refused";
+    ensure_alike("images", &both(namespace, "image", look)?)?;
+    on_both(
+        namespace,
+        "no-image",
+        &format!(
+            "  containers: [{{name: main, {IMAGE}, command: [sleep, '100000'], volumeMounts: [{{name: v, mountPath: /v}}]}}]
+  volumes: [{{name: v, image: {{reference: spillway.test/none:dev, pullPolicy: Never}}}}]
+"
+        ),
+    )?;
+    let waiting = ".status.containerStatuses[0].state.waiting['reason','message']";
+    wait_field(namespace, "no-image", waiting, |said| said.starts_with("ErrImageNeverPull ")).map(drop)
 }
