@@ -233,7 +233,7 @@ fn files_follow_their_objects(namespace: &Namespace<'_>) -> anyhow::Result<()> {
         namespace.kubectl(&["annotate", "pod", &pod, "note-", "other=x"])?;
     }
     wait_both(namespace, "both pods' files to follow their objects", see, expected)?;
-    let labels = "cat /v/self/labels; echo; grep -v last-applied /v/self/annotations";
+    let labels = "cat /v/self/labels; echo; grep -v -e last-applied -e kubernetes.io/config /v/self/annotations";
     wait_both(namespace, "labels and annotations", labels, "colour=\"green\"\nother=\"x\"")?;
     // What was there when the container began stays in what shows one file.
     wait_both(namespace, "the one file", "cat /v/one-file", "text")?;
