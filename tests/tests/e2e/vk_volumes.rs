@@ -191,6 +191,37 @@ fn volumes_look_as_on_a_real_node(pool: &Pool) -> anyhow::Result<()> {
         eprintln!("    {message}");
         wait_field(&namespace, pod, ".status['phase','reason']", |said| said == "Failed Evicted")?;
     }
+    a_killed_daemon_finds_them_again(pool, &namespace)
+}
+
+fn a_killed_daemon_finds_them_again(pool: &Pool, namespace: &Namespace<'_>) -> anyhow::Result<()> {
+    let pods = ["all-virtual", "inside-virtual", "image-virtual"];
+    let uids = pods.map(|pod| namespace.field("pod", pod, ".metadata.uid"));
+    let traces = |uid: &str| {
+        let look =
+            format!("ls /var/lib/spillway-vk/pods | grep {uid}; grep {uid} /proc/self/mountinfo; true");
+        pool.on(VIRTUAL, &look)
+    };
+    pool.cluster.kill(VIRTUAL, "spillway-vk")?;
+    namespace.kubectl(&["patch", "secret", "keys", "-p", r#"{"stringData": {"password": "hunter3"}}"#])?;
+    namespace.kubectl(&["delete", "pod", "inside-virtual", "--wait=false"])?;
+    pool.cluster.start(VIRTUAL, "spillway-vk")?;
+    let see = ["cat", "/v/keys/password", "/v/one-file"];
+    wait("what changed meanwhile", || {
+        Ok((namespace.exec("all-virtual", &see)? == "hunter3text").then_some(()))
+    })?;
+    let restarts = namespace.field("pod", "all-virtual", ".status.containerStatuses[0].restartCount")?;
+    ensure!(restarts == "0", "the container was restarted {restarts} times");
+    namespace.kubectl(&["delete", "pod", "all-virtual", "image-virtual", "--wait=false"])?;
+    for uid in uids {
+        let uid = uid?;
+        let mut left = String::new();
+        wait(&format!("the volumes of pod {uid} to be gone"), || {
+            left = traces(&uid)?;
+            Ok(left.is_empty().then_some(()))
+        })
+        .with_context(|| format!("still there:\n{left}"))?;
+    }
     Ok(())
 }
 
@@ -233,7 +264,8 @@ fn files_follow_their_objects(namespace: &Namespace<'_>) -> anyhow::Result<()> {
         namespace.kubectl(&["annotate", "pod", &pod, "note-", "other=x"])?;
     }
     wait_both(namespace, "both pods' files to follow their objects", see, expected)?;
-    let labels = "cat /v/self/labels; echo; grep -v -e last-applied -e kubernetes.io/config /v/self/annotations";
+    let labels =
+        "cat /v/self/labels; echo; grep -v -e last-applied -e kubernetes.io/config /v/self/annotations";
     wait_both(namespace, "labels and annotations", labels, "colour=\"green\"\nother=\"x\"")?;
     // What was there when the container began stays in what shows one file.
     wait_both(namespace, "the one file", "cat /v/one-file", "text")?;

@@ -24,6 +24,14 @@ impl Drop for Mounted {
     }
 }
 
+/// Ends the other thread, however this one ends.
+struct Stop<'a>(&'a AtomicBool);
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn part<'a>(volume: &'a Path, sub: &'a str) -> Part<'a> {
     Part { volume, sub: Path::new(sub), shared: false }
 }
@@ -146,13 +154,6 @@ fn swapping_links_under_us_never_leads_out() {
         fs::write(folder.join("whose"), if is_outside { "the machine's" } else { "the pod's" }).unwrap();
     }
     symlink("real", volume.join("link")).unwrap();
-    /// Ends the other thread, however this one ends.
-    struct Stop<'a>(&'a AtomicBool);
-    impl Drop for Stop<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
     let stop = AtomicBool::new(false);
     let (mut opened, mut refused) = (0_u32, 0_u32);
     std::thread::scope(|scope| {

@@ -26,7 +26,7 @@ impl Worker {
         match looked {
             Ok(used) => {
                 let Some(message) = storage::exceeded(&limits, &used) else { return Some(Some(delay)) };
-                tracing::info!(pod = %self.entry.pod, message, "the pod takes more of local disks than it may: it is evicted");
+                tracing::info!(pod = %self.entry.pod, why = message, "the pod takes more of local disks than it may: it is evicted");
                 self.memory.evicted = Some(Sentence::eviction(message));
                 None
             }

@@ -104,3 +104,30 @@ fn our_own_cgroup_is_found_in_either_version() {
     assert_eq!(own_cgroup("garbage"), None);
     assert_eq!(own_cgroup(""), None);
 }
+
+#[test]
+fn what_a_container_has_on_the_pods_disk_is_its_layer_and_its_log() {
+    let root = tempfile::tempdir().unwrap();
+    let logs = root.path().join("ns_web_u1");
+    fs::create_dir_all(logs.join("main")).unwrap();
+    fs::write(logs.join("main/0.log"), vec![b'x'; 64 << 10]).unwrap();
+    let stats = |name: &str, mountpoint: &Path| wire::ContainerStats {
+        attributes: Some(wire::ContainerAttributes {
+            metadata: Some(wire::ContainerMetadata { name: name.to_owned(), ..Default::default() }),
+            ..Default::default()
+        }),
+        writable_layer: Some(wire::FilesystemUsage {
+            fs_id: Some(wire::FilesystemIdentifier { mountpoint: mountpoint.display().to_string() }),
+            used_bytes: Some(wire::UInt64Value { value: 1 << 20 }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let of = |all: &[wire::ContainerStats]| disk_usage(all, root.path(), &logs);
+    let same = of(&[stats("main", root.path()), stats("quiet", root.path())]);
+    assert!((1 << 20) + (64 << 10) <= same["main"] && same["main"] < (1 << 20) + (128 << 10), "{same:?}");
+    assert_eq!(same["quiet"], 1 << 20);
+    // Layers on another disk are not the pod's volumes' matter.
+    let other = of(&[stats("main", Path::new("/proc"))]);
+    assert!(other["main"] < 128 << 10, "{other:?}");
+}
