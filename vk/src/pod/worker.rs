@@ -135,6 +135,8 @@ impl Next {
 struct Memory {
     first_seen: Instant,
     retry: Backoff,
+    /// Between tries to start containers that can't be.
+    start_again: Backoff,
     loops: CrashLoops,
     waiting: BTreeMap<String, Waiting>,
     given: resize::Given,
@@ -179,6 +181,7 @@ impl Worker {
             memory: Memory {
                 first_seen: Instant::now(),
                 retry: Backoff::new(RETRY.0, RETRY.1),
+                start_again: Backoff::new(RETRY.0, RETRY.1),
                 loops: CrashLoops::default(),
                 waiting: BTreeMap::new(),
                 given: resize::Given::default(),

@@ -145,6 +145,7 @@ impl Worker {
             (Some(error), _) => Err(error),
             (None, Some(delay)) => Ok(Next::Within(Some(delay))),
             (None, None) => {
+                self.memory.start_again.reset();
                 // What has not ended by now will wake us.
                 if go_on {
                     return Ok(Next::Again);
@@ -166,7 +167,7 @@ impl Worker {
         match (why.reason.as_str(), self.memory.pulls.get(&image)) {
             ("ErrImagePull", Some(_)) => SHOW_PULL_ERROR,
             ("ImagePullBackOff", Some(pull)) => pull.again_at.saturating_duration_since(Instant::now()),
-            _ => self.memory.retry.delay(),
+            _ => self.memory.start_again.delay(),
         }
     }
 
