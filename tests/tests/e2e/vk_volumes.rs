@@ -198,8 +198,9 @@ fn a_killed_daemon_finds_them_again(pool: &Pool, namespace: &Namespace<'_>) -> a
     let pods = ["all-virtual", "inside-virtual", "image-virtual"];
     let uids = pods.map(|pod| namespace.field("pod", pod, ".metadata.uid"));
     let traces = |uid: &str| {
-        let look =
-            format!("ls /var/lib/spillway-vk/pods | grep {uid} || true; grep {uid} /proc/self/mountinfo || true");
+        let look = format!(
+            "ls /var/lib/spillway-vk/pods | grep {uid} || true; grep {uid} /proc/self/mountinfo || true"
+        );
         pool.on(VIRTUAL, &look)
     };
     pool.cluster.kill(VIRTUAL, "spillway-vk")?;
