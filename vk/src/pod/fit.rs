@@ -117,7 +117,10 @@ mod tests {
         let taint = Some("TaintToleration".to_owned());
         assert_eq!(refused(&json!({})), taint);
         assert_eq!(tolerating(json!({ "key": "broken", "value": "no" })), taint);
-        assert_eq!(tolerating(json!({ "key": "broken", "operator": "Exists", "effect": "NoSchedule" })), taint);
+        assert_eq!(
+            tolerating(json!({ "key": "broken", "operator": "Exists", "effect": "NoSchedule" })),
+            taint
+        );
         assert_eq!(tolerating(json!({ "key": "other", "operator": "Exists" })), taint);
         assert_eq!(tolerating(json!({ "key": "broken", "value": "yes" })), None);
         assert_eq!(tolerating(json!({ "key": "broken", "operator": "Exists", "effect": "NoExecute" })), None);

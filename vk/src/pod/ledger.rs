@@ -16,9 +16,10 @@ use super::{
 };
 use crate::provider::runtime::QosClass;
 
-/// Amounts by resource: CPU in thousandths, bytes, pieces.
+/// Amounts by resource: CPU in thousandths, bytes, pieces. Wide enough that no sum of what pods can ask for ends at a limit, from where
+/// what is given back would not lead back.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Need(BTreeMap<String, i64>);
+pub(crate) struct Need(BTreeMap<String, i128>);
 
 impl Need {
     /// Of a pod.
@@ -27,8 +28,8 @@ impl Need {
         let asked = containers.filter_map(|container| container.resources.as_ref()).chain(&spec.resources);
         let names = asked.filter_map(|resources| resources.requests.as_ref()).flat_map(|r| r.keys());
         let names = names.chain(spec.overhead.iter().flat_map(|overhead| overhead.keys()));
-        let mut need: BTreeMap<String, i64> =
-            names.map(|name| (name.clone(), resources::request(spec, name))).collect();
+        let mut need: BTreeMap<String, i128> =
+            names.map(|name| (name.clone(), i128::from(resources::request(spec, name)))).collect();
         need.retain(|_, amount| *amount > 0);
         need.insert("pods".to_owned(), 1);
         Self(need)
@@ -38,12 +39,12 @@ impl Need {
     pub(crate) fn capacity(amounts: &Amounts) -> Self {
         let amount = |(name, quantity): (&String, _)| {
             let unit = if name == "cpu" { milli } else { whole };
-            Some((name.clone(), unit(quantity)?))
+            Some((name.clone(), i128::from(unit(quantity)?)))
         };
         Self(amounts.iter().filter_map(amount).collect())
     }
 
-    fn get(&self, name: &str) -> i64 {
+    fn get(&self, name: &str) -> i128 {
         self.0.get(name).copied().unwrap_or(0)
     }
 
@@ -54,9 +55,16 @@ impl Need {
         }
     }
 
+    fn subtract(&mut self, other: &Self) {
+        for (name, amount) in &other.0 {
+            let rest = self.get(name).saturating_sub(*amount);
+            self.0.insert(name.clone(), rest);
+        }
+    }
+
     /// What this has more than another.
     fn beyond(&self, other: &Self) -> Self {
-        let more = |(name, amount): (&String, &i64)| (name.clone(), amount.saturating_sub(other.get(name)));
+        let more = |(name, amount): (&String, &i128)| (name.clone(), amount.saturating_sub(other.get(name)));
         Self(self.0.iter().map(more).filter(|(_, amount)| *amount > 0).collect())
     }
 
@@ -95,9 +103,9 @@ impl Need {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Lack {
     name: String,
-    requested: i64,
-    used: i64,
-    capacity: i64,
+    requested: i128,
+    used: i128,
+    capacity: i128,
 }
 
 impl Lack {
@@ -129,6 +137,8 @@ struct Waiter {
 #[derive(Default)]
 struct Books {
     held: BTreeMap<String, Need>,
+    /// Of all that is held.
+    total: Need,
     waiting: BTreeMap<String, Waiter>,
     /// Counts those who began to wait.
     turn: u64,
@@ -145,7 +155,7 @@ impl Ledger {
 
     /// The pod has this already, whatever there is.
     pub(crate) fn hold(&self, uid: &str, need: Need) {
-        self.books().held.insert(uid.to_owned(), need);
+        self.books().put(uid, need);
     }
 
     /// Takes a pod in, if there is room for it.
@@ -154,7 +164,7 @@ impl Ledger {
         if let Some(lack) = need.lacks(&books.used_by_others(uid), capacity) {
             return Err(lack);
         }
-        books.held.insert(uid.to_owned(), need);
+        books.put(uid, need);
         Ok(())
     }
 
@@ -185,7 +195,7 @@ impl Ledger {
         }
         books.waiting.remove(&uid);
         let shrinks = !before.beyond(&need).0.is_empty();
-        books.held.insert(uid, need);
+        books.put(&uid, need);
         if shrinks {
             books.wake();
         }
@@ -204,7 +214,7 @@ impl Ledger {
     pub(crate) fn free(&self, uid: &str) {
         let mut books = self.books();
         books.waiting.remove(uid);
-        if books.held.remove(uid).is_some() {
+        if books.remove(uid) {
             books.wake();
         }
     }
@@ -212,11 +222,26 @@ impl Ledger {
 
 impl Books {
     fn used_by_others(&self, uid: &str) -> Need {
-        let mut used = Need::default();
-        for (_, need) in self.held.iter().filter(|(other, _)| *other != uid) {
-            used.add(need);
+        let mut used = self.total.clone();
+        if let Some(own) = self.held.get(uid) {
+            used.subtract(own);
         }
         used
+    }
+
+    fn put(&mut self, uid: &str, need: Need) {
+        self.remove(uid);
+        self.total.add(&need);
+        self.held.insert(uid.to_owned(), need);
+    }
+
+    /// Whether it held anything.
+    fn remove(&mut self, uid: &str) -> bool {
+        let held = self.held.remove(uid);
+        if let Some(need) = &held {
+            self.total.subtract(need);
+        }
+        held.is_some()
     }
 
     /// What those who come before this one will take as soon as they look.

@@ -128,7 +128,7 @@ pub(crate) struct Reader {
     client: Client,
     caches: Arc<Caches>,
     watches: Watches,
-    node: Mutex<Option<(Instant, Amounts)>>,
+    node: Mutex<Option<(Instant, Arc<Node>)>>,
 }
 
 impl Reader {
@@ -194,17 +194,22 @@ impl Reader {
         Ok(Token { text: status.token, requested_at, expires_at: status.expiration_timestamp.0 })
     }
 
-    /// What the node has for pods, as of so long ago at most.
-    pub(crate) async fn allocatable(&self, node: &str, age: Duration) -> Result<Amounts, kube::Error> {
-        if let Some((at, amounts)) = &*self.node.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The node, as of so long ago at most.
+    pub(crate) async fn node(&self, name: &str, age: Duration) -> Result<Arc<Node>, kube::Error> {
+        if let Some((at, node)) = &*self.node.lock().unwrap_or_else(PoisonError::into_inner)
             && at.elapsed() < age
         {
-            return Ok(amounts.clone());
+            return Ok(Arc::clone(node));
         }
         let api: Api<Node> = Api::all(self.client.clone());
-        let amounts = api.get(node).await?.status.and_then(|status| status.allocatable).unwrap_or_default();
-        *self.node.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), amounts.clone()));
-        Ok(amounts)
+        let node = Arc::new(api.get(name).await?);
+        *self.node.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), Arc::clone(&node)));
+        Ok(node)
+    }
+
+    /// What the node has for pods, as of so long ago at most.
+    pub(crate) async fn allocatable(&self, node: &str, age: Duration) -> Result<Amounts, kube::Error> {
+        Ok(allocatable(&*self.node(node, age).await?))
     }
 
     /// The handler that a `RuntimeClass` names.
@@ -212,6 +217,11 @@ impl Reader {
         let api: Api<RuntimeClass> = Api::all(self.client.clone());
         Ok(api.get(class).await?.handler)
     }
+}
+
+/// What a node has for pods.
+pub(crate) fn allocatable(node: &Node) -> Amounts {
+    node.status.as_ref().and_then(|status| status.allocatable.clone()).unwrap_or_default()
 }
 
 async fn read<T>(

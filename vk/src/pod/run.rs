@@ -27,6 +27,7 @@ use super::{
     events, files,
     ledger::{Ledger, Need},
     objects::Reader,
+    ports::Ports,
     status,
     worker::{Entry, Shared, Worker},
 };
@@ -91,6 +92,7 @@ impl Pods {
             access: Access::new(root),
             devices: Devices::new(self.settings.devices.clone(), &self.settings.root_dir),
             ledger: Ledger::default(),
+            ports: Ports::default(),
             pulls: std::sync::Mutex::default(),
             scheme,
             machine_memory: machine_memory(),
@@ -200,6 +202,7 @@ impl Crew {
             && self.pods.store.get(uid).is_none()
         {
             self.shared.ledger.hold(uid, Need::of(spec));
+            self.shared.ports.hold(uid, spec);
         }
         if let Some(entry) = self.pods.store.put(pod) {
             self.hire(entry);

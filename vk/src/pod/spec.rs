@@ -81,7 +81,8 @@ pub(crate) fn sandbox(
     }
 }
 
-fn host_ports(container: &Container) -> impl Iterator<Item = HostPort> {
+/// Ports of the machine that lead to the container.
+pub(super) fn host_ports(container: &Container) -> impl Iterator<Item = HostPort> {
     container.ports.iter().flatten().filter_map(|port| {
         let host_port = u16::try_from(port.host_port?).ok().filter(|port| *port != 0)?;
         Some(HostPort {

@@ -37,6 +37,7 @@ use super::{
     ledger::Ledger,
     lifecycle::{self, CrashLoops, Plan, Wait},
     objects::Reader,
+    ports::Ports,
     probe::watch::Prober,
     spec::pod_ref,
     status::{self, Verdict, Waiting},
@@ -78,6 +79,8 @@ pub(super) struct Shared {
     pub(super) devices: Devices,
     /// Who holds how much of the node.
     pub(super) ledger: Ledger,
+    /// Who has which port of the machine.
+    pub(super) ports: Ports,
     /// One pull of an image at a time.
     pub(super) pulls: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// `containerd` in `containerd://ID`.
@@ -90,6 +93,7 @@ impl Shared {
     /// The pod has ended: what it had of the node is others'.
     pub(super) fn free(&self, uid: &str) {
         self.ledger.free(uid);
+        self.ports.free(uid);
         self.devices.free(uid);
     }
 }

@@ -19,8 +19,11 @@ use crate::{
         admission::Refusal,
         allocation::{self, Allocation, Change},
         events::Kind,
+        fit,
         ledger::Need,
         lifecycle::Kill,
+        objects,
+        ports::Taken,
         resources,
         status::{Note, Resize},
     },
@@ -105,17 +108,15 @@ impl Worker {
         if recorded.is_some() || !seen.is_empty() {
             // It was taken in before we were here.
             self.shared.ledger.hold(uid, need);
+            self.shared.ports.hold(uid, spec);
         } else {
             allocation.devices = match self.shared.devices.assign(uid, spec) {
                 Ok(devices) => devices,
                 Err(refusal) => return Ok(Err(refusal)),
             };
-            let known = self.node(NODE_AGE).await?;
-            if self.shared.ledger.admit(uid, need.clone(), &known).is_err()
-                && let Err(lack) = self.shared.ledger.admit(uid, need, &self.node(Duration::ZERO).await?)
-            {
+            if let Err(refusal) = self.admit(uid, need, spec).await? {
                 self.shared.devices.free(uid);
-                return Ok(Err(lack.refusal()));
+                return Ok(Err(refusal));
             }
         }
         if recorded.is_none() {
@@ -124,6 +125,28 @@ impl Worker {
         self.memory.given.resize = Resize::of(pod.status.as_ref());
         self.memory.given.allocation = Some(allocation);
         Ok(Ok(()))
+    }
+
+    /// Takes of the node what a new pod needs, all or nothing.
+    async fn admit(&self, uid: &str, need: Need, spec: &PodSpec) -> Result<Result<(), Refusal>, SyncError> {
+        let mut refused = None;
+        // What is remembered of the node may have changed, and a refusal is for good.
+        for age in [NODE_AGE, Duration::ZERO] {
+            let asked = self.shared.reader.node(&self.shared.settings.node_name, age).await;
+            let node = asked.map_err(|source| SyncError::Api { operation: "show this node", source })?;
+            let room = Need::capacity(&objects::allocatable(&node));
+            let taken = match self.shared.ledger.admit(uid, need.clone(), &room) {
+                Err(lack) => Err(lack.refusal()),
+                Ok(()) => match fit::refuse(spec, &node) {
+                    Some(refusal) => Err(refusal),
+                    None => self.shared.ports.claim(uid, spec).map_err(|Taken| fit::port_taken()),
+                },
+            };
+            let Err(refusal) = taken else { return Ok(Ok(())) };
+            refused = Some(refusal);
+            self.shared.ledger.free(uid);
+        }
+        Ok(refused.map_or(Ok(()), Err))
     }
 
     async fn ask_for_more(&mut self, pod: &Arc<Pod>, spec: &PodSpec) -> Result<(), SyncError> {
