@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::{Parser, Subcommand};
 use spillway_tests::{
-    bench,
+    bench, chaos,
     cluster::{self, Cluster, forward, node, registry, serverless, signals},
     components, conformance, demo, fuzz, image, repository, target, vm,
 };
@@ -38,6 +38,8 @@ enum Task {
     },
     /// Run Kubernetes' own tests, with every test pod on the virtual node or on the kubelet beside it.
     Conformance(conformance::ConformanceOptions),
+    /// Random faults over a churn of pods on the virtual node: nothing may be lost, doubled or left over.
+    Chaos(chaos::ChaosOptions),
     /// Start, end or poke a cluster by hand.
     Cluster {
         #[command(subcommand)]
@@ -154,6 +156,10 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Conformance(options) => {
             set_up()?;
             conformance::run(&options)
+        }
+        Task::Chaos(options) => {
+            set_up()?;
+            chaos::run(&options)
         }
         Task::Cluster { action } => by_hand(action),
         Task::Fuzz(options) => fuzz::run(&options),
