@@ -23,6 +23,7 @@ mod upgrade;
 mod usage;
 mod vk;
 mod vk_api;
+mod vk_chaos;
 mod vk_conformance;
 mod vk_health;
 mod vk_metrics;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
         main_job::TESTS,
         usage::TESTS,
         recovery::TESTS,
+        vk_chaos::TESTS,
     ]
     .into_iter()
     .flatten()
