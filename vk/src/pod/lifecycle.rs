@@ -247,6 +247,15 @@ fn plan_sandbox(spec: &PodSpec, seen: &ObservedPod) -> Plan {
     Plan::MakeSandbox(seen.sandbox().map_or(0, |sandbox| sandbox.attempt + 1))
 }
 
+/// Whether a pod that will never run anything again has a container that never ran, and no end of another that says why: its sandbox was
+/// lost before, and its policy allows no second one.
+pub(crate) fn is_lost(spec: &PodSpec, seen: &ObservedPod) -> bool {
+    let inits = spec.init_containers.as_deref().unwrap_or_default();
+    let code = |container: &Container| Some(seen.container(&container.name)?.exit()?.code);
+    !inits.iter().any(|init| code(init).is_some_and(|code| code != 0))
+        && spec.containers.iter().any(|container| code(container).is_none())
+}
+
 /// The exit code, as far as it is known.
 fn code_of(container: &observed::Container) -> i32 {
     container.exit().map_or(137, |exit| exit.code)

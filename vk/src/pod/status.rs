@@ -291,8 +291,16 @@ fn container_statuses(
     kind: Kind,
     old: &PodStatus,
 ) -> Vec<ContainerStatus> {
-    let mut statuses: Vec<ContainerStatus> =
-        containers.iter().map(|container| container_status(facts, spec, container, kind, old)).collect();
+    let mut statuses: Vec<ContainerStatus> = containers
+        .iter()
+        .map(|container| {
+            let new = container_status(facts, spec, container, is_init, old);
+            match old_status(old, &container.name, is_init) {
+                Some(old) if is_init && may_not_leave(spec, container, old, &new) => old.clone(),
+                _ => new,
+            }
+        })
+        .collect();
     if kind != Kind::Init {
         statuses.sort_by(|a, b| a.name.cmp(&b.name));
     }
@@ -384,6 +392,19 @@ fn container_status(
         says(Healths::is_ready)
     };
     status
+}
+
+/// Whether the API server would refuse the whole status for this init container: it has ended and its policy doesn't start it again. A
+/// sandbox made anew runs it again all the same; until that has ended, the end that is known stands (a kubelet then writes no status).
+fn may_not_leave(
+    spec: &PodSpec,
+    container: &Container,
+    old: &ContainerStatus,
+    new: &ContainerStatus,
+) -> bool {
+    ended_in(new.state.as_ref()).is_none()
+        && ended_in(old.state.as_ref())
+            .is_some_and(|exit| !lifecycle::restarts(spec, container, false, exit.exit_code))
 }
 
 /// Whether the pod got as far as its containers.

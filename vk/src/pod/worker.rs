@@ -321,6 +321,12 @@ impl Worker {
                     }
                     seen = self.observe(runtime, pod).await?;
                 }
+                if self.memory.verdict.is_none() && lifecycle::is_lost(&spec, &seen) {
+                    let message = "The pod's sandbox was lost before all of its containers had run, and its restart policy allows no other";
+                    self.shared.recorder.pod(pod, Kind::Warning, "SandboxLost", message);
+                    let (reason, message) = ("SandboxLost".to_owned(), message.to_owned());
+                    self.memory.verdict = Some(Verdict { reason, message });
+                }
                 self.report(pod, &seen, false).await?;
                 self.ended()
             }

@@ -260,6 +260,10 @@ fn failure(operation: &'static str, endpoint: &str, status: &tonic::Status) -> P
         tonic::Code::Unavailable | tonic::Code::DeadlineExceeded | tonic::Code::Cancelled => {
             ProviderError::Unavailable { operation, message: format!("{endpoint}: {}", with_causes(status)) }
         }
+        // What comes from the runtime has no cause: the connection broke under the call.
+        _ if std::error::Error::source(status).is_some() => {
+            ProviderError::Unavailable { operation, message: format!("{endpoint}: {}", with_causes(status)) }
+        }
         _ => ProviderError::Failed { operation, message },
     }
 }
@@ -576,6 +580,10 @@ mod tests {
         let gone = tonic::Status::not_found("no such container");
         assert!(matches!(failure("StopContainer", "e", &gone), ProviderError::NotFound { .. }));
         assert!(absent_is_done::<()>(Err(failure("StopContainer", "e", &gone))).is_ok());
+        let broken = tonic::Status::from_error(Box::new(std::io::Error::other("broken pipe")));
+        assert!(matches!(failure("StartContainer", "e", &broken), ProviderError::Unavailable { .. }));
+        let refused = tonic::Status::unknown("no such image");
+        assert!(matches!(failure("CreateContainer", "e", &refused), ProviderError::Failed { .. }));
         let away = tonic::Status::unavailable("connection refused");
         let error = failure("Version", "unix:///x.sock", &away);
         assert_eq!(

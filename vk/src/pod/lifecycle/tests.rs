@@ -358,3 +358,20 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn a_pod_whose_sandbox_was_lost_before_all_had_run_is_lost_and_others_are_not() {
+    let spec = spec("Never", &["i"], &["a", "b"]);
+    let check = |containers: Vec<observed::Container>, expected: bool| {
+        let seen = seen(false, containers);
+        assert_eq!(is_lost(&spec, &seen), expected, "{seen:?}");
+    };
+    let ended = |name: &str, code: i32| container(name, 0, exited(code, 1, 2));
+    let after_init = vec![ended("i", 0)];
+    assert_eq!(planned(&spec, &seen(false, after_init.clone())), "finished");
+    check(after_init, true);
+    check(vec![ended("i", 0), ended("a", 0)], true);
+    check(vec![ended("i", 0), ended("a", 0), container("b", 0, State::Created)], true);
+    check(vec![ended("i", 0), ended("a", 0), ended("b", 3)], false);
+    check(vec![ended("i", 4)], false);
+}

@@ -363,3 +363,27 @@ fn a_rejected_pod_fails_without_containers() {
         "qosClass": "BestEffort", "startTime": "2026-01-01T00:00:03Z", "observedGeneration": 1 });
     assert_eq!(found, expected);
 }
+
+#[test]
+fn an_init_container_that_runs_again_in_a_new_sandbox_stays_ended_where_the_api_server_wants_it_so() {
+    let check = |policy: &str, code: i32, expected: &str| {
+        let spec = json!({
+            "restartPolicy": policy, "initContainers": [{ "name": "i", "image": "busybox" }],
+            "containers": [{ "name": "a", "image": "busybox" }],
+        });
+        let ended = json!({
+            "phase": "Running",
+            "initContainerStatuses": [{ "name": "i", "image": "busybox", "imageID": "", "ready": true, "restartCount": 0,
+                "state": { "terminated": { "exitCode": code, "reason": "Completed" } } }],
+        });
+        let pod = pod(spec, ended);
+        let status = Case::new(&pod, seen(true, vec![container("i", 1, running())])).build();
+        let init = &status.init_container_statuses.unwrap()[0];
+        let state = init.state.clone().unwrap();
+        let word = if state.running.is_some() { "runs" } else { "ended" };
+        assert_eq!(format!("{word} {}", init.restart_count), expected, "{policy} {code}");
+    };
+    check("OnFailure", 0, "ended 0");
+    check("Always", 0, "runs 1");
+    check("OnFailure", 1, "runs 1");
+}

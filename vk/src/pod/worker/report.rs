@@ -113,7 +113,9 @@ impl Worker {
                 Ok(())
             }
             // Gone, or another pod has the name now: the watch will tell.
-            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {
+            Err(kube::Error::Api(status))
+                if status.is_not_found() || status.is_conflict() || is_of_another(&status) =>
+            {
                 tracing::debug!(pod = %self.entry.pod, %status, "the status is not wanted any more");
                 Ok(())
             }
@@ -186,6 +188,15 @@ fn is_other(a: &Pod, b: &Pod) -> bool {
     a.generation != b.generation
         || a.deletion_timestamp != b.deletion_timestamp
         || a.deletion_grace_period_seconds != b.deletion_grace_period_seconds
+}
+
+/// Whether the API server refused a status because the name is another pod's now. To it that is an attempt to change the UID.
+fn is_of_another(status: &kube::core::Status) -> bool {
+    status.code == 422
+        && status
+            .details
+            .as_ref()
+            .is_some_and(|details| details.causes.iter().any(|cause| cause.field == "metadata.uid"))
 }
 
 /// Whether one version of an object is newer. Kubernetes promises that these numbers can be compared.
@@ -280,6 +291,20 @@ mod tests {
                 { "type": "PodResizePending", "$patch": "delete" }],
         } });
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_name_that_is_another_pods_now_is_told_from_a_refused_status() {
+        let check = |field: &str, code: u16, expected: bool| {
+            let status: kube::core::Status = serde_json::from_value(json!({
+                "code": code, "details": { "causes": [{ "reason": "FieldValueInvalid", "message": "immutable", "field": field }] },
+            }))
+            .unwrap();
+            assert_eq!(is_of_another(&status), expected, "{field} {code}");
+        };
+        check("metadata.uid", 422, true);
+        check("status.phase", 422, false);
+        check("metadata.uid", 400, false);
     }
 
     #[test]

@@ -226,6 +226,23 @@ async fn a_pod_that_fills_the_disk_is_evicted() {
     assert_eq!(world.runtime.started("main"), 2, "it is not started again");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_may_not_begin_again_fails_when_its_sandbox_is_lost_before_it_ran() {
+    let world = World::new();
+    let first = start(&world);
+    let mut spec = spec("Never");
+    spec["initContainers"] = json!([{ "name": "first", "image": "busybox" }]);
+    let uid = world.api.create("web", spec);
+    wait(|| world.runtime.started("first") == 1).await;
+    drop(first);
+    world.runtime.exit("first", 0);
+    world.runtime.lose_sandboxes();
+    let _second = start(&world);
+    wait(|| world.api.phase(&uid) == "Failed").await;
+    assert_eq!(world.api.status(&uid)["reason"], "SandboxLost");
+    assert_eq!((world.runtime.started("first"), world.runtime.started("main")), (1, 0));
+}
+
 #[test]
 fn durations_read_as_gos() {
     let check =

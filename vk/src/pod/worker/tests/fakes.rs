@@ -181,6 +181,18 @@ impl Runtime {
         }
     }
 
+    /// Ends all sandboxes with what runs in them.
+    pub(super) fn lose_sandboxes(&self) {
+        for seen in self.lock().pods.values_mut() {
+            for sandbox in &mut seen.sandboxes {
+                sandbox.ready = false;
+            }
+            for container in &mut seen.containers {
+                end(container, 137);
+            }
+        }
+    }
+
     fn call(&self, name: &'static str) -> MutexGuard<'_, Machine> {
         let mut machine = self.lock();
         machine.calls.push(name);
