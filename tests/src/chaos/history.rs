@@ -71,7 +71,7 @@ impl Story {
     /// Takes in a version of the pod.
     pub fn take(&mut self, pod: Pod, at: f64) {
         let status = pod.status.clone().unwrap_or_default();
-        let mut looks = status.phase.clone().unwrap_or_default();
+        let mut words = vec![status.phase.clone().unwrap_or_default()];
         let all = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
         for container in all {
             let restarts = u32::try_from(container.restart_count).unwrap_or(0);
@@ -82,13 +82,13 @@ impl Story {
             let (state, last) = (end(&container.state), end(&container.last_state));
             let waits = container.state.as_ref().and_then(|state| state.waiting.as_ref());
             let runs = container.state.as_ref().is_some_and(|state| state.running.is_some());
-            looks += &match (&state, waits) {
-                (Some(end), _) => format!(" {}.{restarts}={}({})", container.name, end.code, end.reason),
+            words.push(match (&state, waits) {
+                (Some(end), _) => format!("{}.{restarts}={}({})", container.name, end.code, end.reason),
                 (None, Some(waits)) => {
-                    format!(" {}.{restarts}:{}", container.name, waits.reason.as_deref().unwrap_or("waits"))
+                    format!("{}.{restarts}:{}", container.name, waits.reason.as_deref().unwrap_or("waits"))
                 }
-                (None, None) => format!(" {}.{restarts}{}", container.name, if runs { " runs" } else { "?" }),
-            };
+                (None, None) => format!("{}.{restarts}{}", container.name, if runs { " runs" } else { "?" }),
+            });
             if let Some(last) = last {
                 // A container that waits counts the attempt that has ended; others the one that is there.
                 let of = if state.is_none() && !runs { Some(restarts) } else { restarts.checked_sub(1) };
@@ -101,8 +101,10 @@ impl Story {
             }
         }
         if pod.metadata.deletion_timestamp.is_some() {
-            looks += &format!(" deleted({}s)", pod.metadata.deletion_grace_period_seconds.unwrap_or(-1));
+            let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(-1);
+            words.push(format!("deleted({grace}s)"));
         }
+        let looks = words.join(" ");
         if self.changes.last().is_none_or(|last| !last.ends_with(&looks)) {
             self.changes.push(format!("{at:.2} {looks}"));
         }

@@ -167,20 +167,20 @@ impl Case<'_> {
             Some("Failed") if self.policy() != "Always" => {
                 let all_well =
                     spec.containers.iter().all(|container| matches!(last(&container.name), Some((_, 0))));
-                let lost = ends.iter().any(|(attempt, (at, _))| {
+                let unknown = ends.iter().any(|(attempt, (at, _))| {
                     self.story
                         .told
                         .get(attempt)
                         .is_some_and(|told| told.iter().any(|end| self.may_be_lost(end, *at)))
                 });
                 let deleted = self.story.pod.metadata.deletion_timestamp.is_some();
-                if all_well && !lost && !self.hit() {
+                if all_well && !unknown && !self.hit() {
                     wrong.push("it has failed, but all of its containers ended well".to_owned());
                 }
                 let failed = ends.values().any(|(_, code)| *code != 0);
                 let away =
                     self.faults.iter().any(|fault| fault.runtime && fault.to + LOST > self.story.since);
-                if !all_well && !failed && !lost && !self.hit() && !deleted && !away {
+                if !all_well && !failed && !unknown && !self.hit() && !deleted && !away {
                     wrong.push("it has failed, and nothing in it has".to_owned());
                 }
             }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::image::BUSYBOX;
 
-/// A small generator (SplitMix64) whose numbers are the same everywhere and for ever, so that a seed stays worth something.
+/// A small generator (`SplitMix64`) whose numbers are the same everywhere and for ever, so that a seed stays worth something.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 
@@ -15,7 +15,7 @@ impl Random {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -25,17 +25,17 @@ impl Random {
 
     /// From `low` to `high`, both possible.
     pub fn between(&mut self, low: u64, high: u64) -> u64 {
-        low + self.next() % (high - low + 1)
+        low + self.draw() % (high - low + 1)
     }
 
     /// True so many times in a hundred.
     pub fn percent(&mut self, percent: u64) -> bool {
-        self.next() % 100 < percent
+        self.draw() % 100 < percent
     }
 
     /// One of several, by their weights.
     pub fn pick<T: Copy>(&mut self, from: &[(u64, T)]) -> T {
-        let mut left = self.next() % from.iter().map(|(weight, _)| weight).sum::<u64>();
+        let mut left = self.draw() % from.iter().map(|(weight, _)| weight).sum::<u64>();
         for (weight, value) in from {
             if left < *weight {
                 return *value;
@@ -95,7 +95,8 @@ pub struct Fault {
 
 /// The next fault.
 pub fn fault(random: &mut Random) -> Fault {
-    use {Deed::*, Victim::*};
+    use Deed::{Cut, Kill, Pause, Stop};
+    use Victim::{ApiServer, Cable, Container, Etcd, Runtime, Shim, VirtualNode};
     let (victim, deed) = random.pick(&[
         (14, (VirtualNode, Kill)),
         (6, (VirtualNode, Stop)),
@@ -115,7 +116,7 @@ pub fn fault(random: &mut Random) -> Fault {
     let after_ms = random.between(200, 3500);
     let long = random.percent(6);
     let lasts_ms = if long { random.between(8_000, 20_000) } else { random.between(0, 3_000) };
-    Fault { after_ms: if at_once { 0 } else { after_ms }, victim, deed, lasts_ms, draw: random.next() }
+    Fault { after_ms: if at_once { 0 } else { after_ms }, victim, deed, lasts_ms, draw: random.draw() }
 }
 
 /// What a pod does when nobody disturbs it.
@@ -185,11 +186,10 @@ pub fn pod(random: &mut Random, number: usize) -> PodPlan {
     let forced = random.percent(50);
     let fate = match (life, random.between(0, 99)) {
         (Life::Job(..), 0..90) | (_, 0..45) => Fate::Stay,
-        (_, 45..60) => Fate::Delete(after),
+        (Life::Job(..), _) | (_, 45..60) => Fate::Delete(after),
         (_, 60..70) => Fate::Delete(soon),
         (_, 70..78) => Fate::Force(after),
         (_, 78..84) => Fate::Force(soon),
-        (Life::Job(..), _) => Fate::Delete(after),
         _ => Fate::Replace(forced, after),
     };
     PodPlan {

@@ -48,26 +48,26 @@ pub async fn look(cluster: &Cluster, node: &str) -> anyhow::Result<Remains> {
     let mut remains = Remains::default();
     let ids = in_runtime(&machine, node, &mut remains).await?;
     beside_the_cri(&machine, &ids, &mut remains)?;
-    let mut note = |uid: &str, what: String| {
+    let mut found = |uid: &str, what: String| {
         if uid.len() == 36 {
             remains.by_pod.entry(uid.to_owned()).or_default().insert(what);
         }
     };
     for folder in ["/var/log/pods", "/var/lib/spillway-vk/pods"] {
         for name in names(&machine.path(folder))? {
-            note(name.rsplit('_').next().unwrap_or_default(), format!("{folder}/{name}"));
+            found(name.rsplit('_').next().unwrap_or_default(), format!("{folder}/{name}"));
         }
     }
     let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", machine.first.pid))?;
     for mount in mounts.lines().filter_map(|line| line.split(' ').nth(4)) {
         if let Some((_, rest)) = mount.split_once("/pods/") {
-            note(rest.split('/').next().unwrap_or_default(), format!("mount {mount}"));
+            found(rest.split('/').next().unwrap_or_default(), format!("mount {mount}"));
         }
     }
     let root = cluster.cgroup_root(node);
     for hierarchy in registry::cgroup_hierarchies() {
         for cgroup in pod_cgroups(&hierarchy.join(root.trim_start_matches('/'))) {
-            note(&uid_of(&cgroup).unwrap_or_default(), format!("cgroup {}", cgroup.display()));
+            found(&uid_of(&cgroup).unwrap_or_default(), format!("cgroup {}", cgroup.display()));
         }
     }
     Ok(remains)

@@ -25,9 +25,9 @@ use super::{
 use crate::cluster::Cluster;
 
 /// How long it may take until all is calm: back-off of containers and of Jobs included.
-const CALM: Duration = Duration::from_mins(5);
+const CALM: Duration = Duration::from_mins(3);
 /// So many rounds that never become calm end it all: the next ones would tell nothing new.
-const ENOUGH: usize = 2;
+const ENOUGH: usize = 5;
 /// Pods that live on into the next round.
 const OLD: usize = 4;
 
@@ -49,6 +49,8 @@ pub(super) struct Rounds<'a> {
     foreign: &'a Foreign,
     lines: PathBuf,
     told: BTreeSet<(String, String)>,
+    /// Pods that never became calm, which later rounds don't wait for.
+    stuck: BTreeSet<String>,
     counts: BTreeMap<&'static str, usize>,
     began: Instant,
 }
@@ -63,8 +65,20 @@ impl<'a> Rounds<'a> {
         foreign: &'a Foreign,
         lines: PathBuf,
     ) -> Self {
-        let (told, counts) = (BTreeSet::new(), BTreeMap::new());
-        Self { cluster, runtime, churn, site, history, foreign, lines, told, counts, began: Instant::now() }
+        let (told, stuck, counts) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
+        Self {
+            cluster,
+            runtime,
+            churn,
+            site,
+            history,
+            foreign,
+            lines,
+            told,
+            stuck,
+            counts,
+            began: Instant::now(),
+        }
     }
 
     /// All rounds; how many violations there were.
@@ -100,11 +114,8 @@ impl<'a> Rounds<'a> {
     /// Waits for calm, judges, clears away, judges again. Whether calm came.
     fn balance(&mut self, seed: u64) -> anyhow::Result<bool> {
         let began = Instant::now();
-        let calm = self.wait(None, seed)?;
+        let calm = self.wait(None, seed);
         self.judge(seed)?;
-        if !calm {
-            return Ok(false);
-        }
         eprintln!("         calm after {:.0} s", began.elapsed().as_secs_f64());
         let books = self.books()?;
         let old: BTreeSet<String> =
@@ -119,7 +130,7 @@ impl<'a> Rounds<'a> {
             }))
             .await;
         });
-        let clear = self.wait(Some(&old), seed)?;
+        let clear = self.wait(Some(&old), seed);
         self.judge(seed)?;
         if let Err(error) = self.runtime.block_on(self.foreign.check()) {
             self.tell("", &format!("{error:#}"), seed);
@@ -137,7 +148,7 @@ impl<'a> Rounds<'a> {
             *self.counts.entry(name).or_default() += count;
         }
         stories.retain(|_, story| story.gone.is_none());
-        Ok(clear)
+        Ok(calm && clear)
     }
 
     fn books(&self) -> anyhow::Result<Books> {
@@ -153,12 +164,13 @@ impl<'a> Rounds<'a> {
 
     /// Waits until nothing is to be done any more. With `old`, only those pods shall be there. What is not as it should be after a long
     /// time is told.
-    fn wait(&mut self, old: Option<&BTreeSet<String>>, seed: u64) -> anyhow::Result<bool> {
+    fn wait(&mut self, old: Option<&BTreeSet<String>>, seed: u64) -> bool {
         let mut last = Vec::new();
         let calm = crate::wait_for("calm", CALM, || {
             last.clear();
             let books = self.books()?;
             last = self.unrest(&books, old);
+            last.retain(|(uid, _)| !self.stuck.contains(uid));
             if last.is_empty() {
                 return Ok(Some(()));
             }
@@ -172,8 +184,11 @@ impl<'a> Rounds<'a> {
         }
         for (uid, what) in last {
             self.tell(&uid, &format!("after {} s still: {what}", CALM.as_secs()), seed);
+            if !uid.is_empty() {
+                self.stuck.insert(uid);
+            }
         }
-        Ok(calm.is_ok())
+        calm.is_ok()
     }
 
     /// What is still to be done, by pod.

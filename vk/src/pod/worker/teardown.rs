@@ -176,7 +176,8 @@ impl Worker {
         self.end_containers(runtime, pod, &ip, endings, hurried).await
     }
 
-    /// Sandboxes with all that is in them, the folder with all that is mounted, the cgroup, the logs.
+    /// Sandboxes with all that is in them, the folder with all that is mounted, the cgroup, the logs. What a later start finds the pod by
+    /// goes last: the folder, and its sandboxes.
     async fn give_back(
         &mut self,
         runtime: &dyn ContainerRuntime,
@@ -184,10 +185,12 @@ impl Worker {
     ) -> Result<(), SyncError> {
         for sandbox in &seen.sandboxes {
             runtime.stop_sandbox(&sandbox.id).await?;
+        }
+        runtime.remove_pod(&self.entry.pod.uid).await?;
+        self.remove_folder().await?;
+        for sandbox in &seen.sandboxes {
             runtime.remove_sandbox(&sandbox.id).await?;
         }
-        self.remove_folder().await?;
-        runtime.remove_pod(&self.entry.pod.uid).await?;
         Ok(())
     }
 

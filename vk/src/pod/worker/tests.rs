@@ -125,6 +125,25 @@ async fn a_daemon_killed_between_any_two_calls_finishes_what_it_began() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_killed_while_it_removes_a_pod_leaves_nothing_that_the_next_one_does_not_find() {
+    for calls_before_death in 1..12 {
+        let world = World::new();
+        let first = start(&world);
+        let uid = world.api.create("web", spec("Never"));
+        wait(|| world.api.phase(&uid) == "Running").await;
+        world.runtime.exit("main", 0);
+        wait(|| world.runtime.calls("stop_sandbox") == 1).await;
+        world.runtime.die_after(calls_before_death);
+        world.api.vanish(&uid);
+        wait(|| world.runtime.is_dead() || world.is_empty()).await;
+        drop(first);
+        world.runtime.revive();
+        let _second = start(&world);
+        wait(|| world.is_empty()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn deletion_tells_the_end_before_the_object_goes() {
     let world = World::new();
     let _daemon = start(&world);

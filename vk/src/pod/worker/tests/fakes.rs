@@ -50,13 +50,17 @@ impl World {
 
     /// Nothing is left in the runtime or on disk.
     pub(super) fn is_empty(&self) -> bool {
-        self.runtime.pods() == 0 && crate::pod::files::pod_uids(self.folder.path()).is_empty()
+        self.runtime.pods() == 0
+            && self.runtime.lock().cgroups.is_empty()
+            && crate::pod::files::pod_uids(self.folder.path()).is_empty()
     }
 }
 
 #[derive(Default)]
 struct Machine {
     pods: BTreeMap<PodRef, ObservedPod>,
+    /// UIDs of pods that have one, and logs.
+    cgroups: std::collections::BTreeSet<String>,
     calls: Vec<&'static str>,
     starts: Vec<String>,
     /// What happened to containers, in order: `start a`, `exec a x`, `stop a`.
@@ -275,6 +279,7 @@ impl ContainerRuntime for Runtime {
             let mut machine = self.call("create_sandbox");
             let id = machine.id("s");
             let ip: IpAddr = format!("10.1.0.{}", machine.ids).parse().unwrap();
+            machine.cgroups.insert(sandbox.pod.uid.clone());
             let seen = machine.pods.entry(sandbox.pod.clone()).or_default();
             if seen.sandboxes.iter().any(|have| have.attempt == sandbox.attempt) {
                 Err(exists("create_sandbox"))
@@ -442,8 +447,9 @@ impl ContainerRuntime for Runtime {
         self.answer(Ok(())).await
     }
 
-    async fn remove_pod(&self, _uid: &str) -> Result<(), ProviderError> {
-        Ok(())
+    async fn remove_pod(&self, uid: &str) -> Result<(), ProviderError> {
+        self.call("remove_pod").cgroups.remove(uid);
+        self.answer(Ok(())).await
     }
 
     async fn image(&self, image: &str) -> Result<Option<Image>, ProviderError> {
