@@ -8,10 +8,7 @@ use std::{
 
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{ContainerState, Pod};
-use kube::{
-    Api, ResourceExt as _,
-    runtime::{WatchStreamExt as _, watcher},
-};
+use kube::{Api, ResourceExt as _, runtime::watcher};
 
 /// Seconds since the machine's boot: the clock that containers read, too.
 pub fn now() -> f64 {
@@ -59,6 +56,8 @@ pub struct Story {
     pub gone: Option<f64>,
     /// The watch did not see it go, so that its last words may be unheard.
     pub unseen: bool,
+    /// The watch was away for a while, so that what was said of earlier attempts may be unheard.
+    pub gap: bool,
     /// It was deleted by force.
     pub forced: bool,
     /// Everything that was ever said about the end of an attempt.
@@ -152,26 +151,27 @@ impl History {
         }
     }
 
-    fn put(&self, pod: Pod) {
+    fn put(&self, pod: Pod, listed: bool) {
         let Some(uid) = pod.metadata.uid.clone() else { return };
         let forced = self.forced.lock().unwrap_or_else(PoisonError::into_inner).contains(&uid);
         let at = now();
         let mut stories = self.stories();
         let story = stories.entry(uid).or_insert_with(|| Story { since: at, ..Story::default() });
         story.forced = forced;
+        story.gap |= listed && story.pod.metadata.resource_version != pod.metadata.resource_version;
         story.take(pod, at);
     }
 
     /// Follows the pods until dropped.
     pub async fn follow(&self, pods: Api<Pod>) {
-        let mut events = std::pin::pin!(watcher(pods, watcher::Config::default()).default_backoff());
+        let mut events = std::pin::pin!(watcher(pods, watcher::Config::default()));
         let mut listed = HashSet::new();
         while let Some(event) = events.next().await {
             match event {
                 Ok(watcher::Event::Init) => listed.clear(),
                 Ok(watcher::Event::InitApply(pod)) => {
                     listed.extend(pod.metadata.uid.clone());
-                    self.put(pod);
+                    self.put(pod, true);
                 }
                 Ok(watcher::Event::InitDone) => {
                     let at = now();
@@ -183,15 +183,16 @@ impl History {
                         (story.gone, story.unseen) = (Some(at), true);
                     }
                 }
-                Ok(watcher::Event::Apply(pod)) => self.put(pod),
+                Ok(watcher::Event::Apply(pod)) => self.put(pod, false),
                 Ok(watcher::Event::Delete(pod)) => {
                     let uid = pod.metadata.uid.clone().unwrap_or_default();
-                    self.put(pod);
+                    self.put(pod, false);
                     if let Some(story) = self.stories().get_mut(&uid) {
                         story.gone = Some(now());
                     }
                 }
-                Err(_) => {}
+                // As short as can be: what isn't seen can't be judged.
+                Err(_) => tokio::time::sleep(std::time::Duration::from_millis(300)).await,
             }
         }
     }

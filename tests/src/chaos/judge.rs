@@ -138,7 +138,7 @@ impl Case<'_> {
         let newest = self.restarts(name).unwrap_or(0);
         let excused = match self.story.gone {
             Some(_) => self.story.forced || self.story.unseen || attempt != newest,
-            None => attempt + 1 < newest,
+            None => attempt + 1 < newest || (self.story.gap && attempt < newest),
         };
         if !excused {
             wrong.push(format!("{name} attempt {attempt} ended with {code} at {at}, and nobody was told"));
@@ -256,6 +256,13 @@ mod tests {
         let mut unheard = given("Never", "Running", 0, 7);
         unheard.story.told.clear();
         check(&unheard, &["nobody was told"]);
+        let mut missed = given("OnFailure", "Succeeded", 1, 0);
+        missed.story.told.remove(&("c0".to_owned(), 0));
+        missed.wrote.starts.push(("c0".to_owned(), 1, 3.0));
+        missed.wrote.ends = vec![("c0".to_owned(), 0, 2.0, 7), ("c0".to_owned(), 1, 4.0, 0)];
+        check(&missed, &["c0 attempt 0 ended with 7"]);
+        missed.story.gap = true;
+        check(&missed, &[]);
         unheard.story.gone = Some(5.0);
         unheard.story.forced = true;
         check(&unheard, &[]);

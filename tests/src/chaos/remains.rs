@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, ensure};
@@ -141,6 +141,8 @@ fn names(folder: &Path) -> anyhow::Result<Vec<String>> {
 #[derive(Debug)]
 pub struct Foreign {
     machine: Machine,
+    /// Of the runtime.
+    log: PathBuf,
     task: String,
     sandbox: String,
 }
@@ -186,7 +188,8 @@ impl Foreign {
             .context("RunPodSandbox failed")?
             .into_inner()
             .pod_sandbox_id;
-        Ok(Self { task: task(&machine)?, machine, sandbox })
+        let log = cluster.process(node, "containerd")?.log;
+        Ok(Self { task: task(&machine)?, machine, log, sandbox })
     }
 
     /// Both are as they were.
@@ -195,15 +198,32 @@ impl Foreign {
     /// When one is not, or the runtime doesn't answer.
     pub async fn check(&self) -> anyhow::Result<()> {
         let task = task(&self.machine)?;
-        ensure!(task == self.task, "somebody else's container was {:?} and is {task:?}", self.task);
+        ensure!(
+            task == self.task || self.lost(FOREIGN),
+            "somebody else's container was {:?} and is {task:?}",
+            self.task
+        );
         let mut client =
             cri_loop::connect(&self.machine.live_path("/run/containerd/containerd.sock")).await?;
         let filter = PodSandboxFilter { id: self.sandbox.clone(), ..Default::default() };
         let listed =
             client.list_pod_sandbox(ListPodSandboxRequest { filter: Some(filter) }).await?.into_inner().items;
         let ready = listed.iter().any(|sandbox| sandbox.state() == PodSandboxState::SandboxReady);
-        ensure!(ready, "somebody else's sandbox is not ready any more: {listed:?}");
+        ensure!(
+            ready || self.lost(&self.sandbox),
+            "somebody else's sandbox is not ready any more: {listed:?}"
+        );
         Ok(())
+    }
+
+    /// Whether the runtime itself lost it: containerd that is stopped while it looks for its shims takes one that answers for dead and ends
+    /// it. What is ended by a caller shows as a call.
+    fn lost(&self, id: &str) -> bool {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let own = || log.lines().filter(|line| line.contains(id));
+        own().any(|line| line.contains("cleaning up dead shim"))
+            && !own()
+                .any(|line| ["StopPodSandbox", "RemovePodSandbox"].iter().any(|call| line.contains(call)))
     }
 
     /// Ends them.
@@ -212,7 +232,7 @@ impl Foreign {
     /// When the runtime refuses.
     pub async fn end(&self) -> anyhow::Result<()> {
         self.machine.shell(&format!(
-            "ctr -n k8s.io tasks kill -s KILL {FOREIGN}; ctr -n k8s.io tasks delete -f {FOREIGN} || true; \
+            "ctr -n k8s.io tasks kill -s KILL {FOREIGN} || true; ctr -n k8s.io tasks delete -f {FOREIGN} || true; \
              ctr -n k8s.io containers delete {FOREIGN}"
         ))?;
         let mut client =

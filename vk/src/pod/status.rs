@@ -294,9 +294,9 @@ fn container_statuses(
     let mut statuses: Vec<ContainerStatus> = containers
         .iter()
         .map(|container| {
-            let new = container_status(facts, spec, container, is_init, old);
-            match old_status(old, &container.name, is_init) {
-                Some(old) if is_init && may_not_leave(spec, container, old, &new) => old.clone(),
+            let new = container_status(facts, spec, container, kind, old);
+            match old_status(old, &container.name) {
+                Some(old) if kind == Kind::Init && may_not_leave(spec, container, old, &new) => old.clone(),
                 _ => new,
             }
         })

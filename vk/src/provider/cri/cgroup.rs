@@ -11,6 +11,10 @@ use std::{
 use cgroups_rs::fs::{
     Cgroup, cgroup_builder::CgroupBuilder, cpu::CpuController, hierarchies, memory::MemController,
 };
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::provider::runtime::{CPU_PERIOD_US, PodCgroup, QosClass, Resources};
 
@@ -91,7 +95,9 @@ impl Tree {
         limit(&found, cgroup.limits).map_err(|(what, source)| CgroupError::Limit { what, path, source })
     }
 
-    /// Removes the pod's cgroup from every hierarchy, whatever its class, with the empty ones below.
+    /// Removes the pod's cgroup from every hierarchy, whatever its class, with the empty ones below. Nothing of the pod's runs any more; what
+    /// is in there all the same the runtime has lost (a runc that was cut off while it made a container): it is killed, as by a kubelet,
+    /// and the next try succeeds.
     pub(super) fn remove(&self, uid: &str) -> Result<(), CgroupError> {
         if self.driver == Driver::Systemd {
             return Ok(());
@@ -100,7 +106,12 @@ impl Tree {
         for hierarchy in cgroup_mounts(&mounts) {
             for qos in [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort] {
                 let path = hierarchy.join(self.path(uid, qos));
-                remove_tree(&path).map_err(|source| CgroupError::Remove { path, source })?;
+                remove_tree(&path).map_err(|source| {
+                    if source.kind() == io::ErrorKind::ResourceBusy {
+                        end_processes(&path);
+                    }
+                    CgroupError::Remove { path, source }
+                })?;
             }
         }
         Ok(())
@@ -182,6 +193,27 @@ fn cgroup_mounts(mountinfo: &str) -> Vec<PathBuf> {
         .collect()
 }
 
+fn end_processes(path: &Path) {
+    for process in processes(path) {
+        tracing::warn!(process, cgroup = %path.display(), "the runtime has left a process of a pod that is removed: it is killed");
+        let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
+    }
+}
+
+/// The processes in a cgroup and those below, as our own PID namespace numbers them.
+fn processes(path: &Path) -> Vec<i32> {
+    let text = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    // 0 is one of another namespace; 1 and what is less would be more than one process.
+    let mut found: Vec<i32> =
+        text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 1).collect();
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.extend(processes(&entry.path()));
+        }
+    }
+    found
+}
+
 /// Removes a tree of folders; the kernel removes their files with them. What is not there is removed.
 fn remove_tree(path: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(path) {
@@ -203,6 +235,17 @@ fn remove_tree(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn processes_of_a_cgroup_are_found_below_it_and_never_all_of_the_machines() {
+        let folder = tempfile::tempdir().unwrap();
+        let inner = folder.path().join("container");
+        fs::create_dir(&inner).unwrap();
+        fs::write(folder.path().join("cgroup.procs"), "12\n").unwrap();
+        fs::write(inner.join("cgroup.procs"), "0\n1\n-1\n34\nx\n").unwrap();
+        assert_eq!(processes(folder.path()), [12, 34]);
+        assert!(processes(&folder.path().join("nothing")).is_empty());
+    }
 
     #[test]
     fn parents_are_spelled_as_the_driver_wants_them() {
