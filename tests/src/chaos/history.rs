@@ -89,8 +89,11 @@ impl Story {
                 (None, None) => format!("{}.{restarts}{}", container.name, if runs { " runs" } else { "?" }),
             });
             if let Some(last) = last {
-                // A container that waits counts the attempt that has ended; others the one that is there.
-                let of = if state.is_none() && !runs { Some(restarts) } else { restarts.checked_sub(1) };
+                // A container that waits counts the attempt that has ended, or the next one, when that was made already.
+                let ended = container.last_state.as_ref().and_then(|last| last.terminated.as_ref());
+                let own = ended.is_some_and(|ended| ended.container_id == container.container_id);
+                let of =
+                    if state.is_none() && !runs && own { Some(restarts) } else { restarts.checked_sub(1) };
                 if let Some(of) = of {
                     self.told.entry((container.name.clone(), of)).or_default().insert(last);
                 }
