@@ -203,7 +203,8 @@ impl KubeletApi {
         }
     }
 
-    fn router(&self, tasks: TaskTracker, stop: CancellationToken) -> Router {
+    /// All routes, behind the guard. `tasks` owns the upgraded connections.
+    pub fn router(&self, tasks: TaskTracker, stop: CancellationToken) -> Router {
         let shared = Shared {
             pods: Arc::clone(&self.pods),
             provider: self.provider.clone(),

@@ -1,6 +1,8 @@
 //! What the virtual node does not do, said before anything is started. A pod that asks for it is refused as a kubelet refuses: phase
 //! Failed, a reason, a message that names the field, an event. Nothing that a pod asks for is silently left out.
 
+mod sound;
+
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume, VolumeProjection};
 
 /// Why a pod can't be here.
@@ -41,7 +43,8 @@ pub(crate) fn refuse(pod: &Pod) -> Option<Refusal> {
     let mut volumes = spec.volumes.iter().flatten().enumerate();
     let mut inits = spec.init_containers.iter().flatten().enumerate();
     let mut containers = spec.containers.iter().enumerate();
-    system(spec)
+    sound::refuse(pod)
+        .or_else(|| system(spec))
         .or_else(|| pod_fields(spec))
         .or_else(|| volumes.find_map(|(n, v)| volume(&format!("spec.volumes[{n}]"), v)))
         .or_else(|| inits.find_map(|(n, c)| container(&format!("spec.initContainers[{n}]"), c)))

@@ -33,6 +33,8 @@ pub(crate) enum EnvError {
     Key { key: String, kind: &'static str, namespace: String, name: String },
     #[error("{0}")]
     Field(String),
+    #[error("variable {name}: {source}")]
+    Long { name: String, source: TooLong },
 }
 
 /// The container's variables; each name once.
@@ -44,10 +46,14 @@ pub(crate) fn resolve(
     services: &BTreeMap<String, String>,
 ) -> Result<Vec<(String, String)>, EnvError> {
     let mut env: BTreeMap<String, String> = from_objects(container, objects)?;
+    // All together are not longer than one may be: a hundred variables, each as long, are no way around.
+    let mut left = MAX_BYTES;
     for variable in container.env.iter().flatten() {
         let value = match (&variable.value, &variable.value_from) {
             (Some(text), _) if !text.is_empty() => {
-                expand(text, |name| env.get(name).or_else(|| services.get(name)).map(String::as_str))
+                let expanded =
+                    expand(text, |name| env.get(name).or_else(|| services.get(name)).map(String::as_str));
+                expanded.map_err(|source| EnvError::Long { name: variable.name.clone(), source })?
             }
             (_, Some(source)) => match reference(pod, container, source, objects, runtime)? {
                 Some(value) => value,
@@ -55,6 +61,9 @@ pub(crate) fn resolve(
             },
             _ => String::new(),
         };
+        left = left
+            .checked_sub(value.len())
+            .ok_or_else(|| EnvError::Long { name: variable.name.clone(), source: TooLong })?;
         env.insert(variable.name.clone(), value);
     }
     for (name, value) in services {
@@ -216,29 +225,63 @@ fn quoted(value: &str) -> String {
     text
 }
 
+/// No process gets more than this on Linux, all of its words and variables together (three quarters of `_STK_LIM`; execve(2) says E2BIG).
+pub const MAX_BYTES: usize = 6 << 20;
+
+/// What a text expands to is too long for any process. Variables that double each other reach that within a few lines.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("with its variables expanded it is longer than {MAX_BYTES} bytes, and no process can be given that")]
+pub struct TooLong;
+
 /// Replaces `$(NAME)`; `$$` is one dollar, and what is not known stays as it is written.
-pub(crate) fn expand<'a>(text: &str, lookup: impl Fn(&str) -> Option<&'a str>) -> String {
+///
+/// # Errors
+/// When the outcome would be longer than [`MAX_BYTES`].
+pub fn expand<'a>(text: &str, lookup: impl Fn(&str) -> Option<&'a str>) -> Result<String, TooLong> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
+    // Behind the last one nothing is looked for any more.
+    let mut closing = text.matches(')').count();
     while let Some(at) = rest.find('$') {
+        closing -= rest[..at].matches(')').count();
         out.push_str(&rest[..at]);
         let after = &rest[at + 1..];
+        let name = after.strip_prefix('(').filter(|_| closing > 0).and_then(|inner| inner.split_once(')'));
         if let Some(tail) = after.strip_prefix('$') {
             out.push('$');
             rest = tail;
-        } else if let Some((name, tail)) = after.strip_prefix('(').and_then(|inner| inner.split_once(')')) {
+        } else if let Some((name, tail)) = name {
             match lookup(name) {
                 Some(value) => out.push_str(value),
                 None => out.extend(["$(", name, ")"]),
             }
+            closing -= 1;
             rest = tail;
         } else {
             out.push('$');
             rest = after;
         }
+        if out.len() > MAX_BYTES {
+            return Err(TooLong);
+        }
     }
     out.push_str(rest);
-    out
+    if out.len() > MAX_BYTES { Err(TooLong) } else { Ok(out) }
+}
+
+/// [`expand`] for the words of a command, which are as bounded together.
+pub(crate) fn expand_words<'a>(
+    words: &[String],
+    lookup: impl Fn(&str) -> Option<&'a str>,
+) -> Result<Vec<String>, TooLong> {
+    let mut left = MAX_BYTES;
+    let mut expanded = Vec::with_capacity(words.len());
+    for word in words {
+        let word = expand(word, &lookup)?;
+        left = left.checked_sub(word.len()).ok_or(TooLong)?;
+        expanded.push(word);
+    }
+    Ok(expanded)
 }
 
 /// Variables that lead to services, as `FromServices` in Kubernetes' `envvars.go` names them: those of the pod's namespace if it asks

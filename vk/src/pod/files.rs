@@ -65,7 +65,7 @@ impl PodFolder {
         &self.path
     }
 
-    fn volume(&self, name: &str) -> PathBuf {
+    pub(crate) fn volume(&self, name: &str) -> PathBuf {
         self.path.join("volumes").join(name)
     }
 
@@ -167,9 +167,13 @@ impl PodFolder {
             .at("mount a tmpfs at", path)
     }
 
+    pub(crate) fn hosts(&self) -> PathBuf {
+        self.path.join("etc-hosts")
+    }
+
     /// Writes the pod's `/etc/hosts` and says where it is.
     pub(crate) fn put_hosts(&self, text: &str) -> Result<PathBuf, FilesError> {
-        let path = self.path.join("etc-hosts");
+        let path = self.hosts();
         make_private_dirs(&self.path)?;
         // In place: containers have this very file mounted.
         fs::write(&path, text).at("write", &path)?;
@@ -189,7 +193,7 @@ impl PodFolder {
         Ok(path)
     }
 
-    fn termination_log(&self, container: &str, attempt: u32) -> PathBuf {
+    pub(crate) fn termination_log(&self, container: &str, attempt: u32) -> PathBuf {
         self.path.join("containers").join(container).join(attempt.to_string())
     }
 

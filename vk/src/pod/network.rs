@@ -33,7 +33,7 @@ pub(crate) fn hostname(pod: &Pod, cluster_domain: &str) -> Result<Hostname, Stri
     let mut short =
         set(|spec| spec.hostname.as_ref()).or(pod.metadata.name.as_ref()).cloned().unwrap_or_default();
     if short.len() > MAX_HOSTNAME {
-        short.truncate(MAX_HOSTNAME);
+        short.truncate(short.floor_char_boundary(MAX_HOSTNAME));
         short.truncate(short.trim_end_matches(['-', '.']).len());
     }
     let full = set(|spec| spec.subdomain.as_ref()).map(|subdomain| {
@@ -192,6 +192,9 @@ mod tests {
         let mut long = pod(json!({}));
         long.metadata.name = Some(format!("{}-{}", "a".repeat(62), "b".repeat(10)));
         assert_eq!(hostname(&long, "cluster.local").unwrap().short, "a".repeat(62));
+        // No API server lets that in; to be cut between letters it has to be, all the same.
+        long.metadata.name = Some("ä".repeat(40));
+        assert_eq!(hostname(&long, "cluster.local").unwrap().short, "ä".repeat(31));
     }
 
     #[test]

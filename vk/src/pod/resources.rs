@@ -20,7 +20,7 @@ pub(crate) type Amounts = BTreeMap<String, Quantity>;
 
 const NANO: i128 = 1_000_000_000;
 
-/// A quantity in thousandths, rounded up. `None`: it is none, or too big.
+/// A quantity in thousandths, rounded up. One that is too big is the biggest, as Kubernetes says of its own. `None`: it is none.
 pub(crate) fn milli(quantity: &Quantity) -> Option<i64> {
     scaled(quantity, NANO / 1000)
 }
@@ -32,7 +32,9 @@ pub(crate) fn whole(quantity: &Quantity) -> Option<i64> {
 
 fn scaled(quantity: &Quantity, unit: i128) -> Option<i64> {
     let nano = nano(&quantity.0)?;
-    i64::try_from(nano.div_euclid(unit) + i128::from(nano.rem_euclid(unit) != 0)).ok()
+    let scaled = nano.div_euclid(unit) + i128::from(nano.rem_euclid(unit) != 0);
+    // The bounds fit.
+    i64::try_from(scaled.clamp(i64::MIN.into(), i64::MAX.into())).ok()
 }
 
 fn nano(text: &str) -> Option<i128> {
@@ -61,15 +63,24 @@ fn nano(text: &str) -> Option<i128> {
     if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
-    let digits: i128 = format!("{whole}{fraction}").parse().ok()?;
-    let exponent = 9 + ten - i32::try_from(fraction.len()).ok()?;
-    let value = digits.checked_mul(multiplier)?;
-    if exponent >= 0 {
-        value.checked_mul(10_i128.checked_pow(exponent.unsigned_abs())?)
-    } else {
-        let divisor = 10_i128.checked_pow(exponent.unsigned_abs())?;
-        Some(value.div_euclid(divisor) + i128::from(value.rem_euclid(divisor) != 0))
+    let unsigned = whole.strip_prefix(['+', '-']).unwrap_or(whole);
+    if unsigned.len() + fraction.len() == 0 || !unsigned.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
     }
+    let exponent =
+        i32::try_from(fraction.len()).ok().and_then(|length| ten.saturating_add(9).checked_sub(length));
+    // Ten to the 38th is the last that fits.
+    let power = |exponent: u32| 10_i128.checked_pow(exponent).unwrap_or(i128::MAX);
+    let digits: i128 = format!("0{unsigned}{fraction}").parse().unwrap_or(i128::MAX);
+    let value = digits.saturating_mul(multiplier);
+    let magnitude = match exponent {
+        Some(exponent @ 0..) => value.saturating_mul(power(exponent.unsigned_abs())),
+        exponent => {
+            let divisor = power(exponent.map_or(u32::MAX, i32::unsigned_abs));
+            value / divisor + i128::from(!whole.starts_with('-') && value % divisor != 0)
+        }
+    };
+    Some(if whole.starts_with('-') { -magnitude } else { magnitude })
 }
 
 fn amount(amounts: Option<&Amounts>, name: &str, unit: Unit) -> i64 {
@@ -158,7 +169,16 @@ mod tests {
         check("", None, None);
         check("1.5.5", None, None);
         check("ten", None, None);
-        check("9999999E", None, None);
+        check("9999999E", Some(i64::MAX), Some(i64::MAX));
+        check("-9999999E", Some(i64::MIN), Some(i64::MIN));
+        check("1e400", Some(i64::MAX), Some(i64::MAX));
+        check(&"9".repeat(99), Some(i64::MAX), Some(i64::MAX));
+        check(&format!("0.{}1", "0".repeat(60)), Some(1), Some(1));
+        check("1e2147483647", Some(i64::MAX), Some(i64::MAX));
+        check("1e-2147483648", Some(1), Some(1));
+        check("-", None, None);
+        check("1-1", None, None);
+        check(".", None, None);
     }
 
     #[test]

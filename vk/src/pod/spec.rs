@@ -281,7 +281,8 @@ fn expanded_sub_path(expression: &str, env: &BTreeMap<&str, &str>) -> Result<Str
             missing.borrow_mut().insert(name.to_owned());
         }
         value
-    });
+    })
+    .map_err(|error| format!("subPathExpr: {error}"))?;
     let missing: Vec<String> = missing.into_inner().into_iter().collect();
     if missing.is_empty() { Ok(path) } else { Err(format!("missing value for {}", missing.join(", "))) }
 }
@@ -304,13 +305,14 @@ pub(crate) fn container(
     volumes: Vec<Mount>,
     own: &OwnFiles,
     machine_memory: i64,
-) -> ContainerSpec {
-    let expanded = |words: &Option<Vec<String>>| -> Vec<String> {
-        let lookup = |name: &str| env.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
-        words.iter().flatten().map(|word| env::expand(word, lookup)).collect()
+) -> Result<ContainerSpec, env::TooLong> {
+    let known: BTreeMap<&str, &str> =
+        env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let expanded = |words: &Option<Vec<String>>| {
+        env::expand_words(words.as_deref().unwrap_or_default(), |name| known.get(name).copied())
     };
-    let command = expanded(&container.command);
-    let args = expanded(&container.args);
+    let command = expanded(&container.command)?;
+    let args = expanded(&container.args)?;
     let mut mounts = volumes;
     let file = |host_path: &PathBuf, container_path: &str| Mount {
         host_path: host_path.clone(),
@@ -325,7 +327,7 @@ pub(crate) fn container(
     }
     let last_words = container.termination_message_path.as_deref().filter(|path| !path.is_empty());
     mounts.push(file(&own.termination_log, last_words.unwrap_or(DEFAULT_TERMINATION_LOG)));
-    ContainerSpec {
+    Ok(ContainerSpec {
         name: container.name.clone(),
         attempt,
         image: container.image.clone().unwrap_or_default(),
@@ -342,7 +344,7 @@ pub(crate) fn container(
         security: security(spec, container),
         joins: None,
         devices: Vec::new(),
-    }
+    })
 }
 
 #[cfg(test)]
@@ -412,7 +414,7 @@ mod tests {
             .collect();
         let own = OwnFiles { hosts: "/h".into(), termination_log: "/t".into() };
         let image = Image { id: "sha256:1".into(), size: 0, user: ImageUser::Id(0) };
-        let made = container(&spec, &spec.containers[0], 2, &image, env, volumes, &own, 1 << 30);
+        let made = container(&spec, &spec.containers[0], 2, &image, env, volumes, &own, 1 << 30).unwrap();
         assert_eq!(made.command[2], "echo 1 $(Y) $(X)");
         assert_eq!((made.attempt, made.image_id.as_str()), (2, "sha256:1"));
         let paths: Vec<_> = made.mounts.iter().map(|mount| mount.container_path.as_str()).collect();

@@ -24,8 +24,10 @@ const TRIES: usize = 64;
 
 /// A kubelet tells its user no more: the rest may be about the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Step {
+pub enum Step {
+    /// Folders that are missing are made.
     Create,
+    /// What is there is opened.
     Prepare,
 }
 
@@ -109,7 +111,10 @@ fn clear(folder: &Path, index: usize) -> io::Result<()> {
 }
 
 /// Opens a path below a folder, making folders that are missing, with the folder's own mode.
-pub(crate) fn open(folder: &Path, path: &Path) -> Result<OwnedFd, (Step, io::Error)> {
+///
+/// # Errors
+/// When it can't be opened or made, or leads out of the folder; and in which step.
+pub fn open(folder: &Path, path: &Path) -> Result<OwnedFd, (Step, io::Error)> {
     let root = fs::OpenOptions::new()
         .read(true)
         .custom_flags((OFlag::O_PATH | OFlag::O_DIRECTORY).bits())

@@ -8,7 +8,7 @@ mod cgroup;
 mod convert;
 mod facts;
 mod housekeeping;
-mod logs;
+pub mod logs;
 mod stats;
 
 use std::{
@@ -200,7 +200,7 @@ impl Cri {
     }
 
     fn log_directory(&self, pod: &PodRef) -> PathBuf {
-        self.log_root.join(format!("{}_{}_{}", pod.namespace, pod.name, pod.uid))
+        log_directory(&self.log_root, pod)
     }
 
     async fn sandbox_config(&self, sandbox: &SandboxSpec) -> Result<wire::PodSandboxConfig, ProviderError> {
@@ -280,6 +280,26 @@ fn with_causes(status: &tonic::Status) -> String {
         cause = error.source();
     }
     text
+}
+
+fn log_directory(root: &Path, pod: &PodRef) -> PathBuf {
+    root.join(format!("{}_{}_{}", pod.namespace, pod.name, pod.uid))
+}
+
+/// What the runtime would be sent of a sandbox and a container in it.
+pub fn messages(
+    config: &CriConfig,
+    node: &str,
+    sandbox: &SandboxSpec,
+    container: &ContainerSpec,
+) -> (wire::PodSandboxConfig, wire::ContainerConfig) {
+    let parent =
+        Tree::new(&config.cgroup_root, Driver::Cgroupfs).parent(&sandbox.pod.uid, sandbox.cgroup.qos);
+    let logs = log_directory(&config.log_root, &sandbox.pod);
+    (
+        convert::sandbox_config(node, sandbox, &logs, parent),
+        convert::container_config(node, sandbox, container),
+    )
 }
 
 #[async_trait]

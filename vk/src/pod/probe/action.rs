@@ -86,7 +86,7 @@ pub(crate) fn of_probe(probe: &Probe, container: &Container, pod_ip: &str) -> Re
             let mut variables = container.env.iter().flatten();
             variables.find(|variable| variable.name == name).map(|v| v.value.as_deref().unwrap_or_default())
         };
-        return Ok(Action::Exec(command(exec).iter().map(|word| env::expand(word, value)).collect()));
+        return env::expand_words(&command(exec), value).map(Action::Exec).map_err(|error| error.to_string());
     }
     if let Some(http) = &probe.http_get {
         return request(http, container, pod_ip, PROBE_AGENT).map(Action::Http);

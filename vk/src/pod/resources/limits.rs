@@ -24,7 +24,9 @@ pub(crate) fn qos(spec: &PodSpec) -> QosClass {
     let containers = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
     let sum = |side: Side, name: &str, unit: Unit| match &spec.resources {
         Some(whole_pod) => amount(side(Some(whole_pod)), name, unit),
-        None => containers().map(|container| amount(side(container.resources.as_ref()), name, unit)).sum(),
+        None => containers()
+            .map(|container| amount(side(container.resources.as_ref()), name, unit))
+            .fold(0, i64::saturating_add),
     };
     let limited = |name: &str, unit: Unit| {
         spec.resources.is_some()
@@ -187,6 +189,16 @@ mod tests {
     fn of_pod(mut spec: PodSpec, resources: serde_json::Value) -> PodSpec {
         spec.resources = serde_json::from_value(resources).unwrap();
         spec
+    }
+
+    #[test]
+    fn amounts_beyond_all_machines_are_the_biggest_and_no_overflow() {
+        let huge = || json!({ "limits": { "cpu": "9999999E", "memory": "9999999E" } });
+        let spec = spec(&[huge(), huge()]);
+        assert_eq!(qos(&spec), QosClass::Guaranteed);
+        assert_eq!(pod(&spec).limits.memory_bytes, Some(i64::MAX));
+        assert_eq!(container(&spec, &spec.containers[0], 1 << 30).memory_bytes, Some(i64::MAX));
+        assert_eq!(request(&spec, "cpu"), 0);
     }
 
     #[test]

@@ -323,7 +323,8 @@ impl Worker {
         self.enforced(&start.name).await?;
         let sandbox_spec = self.sandbox_spec(pod, sandbox.attempt).await?;
         let memory = self.shared.machine_memory;
-        let mut made = spec::container(&pod_spec, container, start.attempt, image, env, mounts, &own, memory);
+        let mut made = spec::container(&pod_spec, container, start.attempt, image, env, mounts, &own, memory)
+            .map_err(|error| config_error(error.to_string()))?;
         made.joins.clone_from(&start.joins);
         made.devices = self.devices(&start.name);
         match runtime.create_container(&sandbox.id, &sandbox_spec, &made).await {

@@ -205,7 +205,7 @@ impl Worker {
 }
 
 /// The seconds that the pod's processes have: what the deletion says, else what the pod says.
-pub(super) fn grace_seconds(pod: &Pod) -> u64 {
+pub(in crate::pod) fn grace_seconds(pod: &Pod) -> u64 {
     let by_spec = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
     let seconds =
         pod.metadata.deletion_grace_period_seconds.or(by_spec).unwrap_or(DEFAULT_GRACE_SECONDS).max(0);

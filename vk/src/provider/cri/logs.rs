@@ -39,7 +39,10 @@ const MAX_HEADER: usize = 128;
 
 /// Streams the log file at `path`. When following, asks `running` now and then whether anything can still be written, and goes on
 /// until that is no longer so and the file is read to its end; otherwise until the end of the file.
-pub(super) async fn open<R, F>(
+///
+/// # Errors
+/// When the file can't be opened or read; later, that is an item of the stream.
+pub async fn open<R, F>(
     path: PathBuf,
     options: &LogOptions,
     running: R,
@@ -176,7 +179,7 @@ impl Reader {
     fn take_lines(&mut self) {
         while let Some(end) = self.pending.iter().position(|&byte| byte == b'\n') {
             let line = self.pending.split_to(end + 1);
-            if !std::mem::take(&mut self.skipping) {
+            if !std::mem::take(&mut self.skipping) && end <= MAX_LINE {
                 self.formatter.line(&line[..end]);
             }
         }
@@ -206,6 +209,11 @@ struct Entry<'a> {
 
 /// `None` for what is no log line.
 fn parse(line: &[u8]) -> Option<Entry<'_>> {
+    let header =
+        line.iter().enumerate().filter(|(_, byte)| **byte == b' ').nth(2).map_or(line.len(), |(at, _)| at);
+    if header > MAX_HEADER {
+        return None;
+    }
     let mut fields = line.splitn(4, |&byte| byte == b' ');
     let time = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
     let source = match fields.next()? {
@@ -305,6 +313,7 @@ async fn tail_start(file: &mut File, lines: u64) -> io::Result<u64> {
     let mut seen = 0;
     // The end of the raw line in hand, and the first bytes of what stands behind the block: a header may span both.
     let mut line_end = length;
+    let mut is_unfinished = false;
     let mut behind = Vec::new();
     let mut block_end = length;
     while block_end > 0 {
@@ -313,6 +322,7 @@ async fn tail_start(file: &mut File, lines: u64) -> io::Result<u64> {
         file.seek(SeekFrom::Start(block_start)).await?;
         file.read_exact(&mut block).await?;
         let block_length = block.len();
+        is_unfinished |= block_end == length && block.last() != Some(&b'\n');
         block.extend_from_slice(&behind);
         // A line begins behind each newline, and at the beginning of the file.
         let newlines = (0..block_length).rev().filter(|&index| block[index] == b'\n').map(|index| index + 1);
@@ -321,8 +331,10 @@ async fn tail_start(file: &mut File, lines: u64) -> io::Result<u64> {
             if offset == length {
                 continue;
             }
-            let header_end = (begin + MAX_HEADER).min(block.len());
-            if counts(&block[begin..header_end], line_end == length) {
+            let header_end = (begin + MAX_HEADER + 1).min(block.len());
+            let newline = u64::from(line_end != length || !is_unfinished);
+            let is_sane = line_end - offset - newline <= MAX_LINE as u64;
+            if is_sane && counts(&block[begin..header_end], line_end == length) {
                 if seen == lines {
                     return Ok(line_end);
                 }
@@ -330,7 +342,7 @@ async fn tail_start(file: &mut File, lines: u64) -> io::Result<u64> {
             }
             line_end = offset;
         }
-        block.truncate(MAX_HEADER);
+        block.truncate(MAX_HEADER + 1);
         behind = block;
         block_end = block_start;
     }

@@ -160,6 +160,22 @@ async fn following_sees_new_lines_rotation_truncation_and_the_last_words() {
     assert!(log.next().await.is_none());
 }
 
+#[tokio::test]
+async fn what_is_no_line_for_the_reader_is_none_for_the_tail() {
+    let tags = |count: usize| format!("2026-11-20T10:00:06Z stdout F:{} x\n", "t".repeat(count));
+    let long = format!("2026-11-20T10:00:06Z stdout F {}\n", "x".repeat(MAX_LINE));
+    let whole = "2026-11-20T10:00:07Z stdout F last\n";
+    for garbage in [tags(MAX_HEADER), long] {
+        for end in [whole.to_owned(), String::new()] {
+            let options = LogOptions { tail_lines: Some(1), ..LogOptions::default() };
+            let expected = if end.is_empty() { "\n" } else { "last\n" };
+            assert_eq!(read(&format!("{SAMPLE}{garbage}{end}"), options).await, expected);
+        }
+    }
+    let options = LogOptions { tail_lines: Some(1), ..LogOptions::default() };
+    assert_eq!(read(&format!("{SAMPLE}{}", tags(90)), options).await, "x\n");
+}
+
 proptest! {
     #[test]
     fn never_panics_on_foreign_bytes(bytes: Vec<u8>, tail: Option<u8>, limit: Option<u8>) {
