@@ -22,7 +22,6 @@ mod objects;
 mod ports;
 mod probe;
 mod pull;
-pub mod rehearsal;
 pub(crate) mod resources;
 mod run;
 mod spec;

@@ -246,17 +246,6 @@ where
     }
 }
 
-impl Objects {
-    /// These and no others are there.
-    pub(crate) fn given(config_maps: &[ConfigMap], secrets: &[Secret]) -> Self {
-        fn named<T: kube::Resource + Clone>(objects: &[T]) -> BTreeMap<String, Result<Arc<T>, Missing>> {
-            let name = |object: &T| object.meta().name.clone().unwrap_or_default();
-            objects.iter().map(|object| (name(object), Ok(Arc::new(object.clone())))).collect()
-        }
-        Self { config_maps: named(config_maps), secrets: named(secrets) }
-    }
-}
-
 #[cfg(test)]
 impl Objects {
     /// From what the API server would send.

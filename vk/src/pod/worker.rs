@@ -14,8 +14,6 @@ mod storage;
 mod teardown;
 mod volumes;
 
-pub(super) use teardown::grace_seconds;
-
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     path::PathBuf,

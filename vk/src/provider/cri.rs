@@ -286,22 +286,6 @@ fn log_directory(root: &Path, pod: &PodRef) -> PathBuf {
     root.join(format!("{}_{}_{}", pod.namespace, pod.name, pod.uid))
 }
 
-/// What the runtime would be sent of a sandbox and a container in it.
-pub fn messages(
-    config: &CriConfig,
-    node: &str,
-    sandbox: &SandboxSpec,
-    container: &ContainerSpec,
-) -> (wire::PodSandboxConfig, wire::ContainerConfig) {
-    let parent =
-        Tree::new(&config.cgroup_root, Driver::Cgroupfs).parent(&sandbox.pod.uid, sandbox.cgroup.qos);
-    let logs = log_directory(&config.log_root, &sandbox.pod);
-    (
-        convert::sandbox_config(node, sandbox, &logs, parent),
-        convert::container_config(node, sandbox, container),
-    )
-}
-
 #[async_trait]
 impl ContainerRuntime for Cri {
     fn name(&self) -> &'static str {
