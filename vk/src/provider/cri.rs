@@ -5,18 +5,15 @@
 
 mod access;
 mod cgroup;
+mod config;
 mod convert;
+mod errors;
 mod facts;
 mod housekeeping;
 pub mod logs;
 mod stats;
 
-use std::{
-    collections::BTreeMap,
-    future::Future,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{collections::BTreeMap, future::Future, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
 use futures::{
@@ -24,7 +21,6 @@ use futures::{
     future::{try_join, try_join_all},
     stream::BoxStream,
 };
-use serde::Deserialize;
 use spillway_proto::cri::{
     self as wire, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
 };
@@ -40,7 +36,8 @@ use super::{
 };
 use crate::lead::Lead;
 use cgroup::{Driver, Tree};
-use logs::rotate::LogSize;
+pub use config::CriConfig;
+use errors::{absent_is_done, as_told, failed, failure, io_failed};
 
 /// Runtimes answer within this, or are taken as unreachable. Waiting for a container to stop comes on top.
 const CALL_TIMEOUT: Duration = Duration::from_mins(2);
@@ -48,37 +45,6 @@ const CALL_TIMEOUT: Duration = Duration::from_mins(2);
 const PULL_TIMEOUT: Duration = Duration::from_hours(1);
 /// Lists of hundreds of containers exceed gRPC's 4 MiB.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
-
-/// Settings of the provider.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
-pub struct CriConfig {
-    /// The runtime's socket.
-    pub endpoint: String,
-    /// Folder above the containers' log files.
-    pub log_root: PathBuf,
-    /// Cgroup above the node's pods. Two nodes on one machine need two.
-    pub cgroup_root: String,
-    /// A container's log that is longer is rotated.
-    pub container_log_max_size: LogSize,
-    /// How many files a container's log has at most; at least 2.
-    pub container_log_max_files: usize,
-    /// Devices of the machine that pods may ask for: CDI names by extended resource.
-    pub devices: BTreeMap<String, Vec<String>>,
-}
-
-impl Default for CriConfig {
-    fn default() -> Self {
-        Self {
-            endpoint: "unix:///run/containerd/containerd.sock".to_owned(),
-            log_root: PathBuf::from("/var/log/pods"),
-            cgroup_root: "/".to_owned(),
-            container_log_max_size: LogSize(10 << 20),
-            container_log_max_files: 5,
-            devices: BTreeMap::new(),
-        }
-    }
-}
 
 /// A runtime behind its socket.
 pub struct Cri {
@@ -200,7 +166,7 @@ impl Cri {
     }
 
     fn log_directory(&self, pod: &PodRef) -> PathBuf {
-        log_directory(&self.log_root, pod)
+        self.log_root.join(format!("{}_{}_{}", pod.namespace, pod.name, pod.uid))
     }
 
     async fn sandbox_config(&self, sandbox: &SandboxSpec) -> Result<wire::PodSandboxConfig, ProviderError> {
@@ -247,43 +213,6 @@ impl Cri {
             Err(error) => Err(error),
         }
     }
-}
-
-/// What a refusal of the runtime means.
-fn failure(operation: &'static str, endpoint: &str, status: &tonic::Status) -> ProviderError {
-    let message = status.message().to_owned();
-    match status.code() {
-        tonic::Code::NotFound => ProviderError::NotFound { operation, what: message },
-        tonic::Code::AlreadyExists => ProviderError::Exists { operation, message },
-        // containerd says so with code Unknown: `failed to reserve … name "…": name "…" is reserved for "…"`.
-        _ if message.contains("is reserved for") => ProviderError::Exists { operation, message },
-        tonic::Code::Unavailable | tonic::Code::DeadlineExceeded | tonic::Code::Cancelled => {
-            ProviderError::Unavailable { operation, message: format!("{endpoint}: {}", with_causes(status)) }
-        }
-        // What comes from the runtime has no cause: the connection broke under the call.
-        _ if std::error::Error::source(status).is_some() => {
-            ProviderError::Unavailable { operation, message: format!("{endpoint}: {}", with_causes(status)) }
-        }
-        _ => ProviderError::Failed { operation, message },
-    }
-}
-
-/// tonic says only "transport error"; the socket's own complaint is further down.
-fn with_causes(status: &tonic::Status) -> String {
-    let mut text = status.message().to_owned();
-    let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
-        let error_text = error.to_string();
-        if !text.contains(&error_text) {
-            text = format!("{text}: {error_text}");
-        }
-        cause = error.source();
-    }
-    text
-}
-
-fn log_directory(root: &Path, pod: &PodRef) -> PathBuf {
-    root.join(format!("{}_{}_{}", pod.namespace, pod.name, pod.uid))
 }
 
 #[async_trait]
@@ -540,61 +469,9 @@ impl ContainerRuntime for Cri {
     }
 }
 
-/// A registry's refusal, as it stands in a kubelet's statuses and events. It says nothing about what the runtime has.
-fn as_told(status: tonic::Status) -> tonic::Status {
-    match status.code() {
-        tonic::Code::Unavailable | tonic::Code::DeadlineExceeded | tonic::Code::Cancelled => status,
-        code => tonic::Status::unknown(format!("rpc error: code = {code:?} desc = {}", status.message())),
-    }
-}
-
-fn absent_is_done<T>(answer: Result<T, ProviderError>) -> Result<(), ProviderError> {
-    match answer {
-        Ok(_) | Err(ProviderError::NotFound { .. }) => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-fn failed(operation: &'static str, error: &dyn std::error::Error) -> ProviderError {
-    let mut message = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        message = format!("{message}: {error}");
-        cause = error.source();
-    }
-    ProviderError::Failed { operation, message }
-}
-
-fn io_failed(operation: &'static str, path: &Path, error: &std::io::Error) -> ProviderError {
-    ProviderError::Failed { operation, message: format!("{}: {error}", path.display()) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn refusals_are_told_apart() {
-        let reserved = tonic::Status::unknown(
-            "failed to reserve sandbox name \"a_b_c_0\": name \"a_b_c_0\" is reserved for \"1234\"",
-        );
-        assert!(matches!(failure("RunPodSandbox", "e", &reserved), ProviderError::Exists { .. }));
-        let refused = failure("PullImage", "e", &as_told(tonic::Status::not_found("no such image")));
-        assert_eq!(refused.message(), "rpc error: code = NotFound desc = no such image");
-        let gone = tonic::Status::not_found("no such container");
-        assert!(matches!(failure("StopContainer", "e", &gone), ProviderError::NotFound { .. }));
-        assert!(absent_is_done::<()>(Err(failure("StopContainer", "e", &gone))).is_ok());
-        let broken = tonic::Status::from_error(Box::new(std::io::Error::other("broken pipe")));
-        assert!(matches!(failure("StartContainer", "e", &broken), ProviderError::Unavailable { .. }));
-        let refused = tonic::Status::unknown("no such image");
-        assert!(matches!(failure("CreateContainer", "e", &refused), ProviderError::Failed { .. }));
-        let away = tonic::Status::unavailable("connection refused");
-        let error = failure("Version", "unix:///x.sock", &away);
-        assert_eq!(
-            error.to_string(),
-            "Version: the provider does not answer: unix:///x.sock: connection refused"
-        );
-    }
 
     #[tokio::test]
     async fn without_the_lease_only_reading_calls_are_made() {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use spillway_proto::cri as wire;
 
-use super::{CALL_TIMEOUT, Cri, failure, logs};
+use super::{CALL_TIMEOUT, Cri, errors::failure, logs};
 use crate::provider::{
     Attach, AttachRequest, Exec, ExecError, ExecRequest, LogError, LogOptions, Logs, PortForward,
     ProviderError, StreamError, runtime::CommandEnd,

@@ -8,7 +8,7 @@ use std::{
 
 use spillway_proto::cri as wire;
 
-use super::{CALL_TIMEOUT, Cri, io_failed, logs::rotate};
+use super::{CALL_TIMEOUT, Cri, errors::io_failed, logs::rotate};
 use crate::provider::{
     ProviderError,
     observed::{ObservedPod, PodRef},

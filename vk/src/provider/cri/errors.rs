@@ -1,0 +1,95 @@
+//! What the runtime's refusals mean, and what else can fail on the way to it.
+
+use std::path::Path;
+
+use crate::provider::ProviderError;
+
+/// What a refusal of the runtime means.
+pub(super) fn failure(operation: &'static str, endpoint: &str, status: &tonic::Status) -> ProviderError {
+    let message = status.message().to_owned();
+    match status.code() {
+        tonic::Code::NotFound => ProviderError::NotFound { operation, what: message },
+        tonic::Code::AlreadyExists => ProviderError::Exists { operation, message },
+        // containerd says so with code Unknown: `failed to reserve … name "…": name "…" is reserved for "…"`.
+        _ if message.contains("is reserved for") => ProviderError::Exists { operation, message },
+        tonic::Code::Unavailable | tonic::Code::DeadlineExceeded | tonic::Code::Cancelled => {
+            ProviderError::Unavailable { operation, message: format!("{endpoint}: {}", with_causes(status)) }
+        }
+        // What comes from the runtime has no cause: the connection broke under the call.
+        _ if std::error::Error::source(status).is_some() => {
+            ProviderError::Unavailable { operation, message: format!("{endpoint}: {}", with_causes(status)) }
+        }
+        _ => ProviderError::Failed { operation, message },
+    }
+}
+
+/// tonic says only "transport error"; the socket's own complaint is further down.
+fn with_causes(status: &tonic::Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        let error_text = error.to_string();
+        if !text.contains(&error_text) {
+            text = format!("{text}: {error_text}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// A registry's refusal, as it stands in a kubelet's statuses and events. It says nothing about what the runtime has.
+pub(super) fn as_told(status: tonic::Status) -> tonic::Status {
+    match status.code() {
+        tonic::Code::Unavailable | tonic::Code::DeadlineExceeded | tonic::Code::Cancelled => status,
+        code => tonic::Status::unknown(format!("rpc error: code = {code:?} desc = {}", status.message())),
+    }
+}
+
+pub(super) fn absent_is_done<T>(answer: Result<T, ProviderError>) -> Result<(), ProviderError> {
+    match answer {
+        Ok(_) | Err(ProviderError::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+pub(super) fn failed(operation: &'static str, error: &dyn std::error::Error) -> ProviderError {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        message = format!("{message}: {error}");
+        cause = error.source();
+    }
+    ProviderError::Failed { operation, message }
+}
+
+pub(super) fn io_failed(operation: &'static str, path: &Path, error: &std::io::Error) -> ProviderError {
+    ProviderError::Failed { operation, message: format!("{}: {error}", path.display()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_told_apart() {
+        let reserved = tonic::Status::unknown(
+            "failed to reserve sandbox name \"a_b_c_0\": name \"a_b_c_0\" is reserved for \"1234\"",
+        );
+        assert!(matches!(failure("RunPodSandbox", "e", &reserved), ProviderError::Exists { .. }));
+        let refused = failure("PullImage", "e", &as_told(tonic::Status::not_found("no such image")));
+        assert_eq!(refused.message(), "rpc error: code = NotFound desc = no such image");
+        let gone = tonic::Status::not_found("no such container");
+        assert!(matches!(failure("StopContainer", "e", &gone), ProviderError::NotFound { .. }));
+        assert!(absent_is_done::<()>(Err(failure("StopContainer", "e", &gone))).is_ok());
+        let broken = tonic::Status::from_error(Box::new(std::io::Error::other("broken pipe")));
+        assert!(matches!(failure("StartContainer", "e", &broken), ProviderError::Unavailable { .. }));
+        let refused = tonic::Status::unknown("no such image");
+        assert!(matches!(failure("CreateContainer", "e", &refused), ProviderError::Failed { .. }));
+        let away = tonic::Status::unavailable("connection refused");
+        let error = failure("Version", "unix:///x.sock", &away);
+        assert_eq!(
+            error.to_string(),
+            "Version: the provider does not answer: unix:///x.sock: connection refused"
+        );
+    }
+}
