@@ -8,5 +8,7 @@ pub(crate) const TESTS: &[Test] =
     &[("vk_chaos::nothing_is_lost_and_nothing_doubled", nothing_is_lost_and_nothing_doubled)];
 
 fn nothing_is_lost_and_nothing_doubled(pool: &Pool) -> anyhow::Result<()> {
-    chaos::on(&pool.cluster, &ChaosOptions { faults: 25, seed: None, pods: 8, round: 25, keep: false })
+    // One plan, so that what fails here can be looked for; `cargo xtask chaos` finds new ones.
+    let options = ChaosOptions { faults: 25, seed: Some(404_011_158), pods: 8, round: 25, keep: false };
+    chaos::on(&pool.cluster, &options)
 }
