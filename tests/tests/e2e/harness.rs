@@ -29,6 +29,9 @@ pub(crate) const DEDICATED: &str = "dedicated-1";
 /// The virtual node, and the machine of its runtime.
 pub(crate) const VIRTUAL: &str = "virtual-1";
 
+/// What most containers of the tests run, as two keys of a container in YAML's flow style.
+pub(crate) const IMAGE: &str = "image: spillway.test/busybox:dev, imagePullPolicy: Never";
+
 static POOL: Mutex<Option<Pool>> = Mutex::new(None);
 
 /// The hybrid pool under test.

@@ -2,6 +2,7 @@
 //! cluster, each in a namespace of its own, when `cargo xtask test` asks for them; otherwise they are listed as ignored.
 
 mod agent;
+mod beside;
 mod chart;
 mod clock;
 mod cluster;

@@ -4,7 +4,7 @@ use anyhow::{Context as _, ensure};
 
 use crate::{
     Test,
-    harness::{Namespace, ON_VIRTUAL, Pool, VIRTUAL, wait},
+    harness::{IMAGE, Namespace, ON_VIRTUAL, Pool, VIRTUAL, wait},
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -15,8 +15,6 @@ pub(crate) const TESTS: &[Test] = &[
     ("vk::deletion_is_graceful_and_leaves_nothing", deletion_is_graceful_and_leaves_nothing),
     ("vk::a_killed_daemon_loses_and_doubles_nothing", a_killed_daemon_loses_and_doubles_nothing),
 ];
-
-const IMAGE: &str = "image: spillway.test/busybox:dev, imagePullPolicy: Never";
 
 /// What the machine still has of a pod: containers, logs, volumes, mounts, cgroups.
 fn traces(pool: &Pool, uid: &str) -> anyhow::Result<String> {

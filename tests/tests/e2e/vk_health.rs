@@ -5,13 +5,11 @@ use serde_json::Value;
 
 use crate::{
     Test,
-    harness::{DEDICATED, Namespace, Pool, VIRTUAL, wait},
+    beside::{NODES, events, on_both, wait_both},
+    harness::{IMAGE, Namespace, Pool},
 };
 
 pub(crate) const TESTS: &[Test] = &[("vk_health::pods_look_as_on_a_real_node", pods_look_as_on_a_real_node)];
-
-const IMAGE: &str = "image: spillway.test/busybox:dev, imagePullPolicy: Never";
-const NODES: [(&str, &str); 2] = [("real", DEDICATED), ("virtual", VIRTUAL)];
 
 fn status(namespace: &Namespace<'_>, pod: &str) -> anyhow::Result<Value> {
     let text = namespace.kubectl(&["get", "pod", pod, "-o", "jsonpath={.status}"])?;
@@ -48,78 +46,51 @@ fn looks(status: &Value) -> Vec<String> {
 
 /// What events say about health, without addresses and IDs.
 fn told(namespace: &Namespace<'_>, pod: &str) -> anyhow::Result<Vec<String>> {
-    let about = format!("involvedObject.name={pod}");
-    let text = namespace.kubectl(&["get", "events", "--field-selector", &about, "-o", "json"])?;
-    let events: Value = serde_json::from_str(&text)?;
     let ip = status(namespace, pod)?["podIP"].as_str().unwrap_or("none").to_owned();
-    let mut told: Vec<String> = events["items"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter(|event| {
-            ["Unhealthy", "Killing", "ProbeWarning", "FailedPostStartHook", "FailedPreStopHook"]
-                .contains(&event["reason"].as_str().unwrap_or_default())
-        })
+    events(namespace, pod, |event| {
+        let [kind, reason, message] =
+            ["type", "reason", "message"].map(|key| event[key].as_str().unwrap_or_default());
+        let of_health = ["Unhealthy", "Killing", "ProbeWarning", "FailedPostStartHook", "FailedPreStopHook"]
+            .contains(&reason);
         // An attempt may fall into the moment between a server's end and its container's.
-        .filter(|event| {
-            let message = event["message"].as_str().unwrap_or_default();
-            let of_server = message.starts_with("Readiness") || message.starts_with("Liveness");
-            !of_server || message.contains("statuscode")
-        })
-        .map(|event| {
-            let [kind, reason, message] =
-                ["type", "reason", "message"].map(|key| event[key].as_str().unwrap_or(""));
-            let field = event["involvedObject"]["fieldPath"].as_str().unwrap_or("");
-            format!("{kind} {reason} {field}: {}", message.replace(&ip, "IP"))
-        })
-        .collect();
-    told.sort();
-    told.dedup();
-    Ok(told)
+        let of_server = message.starts_with("Readiness") || message.starts_with("Liveness");
+        let field = event["involvedObject"]["fieldPath"].as_str().unwrap_or("");
+        (of_health && (!of_server || message.contains("statuscode")))
+            .then(|| format!("{kind} {reason} {field}: {}", message.replace(&ip, "IP")))
+    })
 }
 
-/// Waits until both pods look alike and as expected.
+/// Waits until both pods look alike and the real one as expected.
 fn wait_alike(
     namespace: &Namespace<'_>,
     pod: &str,
     what: &str,
     expected: impl Fn(&Value) -> bool,
 ) -> anyhow::Result<()> {
-    let mut last = Vec::new();
-    wait(&format!("both pods {pod}: {what}"), || {
-        let both = NODES.map(|(kind, _)| status(namespace, &format!("{pod}-{kind}")));
-        let [real, virtual_one] = both;
-        let (real, virtual_one) = (real?, virtual_one?);
-        last = vec![looks(&real), looks(&virtual_one)];
-        Ok((last[0] == last[1] && expected(&real)).then_some(()))
+    let look = |kind: &str| {
+        let status = status(namespace, &format!("{pod}-{kind}"))?;
+        Ok((expected(&status), looks(&status)))
+    };
+    wait_both(&format!("both pods {pod}: {what}"), look, |(expected, real), (_, virtual_one)| {
+        *expected && real == virtual_one
     })
-    .with_context(|| format!("real and virtual: {last:#?}"))
+    .map(drop)
 }
 
 /// Waits until the virtual node has told all of these, and all that the real one did. A kubelet drops events of a pod that has many, and at
 /// other moments.
 fn wait_told_alike(namespace: &Namespace<'_>, pod: &str, expected: &[&str]) -> anyhow::Result<()> {
-    let mut last = Vec::new();
-    wait(&format!("the events of both pods {pod}"), || {
-        last = vec![told(namespace, &format!("{pod}-real"))?, told(namespace, &format!("{pod}-virtual"))?];
-        let as_real = last[0].iter().all(|event| last[1].contains(event));
-        let as_expected = expected.iter().all(|event| last[1].iter().any(|told| told.ends_with(event)));
-        Ok((as_real && as_expected).then_some(()))
+    let look = |kind: &str| told(namespace, &format!("{pod}-{kind}"));
+    wait_both(&format!("the events of both pods {pod}"), look, |real, virtual_one| {
+        let as_real = real.iter().all(|event| virtual_one.contains(event));
+        as_real && expected.iter().all(|event| virtual_one.iter().any(|told| told.ends_with(event)))
     })
-    .with_context(|| format!("real and virtual: {last:#?}"))
+    .map(drop)
 }
 
 fn ready(status: &Value) -> bool {
     let mut conditions = status["conditions"].as_array().into_iter().flatten();
     conditions.any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
-}
-
-fn on_both(namespace: &Namespace<'_>, pod: &str, spec: &str) -> anyhow::Result<()> {
-    for (kind, node) in NODES {
-        let spec = format!("  nodeName: {node}\n{}", spec.replace("KIND", kind));
-        namespace.pod(&format!("{pod}-{kind}"), &spec)?;
-    }
-    Ok(())
 }
 
 fn pods_look_as_on_a_real_node(pool: &Pool) -> anyhow::Result<()> {

@@ -11,7 +11,7 @@ use spillway_tests::cluster::process::Process;
 
 use crate::{
     Test,
-    harness::{Namespace, Pool, VIRTUAL, wait},
+    harness::{IMAGE, Namespace, Pool, VIRTUAL, wait},
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -19,8 +19,6 @@ pub(crate) const TESTS: &[Test] = &[
     ("vk_node::a_holder_that_stood_still_doubles_nothing", a_holder_that_stood_still),
     ("vk_node::outages_evictions_and_drains_as_on_any_node", outages_evictions_and_drains),
 ];
-
-const IMAGE: &str = "image: spillway.test/busybox:dev, imagePullPolicy: Never";
 
 /// A `spillway-vk` beside the pool's own. Goes, with its nodes, when the value does.
 struct Daemon<'a> {

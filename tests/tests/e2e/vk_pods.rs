@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use crate::{
     Test,
-    harness::{DEDICATED, Namespace, Pool, VIRTUAL, wait},
+    beside::{NODES, both, events, on_both, wait_both},
+    harness::{IMAGE, Namespace, Pool, VIRTUAL, wait},
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -15,8 +16,6 @@ pub(crate) const TESTS: &[Test] = &[
     ("vk_pods::long_logs_are_rotated", long_logs_are_rotated),
 ];
 
-const IMAGE: &str = "image: spillway.test/busybox:dev, imagePullPolicy: Never";
-const NODES: [(&str, &str); 2] = [("real", DEDICATED), ("virtual", VIRTUAL)];
 /// What a container's cgroup says: memory limit, CPU limit, CPU weight.
 const CGROUP: &str = "cd /sys/fs/cgroup; cat memory.max cpu.max cpu.weight 2>/dev/null || \
      cat memory/memory.limit_in_bytes cpu/cpu.cfs_quota_us cpu/cpu.shares";
@@ -66,57 +65,36 @@ fn wait_alike(
     what: &str,
     expected: impl Fn(&Value) -> bool,
 ) -> anyhow::Result<()> {
-    let mut last = Vec::new();
-    wait(&format!("both pods {pod}: {what}"), || {
-        last.clear();
-        for (kind, _) in NODES {
-            let text = namespace.kubectl(&["get", "pod", &format!("{pod}-{kind}"), "-o", "json"])?;
-            last.push(looks(&serde_json::from_str(&text)?));
-        }
-        Ok((last[0] == last[1] && expected(&last[0])).then_some(()))
+    let look = |kind: &str| {
+        let text = namespace.kubectl(&["get", "pod", &format!("{pod}-{kind}"), "-o", "json"])?;
+        Ok(looks(&serde_json::from_str(&text)?))
+    };
+    wait_both(&format!("both pods {pod}: {what}"), look, |real, virtual_one| {
+        real == virtual_one && expected(real)
     })
-    .with_context(|| format!("real and virtual: {last:#?}"))
+    .map(drop)
 }
 
 /// Reasons of the pod's events about resizes, and their texts without numbers.
 fn resize_events(namespace: &Namespace<'_>, pod: &str) -> anyhow::Result<Vec<String>> {
-    let about = format!("involvedObject.name={pod}");
-    let text = namespace.kubectl(&["get", "events", "--field-selector", &about, "-o", "json"])?;
-    let events: Value = serde_json::from_str(&text).context("kubectl gives events")?;
-    let mut told: Vec<String> = events["items"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter(|event| event["reason"].as_str().is_some_and(|reason| reason.starts_with("Resize")))
-        .map(|event| {
-            let text = event["message"].as_str().unwrap_or_default();
-            // What is used and what there is depends on the node.
-            let text = text.split("capacity:").next().unwrap_or_default();
-            let text = text.split("below current usage").next().unwrap_or_default();
-            format!("{} {} {text}", event["type"], event["reason"])
-        })
-        .collect();
-    told.sort();
-    told.dedup();
-    Ok(told)
-}
-
-fn on_both(namespace: &Namespace<'_>, pod: &str, spec: &str) -> anyhow::Result<()> {
-    for (kind, node) in NODES {
-        namespace.pod(&format!("{pod}-{kind}"), &format!("  nodeName: {node}\n{spec}"))?;
-    }
-    Ok(())
+    events(namespace, pod, |event| {
+        event["reason"].as_str().filter(|reason| reason.starts_with("Resize"))?;
+        let text = event["message"].as_str().unwrap_or_default();
+        // What is used and what there is depends on the node.
+        let text = text.split("capacity:").next().unwrap_or_default();
+        let text = text.split("below current usage").next().unwrap_or_default();
+        Some(format!("{} {} {text}", event["type"], event["reason"]))
+    })
 }
 
 /// The same command in both pods, which has to say the same.
 fn says_alike(namespace: &Namespace<'_>, pod: &str, container: &str, script: &str) -> anyhow::Result<String> {
-    let mut said = Vec::new();
-    for (kind, _) in NODES {
+    let [real, virtual_one] = both(|kind| {
         let pod = format!("{pod}-{kind}");
-        said.push(namespace.kubectl(&["exec", &pod, "-c", container, "--", "sh", "-c", script])?);
-    }
-    ensure!(said[0] == said[1], "real and virtual {pod}: {said:#?}");
-    Ok(said.remove(0))
+        namespace.kubectl(&["exec", &pod, "-c", container, "--", "sh", "-c", script])
+    })?;
+    ensure!(real == virtual_one, "real and virtual {pod}: {:#?}", [real, virtual_one]);
+    Ok(real)
 }
 
 fn running(pod: &Value) -> bool {

@@ -5,14 +5,12 @@ use anyhow::{Context as _, ensure};
 
 use crate::{
     Test,
-    harness::{DEDICATED, Namespace, Pool, VIRTUAL, wait},
+    beside::{NODES, both, wait_both},
+    harness::{IMAGE, Namespace, Pool, VIRTUAL, wait},
 };
 
 pub(crate) const TESTS: &[Test] =
     &[("vk_volumes::volumes_look_as_on_a_real_node", volumes_look_as_on_a_real_node)];
-
-const IMAGE: &str = "image: spillway.test/busybox:dev, imagePullPolicy: Never";
-const NODES: [(&str, &str); 2] = [("real", DEDICATED), ("virtual", VIRTUAL)];
 
 const OBJECTS: &str = "
 apiVersion: v1
@@ -119,9 +117,8 @@ fn on_both(namespace: &Namespace<'_>, pod: &str, spec: &str) -> anyhow::Result<(
 }
 
 /// What a command in each of the pods says, the real one's first.
-fn both(namespace: &Namespace<'_>, pod: &str, script: &str) -> anyhow::Result<[String; 2]> {
-    let of = |kind: &str| namespace.exec(&format!("{pod}-{kind}"), &["sh", "-c", script]);
-    Ok([of("real")?, of("virtual")?])
+fn say(namespace: &Namespace<'_>, pod: &str, script: &str) -> anyhow::Result<[String; 2]> {
+    both(|kind| namespace.exec(&format!("{pod}-{kind}"), &["sh", "-c", script]))
 }
 
 fn ensure_alike(what: &str, [real, virtual_one]: &[String; 2]) -> anyhow::Result<()> {
@@ -140,13 +137,10 @@ fn ensure_alike(what: &str, [real, virtual_one]: &[String; 2]) -> anyhow::Result
 }
 
 /// Waits until both pods' files are so.
-fn wait_both(namespace: &Namespace<'_>, what: &str, script: &str, expected: &str) -> anyhow::Result<()> {
-    let mut last = Default::default();
-    wait(what, || {
-        last = both(namespace, "all", script)?;
-        Ok(last.iter().all(|said: &String| said.trim() == expected).then_some(()))
-    })
-    .with_context(|| format!("real and virtual: {last:?}"))
+fn wait_files(namespace: &Namespace<'_>, what: &str, script: &str, expected: &str) -> anyhow::Result<()> {
+    let look = |kind: &str| namespace.exec(&format!("all-{kind}"), &["sh", "-c", script]);
+    wait_both(what, look, |real, virtual_one| [real, virtual_one].iter().all(|said| said.trim() == expected))
+        .map(drop)
 }
 
 /// Waits until both pods say the same about `path`, and something that is expected.
@@ -156,18 +150,15 @@ fn wait_field(
     path: &str,
     expected: impl Fn(&str) -> bool,
 ) -> anyhow::Result<String> {
-    let mut last = Vec::new();
-    wait(&format!("both pods {pod} to say the same at {path}"), || {
-        let of = |kind: &str| {
-            let name = format!("{pod}-{kind}");
-            // Names and UIDs are bound to differ.
-            let uid = namespace.field("pod", &name, ".metadata.uid")?;
-            anyhow::Ok(namespace.field("pod", &name, path)?.replace(&uid, "UID").replace(&name, "NAME"))
-        };
-        last = vec![of("real")?, of("virtual")?];
-        Ok((last[0] == last[1] && expected(&last[0])).then(|| last[0].clone()))
-    })
-    .with_context(|| format!("real and virtual: {last:#?}"))
+    let look = |kind: &str| {
+        let name = format!("{pod}-{kind}");
+        // Names and UIDs are bound to differ.
+        let uid = namespace.field("pod", &name, ".metadata.uid")?;
+        Ok(namespace.field("pod", &name, path)?.replace(&uid, "UID").replace(&name, "NAME"))
+    };
+    let what = format!("both pods {pod} to say the same at {path}");
+    let [said, _] = wait_both(&what, look, |real, virtual_one| real == virtual_one && expected(real))?;
+    Ok(said)
 }
 
 fn volumes_look_as_on_a_real_node(pool: &Pool) -> anyhow::Result<()> {
@@ -180,9 +171,9 @@ fn volumes_look_as_on_a_real_node(pool: &Pool) -> anyhow::Result<()> {
     for (kind, _) in NODES {
         namespace.wait_ready(&format!("all-{kind}"))?;
     }
-    ensure_alike("volumes", &both(&namespace, "all", LOOK)?)?;
+    ensure_alike("volumes", &say(&namespace, "all", LOOK)?)?;
     files_follow_their_objects(&namespace)?;
-    ensure_alike("volumes after changes", &both(&namespace, "all", LOOK)?)?;
+    ensure_alike("volumes after changes", &say(&namespace, "all", LOOK)?)?;
     sub_paths_fail_alike(&namespace)?;
     host_paths_are_checked_alike(&namespace)?;
     images_are_shown_alike(&namespace)?;
@@ -264,12 +255,12 @@ fn files_follow_their_objects(namespace: &Namespace<'_>) -> anyhow::Result<()> {
         namespace.kubectl(&["label", "pod", &pod, "app-", "colour=green"])?;
         namespace.kubectl(&["annotate", "pod", &pod, "note-", "other=x"])?;
     }
-    wait_both(namespace, "both pods' files to follow their objects", see, expected)?;
+    wait_files(namespace, "both pods' files to follow their objects", see, expected)?;
     let labels =
         "cat /v/self/labels; echo; grep -v -e last-applied -e kubernetes.io/config /v/self/annotations";
-    wait_both(namespace, "labels and annotations", labels, "colour=\"green\"\nother=\"x\"")?;
+    wait_files(namespace, "labels and annotations", labels, "colour=\"green\"\nother=\"x\"")?;
     // What was there when the container began stays in what shows one file.
-    wait_both(namespace, "the one file", "cat /v/one-file", "text")?;
+    wait_files(namespace, "the one file", "cat /v/one-file", "text")?;
 
     namespace.kubectl(&["delete", "configmap", "later"])?;
     wait("the virtual node's files to go with their object", || {
@@ -278,8 +269,8 @@ fn files_follow_their_objects(namespace: &Namespace<'_>) -> anyhow::Result<()> {
     for (kind, _) in NODES {
         namespace.kubectl(&["label", "pod", &format!("all-{kind}"), "last=1"])?;
     }
-    wait_both(namespace, "both pods' files to go with their object", "ls /v/later", "")?;
-    wait_both(namespace, "the last label", "grep -c last /v/self/labels", "1")
+    wait_files(namespace, "both pods' files to go with their object", "ls /v/later", "")?;
+    wait_files(namespace, "the last label", "grep -c last /v/self/labels", "1")
 }
 
 fn sub_paths_fail_alike(namespace: &Namespace<'_>) -> anyhow::Result<()> {
@@ -325,7 +316,7 @@ fn sub_paths_fail_alike(namespace: &Namespace<'_>) -> anyhow::Result<()> {
         namespace.wait_ready(&format!("expr-{kind}"))?;
         namespace.wait_ready(&format!("inside-{kind}"))?;
     }
-    ensure_alike("what is inside", &both(namespace, "inside", "ls -l /v | awk '{ print $1, $3, $4, $9 }'")?)
+    ensure_alike("what is inside", &say(namespace, "inside", "ls -l /v | awk '{ print $1, $3, $4, $9 }'")?)
 }
 
 fn host_paths_are_checked_alike(namespace: &Namespace<'_>) -> anyhow::Result<()> {
@@ -371,7 +362,7 @@ fn images_are_shown_alike(namespace: &Namespace<'_>) -> anyhow::Result<()> {
         namespace.wait_ready(&format!("image-{kind}"))?;
     }
     let look = "ls /v; ls /part | head -5; touch /v/x /part/x 2>/dev/null || echo refused";
-    ensure_alike("images", &both(namespace, "image", look)?)?;
+    ensure_alike("images", &say(namespace, "image", look)?)?;
     on_both(
         namespace,
         "no-image",
