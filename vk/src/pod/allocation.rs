@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     devices::Assigned,
-    probe::is_sidecar,
+    probe::lasting,
     resources::{Amounts, milli, whole},
 };
 use crate::provider::observed::ObservedPod;
@@ -61,7 +61,7 @@ pub(crate) struct Change {
 impl Allocation {
     /// All that is asked for is given, and containers will be made with it.
     pub(crate) fn of(spec: &PodSpec) -> Self {
-        let given: ByContainer = resizable(spec)
+        let given: ByContainer = lasting(spec)
             .map(|container| (container.name.clone(), container.resources.clone().unwrap_or_default()))
             .collect();
         Self { in_force: given.clone(), given, devices: Assigned::new() }
@@ -84,7 +84,7 @@ impl Allocation {
 
     /// Whether the spec asks for something else than was given.
     pub(crate) fn is_resize(&self, spec: &PodSpec) -> bool {
-        resizable(spec).any(|container| !same(self.given.get(&container.name), container.resources.as_ref()))
+        lasting(spec).any(|container| !same(self.given.get(&container.name), container.resources.as_ref()))
     }
 
     /// Gives what the spec asks for.
@@ -123,7 +123,7 @@ impl Allocation {
 
     /// What is to be done so that all running containers have what they were given; those that shrink come first.
     pub(crate) fn changes(&self, spec: &PodSpec, seen: &ObservedPod) -> Vec<Change> {
-        let mut changes: Vec<(bool, Change)> = resizable(spec)
+        let mut changes: Vec<(bool, Change)> = lasting(spec)
             .filter_map(|container| {
                 let run = seen.container(&container.name).filter(|seen| seen.is_running())?;
                 let (given, now) = (self.given.get(&container.name), self.in_force.get(&container.name));
@@ -139,11 +139,6 @@ impl Allocation {
         changes.sort_by_key(|(grows, _)| *grows);
         changes.into_iter().map(|(_, change)| change).collect()
     }
-}
-
-fn resizable(spec: &PodSpec) -> impl Iterator<Item = &Container> {
-    let sidecars = spec.init_containers.iter().flatten().filter(|init| is_sidecar(init));
-    spec.containers.iter().chain(sidecars)
 }
 
 fn with(pod: &Pod, resources: &ByContainer) -> Pod {

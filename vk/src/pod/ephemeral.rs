@@ -38,11 +38,16 @@ pub(crate) fn all(spec: &PodSpec) -> Vec<Container> {
 /// The pod's container of this name, of whatever kind.
 pub(crate) fn named<'a>(pod: &'a Pod, name: &str) -> Option<Cow<'a, Container>> {
     let spec = pod.spec.as_ref()?;
-    let mut lasting = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    match lasting.find(|container| container.name == name) {
+    match own(spec, name) {
         Some(container) => Some(Cow::Borrowed(container)),
         None => find(spec, name).map(|own| Cow::Owned(container(own))),
     }
+}
+
+/// The pod's container of this name, of those that it was made with.
+pub(crate) fn own<'a>(spec: &'a PodSpec, name: &str) -> Option<&'a Container> {
+    let mut all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    all.find(|container| container.name == name)
 }
 
 /// The container whose processes this one shall see, if it is one that asks for that.

@@ -207,11 +207,6 @@ impl Reader {
         Ok(node)
     }
 
-    /// What the node has for pods, as of so long ago at most.
-    pub(crate) async fn allocatable(&self, node: &str, age: Duration) -> Result<Amounts, kube::Error> {
-        Ok(allocatable(&*self.node(node, age).await?))
-    }
-
     /// The handler that a `RuntimeClass` names.
     pub(crate) async fn runtime_handler(&self, class: &str) -> Result<String, kube::Error> {
         let api: Api<RuntimeClass> = Api::all(self.client.clone());

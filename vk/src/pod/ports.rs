@@ -9,7 +9,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::PodSpec;
 
-use super::spec;
+use super::{probe::lasting, spec};
 use crate::provider::runtime::{HostPort, Protocol};
 
 /// By pod UID.
@@ -56,9 +56,7 @@ impl Ports {
 
 /// Those of containers that run beside each other.
 fn of(spec: &PodSpec) -> Vec<HostPort> {
-    let sidecars = spec.init_containers.iter().flatten();
-    let sidecars = sidecars.filter(|container| container.restart_policy.as_deref() == Some("Always"));
-    spec.containers.iter().chain(sidecars).flat_map(spec::host_ports).collect()
+    lasting(spec).flat_map(spec::host_ports).collect()
 }
 
 fn conflict(one: &HostPort, other: &HostPort) -> bool {

@@ -12,7 +12,7 @@ pub(crate) mod watch;
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, Probe};
+use k8s_openapi::api::core::v1::{Container, PodSpec, Probe};
 
 /// What a probe decides about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +53,12 @@ pub(crate) fn is_probed(container: &Container) -> bool {
 /// Whether an init container runs beside the others.
 pub(crate) fn is_sidecar(container: &Container) -> bool {
     container.restart_policy.as_deref() == Some("Always")
+}
+
+/// The containers that run beside each other: the main ones, then the sidecars.
+pub(crate) fn lasting(spec: &PodSpec) -> impl Iterator<Item = &Container> {
+    let sidecars = spec.init_containers.iter().flatten().filter(|init| is_sidecar(init));
+    spec.containers.iter().chain(sidecars)
 }
 
 /// What was found out about one run of a container.

@@ -12,6 +12,8 @@ use k8s_openapi::{
 
 pub(crate) use limits::{container, pod, qos, request};
 
+use super::ephemeral;
+
 /// Reads a quantity in some unit.
 type Unit = fn(&Quantity) -> Option<i64>;
 
@@ -120,9 +122,7 @@ pub(crate) fn field(
     let spec = pod.spec.as_ref();
     let container = match &selector.container_name {
         Some(name) => spec
-            .and_then(|spec| {
-                spec.containers.iter().chain(spec.init_containers.iter().flatten()).find(|c| &c.name == name)
-            })
+            .and_then(|spec| ephemeral::own(spec, name))
             .ok_or_else(|| format!("container {name} not found"))?,
         None => own.ok_or("a resourceFieldRef of a volume needs a containerName")?,
     };

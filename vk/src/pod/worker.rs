@@ -310,8 +310,9 @@ impl Worker {
         runtime: &dyn ContainerRuntime,
         mut seen: ObservedPod,
     ) -> Result<Next, SyncError> {
-        let spec = pod.spec.clone().unwrap_or_default();
-        match self.plan(&spec, &seen) {
+        let default = PodSpec::default();
+        let spec = pod.spec.as_ref().unwrap_or(&default);
+        match self.plan(spec, &seen) {
             Plan::Finished => {
                 if seen.containers.iter().any(Container::is_running) {
                     // Sidecars, which have nobody left to serve.
@@ -321,7 +322,7 @@ impl Worker {
                     }
                     seen = self.observe(runtime, pod).await?;
                 }
-                if self.memory.verdict.is_none() && lifecycle::is_lost(&spec, &seen) {
+                if self.memory.verdict.is_none() && lifecycle::is_lost(spec, &seen) {
                     let message = "The pod's sandbox was lost before all of its containers had run, and its restart policy allows no other";
                     self.shared.recorder.pod(pod, Kind::Warning, "SandboxLost", message);
                     let (reason, message) = ("SandboxLost".to_owned(), message.to_owned());
@@ -339,7 +340,7 @@ impl Worker {
                     return Err(error);
                 }
                 let seen = self.observe(runtime, pod).await?;
-                if let Plan::Run { start, .. } = self.plan(&spec, &seen) {
+                if let Plan::Run { start, .. } = self.plan(spec, &seen) {
                     // On the same turn: another wait would let all sandboxes go before the first container.
                     return self.run_containers(pod, runtime, seen, start, Some(permit)).await;
                 }
@@ -389,10 +390,9 @@ impl Worker {
 
     fn show_crash_loops(&mut self, pod: &Pod, wait: &[Wait]) {
         for Wait { name, delay, .. } in wait {
-            let pod_ref = pod_ref(pod);
-            let id = format!("{}_{}({})", pod_ref.name, pod_ref.namespace, pod_ref.uid);
             let before = self.memory.waiting.get(name);
             if before.is_none_or(|before| before.reason != "CrashLoopBackOff") {
+                let id = pod_ref(pod).full_name();
                 let event = format!("Back-off restarting failed container {name} in pod {id}");
                 self.shared.recorder.container(pod, name, Kind::Warning, "BackOff", &event);
                 let delay = go_duration(*delay);

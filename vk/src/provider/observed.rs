@@ -17,6 +17,13 @@ pub struct PodRef {
     pub name: String,
 }
 
+impl PodRef {
+    /// As a kubelet names a pod in statuses and events: `NAME_NAMESPACE(UID)`.
+    pub fn full_name(&self) -> String {
+        format!("{}_{}({})", self.name, self.namespace, self.uid)
+    }
+}
+
 impl std::fmt::Display for PodRef {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::url::bracketed;
 use spillway_proto::health::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
@@ -21,7 +22,7 @@ pub(super) async fn check(
     agent: &str,
     limit: Duration,
 ) -> Result<(), String> {
-    let address = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+    let address = format!("{}:{port}", bracketed(host));
     let no_connection = |why: String| format!("error: failed to connect service at {address:?}: {why}");
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .and_then(|endpoint| endpoint.user_agent(agent))

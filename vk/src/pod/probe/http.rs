@@ -17,7 +17,10 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{patience, tls, url::Url};
+use super::{
+    patience, tls,
+    url::{Url, bracketed},
+};
 
 /// As much of a body as is read.
 const MAX_BODY: usize = 10 << 10;
@@ -85,7 +88,7 @@ pub(super) async fn dial(host: &str, port: u16) -> Result<TcpStream, String> {
 
 /// `dial tcp 10.0.0.1:80`.
 pub(super) fn dial_name(host: &str, port: u16) -> String {
-    if host.contains(':') { format!("dial tcp [{host}]:{port}") } else { format!("dial tcp {host}:{port}") }
+    format!("dial tcp {}:{port}", bracketed(host))
 }
 
 fn connect_problem(error: &io::Error) -> String {

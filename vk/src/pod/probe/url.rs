@@ -1,6 +1,6 @@
 //! The few URLs that probes have: made from a pod's fields, or named by a container that redirects. Pure; both are hostile.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 /// An `http` or `https` URL without user or fragment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,10 +26,10 @@ impl Url {
 
     /// `host:port` as in a Host header.
     pub(super) fn authority(&self) -> String {
-        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        let host = bracketed(&self.host);
         match self.port {
             Some(port) => format!("{host}:{port}"),
-            None => host,
+            None => host.into_owned(),
         }
     }
 
@@ -97,6 +97,11 @@ fn target(path: &str) -> String {
         }
     }
     out
+}
+
+/// A host as it stands before a port: an IPv6 address in brackets.
+pub(super) fn bracketed(host: &str) -> Cow<'_, str> {
+    if host.contains(':') { format!("[{host}]").into() } else { host.into() }
 }
 
 #[cfg(test)]

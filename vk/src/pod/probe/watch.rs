@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Health, Healths, Kind, Tally,
     action::{self, Outcome},
-    is_probed, is_sidecar,
+    is_probed, lasting,
 };
 use crate::{
     backoff,
@@ -130,10 +130,7 @@ fn running<'a>(
     pod: &'a Pod,
     seen: &'a ObservedPod,
 ) -> impl Iterator<Item = (&'a Container, &'a observed::Container, Timestamp)> {
-    let spec = pod.spec.as_ref();
-    let mains = spec.into_iter().flat_map(|spec| &spec.containers);
-    let inits = spec.into_iter().flat_map(|spec| spec.init_containers.iter().flatten());
-    let probed = mains.chain(inits.filter(|init| is_sidecar(init))).filter(|container| is_probed(container));
+    let probed = pod.spec.iter().flat_map(lasting).filter(|container| is_probed(container));
     probed.filter_map(|container| {
         let run = seen.container(&container.name)?;
         match run.state {

@@ -28,10 +28,7 @@ pub(crate) fn qos(spec: &PodSpec) -> QosClass {
             .map(|container| amount(side(container.resources.as_ref()), name, unit))
             .fold(0, i64::saturating_add),
     };
-    let limited = |name: &str, unit: Unit| {
-        spec.resources.is_some()
-            || containers().all(|container| amount(limits(container.resources.as_ref()), name, unit) != 0)
-    };
+    let limited = |name: &str, unit: Unit| spec.resources.is_some() || each_has_limit(spec, name, unit);
     let mut any = false;
     let mut guaranteed = true;
     for (name, unit) in COMPUTE {

@@ -109,9 +109,6 @@ fn failure(pod: &Pod, container: &Container, hook: &LifecycleHandler, why: &str)
     } else {
         "Sleep lifecycle hook".to_owned()
     };
-    let id = pod_ref(pod);
-    format!(
-        "{what} for Container {:?} in Pod \"{}_{}({})\" failed - {why}",
-        container.name, id.name, id.namespace, id.uid
-    )
+    let id = pod_ref(pod).full_name();
+    format!("{what} for Container {:?} in Pod \"{id}\" failed - {why}", container.name)
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use k8s_openapi::{
-    api::core::v1::{Pod, PodSpec},
+    api::core::v1::{Node, Pod, PodSpec},
     apimachinery::pkg::api::resource::Quantity,
 };
 
@@ -18,6 +18,7 @@ use crate::{
     pod::{
         admission::Refusal,
         allocation::{self, Allocation, Change},
+        ephemeral,
         events::Kind,
         fit,
         ledger::Need,
@@ -132,8 +133,7 @@ impl Worker {
         let mut refused = None;
         // What is remembered of the node may have changed, and a refusal is for good.
         for age in [NODE_AGE, Duration::ZERO] {
-            let asked = self.shared.reader.node(&self.shared.settings.node_name, age).await;
-            let node = asked.map_err(|source| SyncError::Api { operation: "show this node", source })?;
+            let node = self.node(age).await?;
             let room = Need::capacity(&objects::allocatable(&node));
             let taken = match self.shared.ledger.admit(uid, need.clone(), &room) {
                 Err(lack) => Err(lack.refusal()),
@@ -153,15 +153,16 @@ impl Worker {
         let generation = pod.metadata.generation.unwrap_or(0);
         let uid = self.entry.pod.uid.clone();
         let need = Need::of(spec);
-        let mut node = self.node(NODE_AGE).await?;
-        if need.infeasible(&node).is_some() {
-            node = self.node(Duration::ZERO).await?;
+        let room = |node: &Node| Need::capacity(&objects::allocatable(node));
+        let mut all = room(&*self.node(NODE_AGE).await?);
+        if need.infeasible(&all).is_some() {
+            all = room(&*self.node(Duration::ZERO).await?);
         }
-        let refused = if let Some(why) = need.infeasible(&node) {
+        let refused = if let Some(why) = need.infeasible(&all) {
             self.shared.ledger.withdraw(&uid);
             Some(("Infeasible", "ResizeInfeasible", why))
         } else {
-            let asked = self.shared.ledger.resize(pod, need, &node, &self.entry.wake);
+            let asked = self.shared.ledger.resize(pod, need, &all, &self.entry.wake);
             asked.err().map(|lack| ("Deferred", "ResizeDeferred", lack.to_string()))
         };
         let given = &mut self.memory.given;
@@ -189,11 +190,10 @@ impl Worker {
         Ok(())
     }
 
-    async fn node(&self, age: Duration) -> Result<Need, SyncError> {
-        let node = &self.shared.settings.node_name;
-        let asked = self.shared.reader.allocatable(node, age).await;
-        let amounts = asked.map_err(|source| SyncError::Api { operation: "show this node", source })?;
-        Ok(Need::capacity(&amounts))
+    /// This node, as of so long ago at most.
+    pub(super) async fn node(&self, age: Duration) -> Result<Arc<Node>, SyncError> {
+        let asked = self.shared.reader.node(&self.shared.settings.node_name, age).await;
+        asked.map_err(|source| SyncError::Api { operation: "show this node", source })
     }
 
     /// Brings into force what was given, if it is not. `None`: there is nothing to do now.
@@ -267,8 +267,7 @@ impl Worker {
                 kills.push(Kill { name, id, message, failed: None });
                 continue;
             }
-            let mut all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-            let Some(container) = all.find(|container| container.name == name) else { continue };
+            let Some(container) = ephemeral::own(spec, &name) else { continue };
             let resources = resources::container(spec, container, self.shared.machine_memory);
             runtime.update_container(&id, resources).await.map_err(told)?;
             self.enforced(&name).await?;
@@ -305,9 +304,7 @@ impl Worker {
     ) -> Result<(), Failure> {
         let Some(stats) = runtime.stats() else { return Ok(()) };
         let limit_of = |spec: &PodSpec, name: &str| {
-            let mut all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-            let container = all.find(|container| container.name == name)?;
-            resources::container(spec, container, 0).memory_bytes
+            resources::container(spec, ephemeral::own(spec, name)?, 0).memory_bytes
         };
         let of_pod =
             narrower(resources::pod(before).limits.memory_bytes, resources::pod(spec).limits.memory_bytes);

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Next, SyncError, Worker, report};
@@ -249,15 +249,13 @@ impl Worker {
         image: &Image,
     ) -> Result<String, NotStarted> {
         let config_error = |message: String| waits("CreateContainerConfigError", message);
-        let pod_spec = pod.spec.clone().unwrap_or_default();
-        if let Some(message) = spec::refuses_root(&pod_spec, container, image) {
-            let id = &self.entry.pod;
-            return Err(config_error(format!(
-                "{message} (pod: \"{}_{}({})\", container: {})",
-                id.name, id.namespace, id.uid, container.name
-            )));
+        let default = PodSpec::default();
+        let pod_spec = pod.spec.as_ref().unwrap_or(&default);
+        if let Some(message) = spec::refuses_root(pod_spec, container, image) {
+            let id = self.entry.pod.full_name();
+            return Err(config_error(format!("{message} (pod: \"{id}\", container: {})", container.name)));
         }
-        if let Some(target) = ephemeral::target(&pod_spec, &container.name)
+        if let Some(target) = ephemeral::target(pod_spec, &container.name)
             && start.joins.is_none()
         {
             return Err(config_error(format!("unable to find target container {target}")));
@@ -278,7 +276,7 @@ impl Worker {
         let env = env::resolve(pod, container, &objects, &runtime_values, &services)
             .map_err(|error| config_error(error.to_string()))?;
         let deep_read_only = self.deep_read_only(pod).await?;
-        let uses = spec::volume_uses(&pod_spec, container, &env, deep_read_only).map_err(config_error)?;
+        let uses = spec::volume_uses(pod_spec, container, &env, deep_read_only).map_err(config_error)?;
 
         let hosts = self.hosts_text(pod, host_network, &pod_ips).await?;
         let folder = self.folder.clone();
@@ -323,7 +321,7 @@ impl Worker {
         self.enforced(&start.name).await?;
         let sandbox_spec = self.sandbox_spec(pod, sandbox.attempt).await?;
         let memory = self.shared.machine_memory;
-        let mut made = spec::container(&pod_spec, container, start.attempt, image, env, mounts, &own, memory)
+        let mut made = spec::container(pod_spec, container, start.attempt, image, env, mounts, &own, memory)
             .map_err(|error| config_error(error.to_string()))?;
         made.joins.clone_from(&start.joins);
         made.devices = self.devices(&start.name);

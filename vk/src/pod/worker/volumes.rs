@@ -169,9 +169,7 @@ impl Worker {
         pod_ips: Vec<std::net::IpAddr>,
     ) -> Result<Runtime, SyncError> {
         let allocatable = if names_resources(pod) {
-            let node = &self.shared.settings.node_name;
-            let asked = self.shared.reader.allocatable(node, AGAIN).await;
-            asked.map_err(|source| SyncError::Api { operation: "show this node", source })?
+            objects::allocatable(&*self.node(AGAIN).await?)
         } else {
             BTreeMap::new()
         };
