@@ -48,6 +48,10 @@ const GROUP: &str = "root:x:0:\nnogroup:x:65534:\n";
 /// When a program is missing or can't be read, or a file can't be written.
 pub fn build(binaries: &Path, components: &Path, out: &Path, bare: bool) -> anyhow::Result<Vec<Image>> {
     fs::create_dir_all(out).with_context(|| format!("can't create {}", out.display()))?;
+    // Held until the end: several clusters may start at a time.
+    let lock =
+        fs::File::create(out.join("lock")).with_context(|| format!("can't write to {}", out.display()))?;
+    lock.lock().with_context(|| format!("can't lock {}", out.display()))?;
     let (agent_name, vk_name) = chart_images()?;
     let mut specs =
         vec![pause(out)?, busybox()?, agent(&agent_name, &stripped(&binaries.join("spillway-agent"), out)?)?];

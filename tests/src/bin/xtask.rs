@@ -1,7 +1,6 @@
 //! `cargo xtask`: sets up everything, then runs the demo, the tests, the benchmarks, or a cluster to work with by hand.
 
 use std::{
-    fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
@@ -12,7 +11,7 @@ use clap::{Parser, Subcommand};
 use spillway_tests::{
     bench, chaos,
     cluster::{self, Cluster, forward, node, registry, serverless, signals},
-    components, conformance, demo, fuzz, image, repository, target, vm,
+    components, conformance, demo, fuzz, repository, target, vm,
 };
 
 /// Spillway's development tasks. All but `cluster status` and `fuzz` need root.
@@ -269,47 +268,10 @@ fn test(filter: Option<&str>) -> anyhow::Result<()> {
         eprintln!("running isolation's tests in virtual machines, with cgroup v2 alone and with v1 alone");
         vm::run_kernel(&build_test("spillway-agent", vm::KERNEL)?)?;
     }
-    let Some(filter) = filter else { return end_to_end() };
-    eprintln!("running end-to-end tests on a real cluster");
-    let arguments = ["test", "--package", "spillway-tests", "--test", "e2e", "--", filter];
+    eprintln!("running end-to-end tests on real clusters");
+    let arguments = ["test", "--package", "spillway-tests", "--test", "e2e", "--"];
+    let arguments: Vec<&str> = arguments.into_iter().chain(filter).collect();
     cargo_with(&arguments, &[(spillway_tests::CLUSTER_TESTS, "1")])
-}
-
-/// What the names of the virtual node's tests have in common.
-const VIRTUAL_TESTS: &str = "vk";
-
-/// Runs all end-to-end tests: those of the virtual node on a cluster of their own, beside the others, as all of them mostly wait.
-fn end_to_end() -> anyhow::Result<()> {
-    let program = build_test("spillway-tests", "e2e")?;
-    // Once, and not by both at a time.
-    image::build(&cluster::current_binaries()?, &components::folder(), &target().join("images"), false)?;
-    let log = target().join("test-virtual.log");
-    let output = fs::File::create(&log).with_context(|| format!("can't create {}", log.display()))?;
-    let command = |arguments: &[&str]| {
-        let mut command = Command::new(&program);
-        command
-            .args(arguments)
-            .env(spillway_tests::CLUSTER_TESTS, "1")
-            .current_dir(repository().join("tests"));
-        command
-    };
-    eprintln!(
-        "running end-to-end tests on two real clusters; what the virtual node's say is in {}, and shown at the end",
-        log.display()
-    );
-    let mut beside = command(&[VIRTUAL_TESTS])
-        .stdin(Stdio::null())
-        .stdout(output.try_clone()?)
-        .stderr(output)
-        .spawn()
-        .context("can't run the tests of the virtual node")?;
-    let others = command(&["--skip", VIRTUAL_TESTS]).status();
-    let virtual_ones = beside.wait().context("can't wait for the tests of the virtual node")?;
-    println!("{}", fs::read_to_string(&log).with_context(|| format!("can't read {}", log.display()))?);
-    if !others.context("can't run the end-to-end tests")?.success() || !virtual_ones.success() {
-        bail!("end-to-end tests failed");
-    }
-    Ok(())
 }
 
 /// Builds a test program and tells where it is.

@@ -1,4 +1,4 @@
-//! The cluster that all tests share, and what they do over and over.
+//! The clusters that tests are lent, and what they do over and over.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,7 +32,8 @@ pub(crate) const VIRTUAL: &str = "virtual-1";
 /// What most containers of the tests run, as two keys of a container in YAML's flow style.
 pub(crate) const IMAGE: &str = "image: spillway.test/busybox:dev, imagePullPolicy: Never";
 
-static POOL: Mutex<Option<Pool>> = Mutex::new(None);
+/// Pools that no test has at the moment.
+static IDLE: Mutex<Vec<Pool>> = Mutex::new(Vec::new());
 
 /// The hybrid pool under test.
 #[derive(Clone)]
@@ -40,15 +41,12 @@ pub(crate) struct Pool {
     pub(crate) cluster: Cluster,
 }
 
-/// Runs one test on the shared pool, which the first one starts.
+/// Runs one test on a pool that it has to itself: one that an earlier test is done with, or a new one.
 pub(crate) fn run(name: &str, test: fn(&Pool) -> anyhow::Result<()>) -> Result<(), Failed> {
-    let pool = {
-        let mut shared = POOL.lock().unwrap_or_else(PoisonError::into_inner);
-        if shared.is_none() {
-            let started = Pool::start().map_err(|error| Failed::from(format!("no cluster: {error:#}")))?;
-            *shared = Some(started);
-        }
-        shared.clone().ok_or("the cluster is gone")?
+    let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let pool = match idle {
+        Some(pool) => pool,
+        None => Pool::start().map_err(|error| Failed::from(format!("no cluster: {error:#}")))?,
     };
     let begin = Instant::now();
     let result = std::panic::catch_unwind(|| test(&pool))
@@ -65,6 +63,7 @@ pub(crate) fn run(name: &str, test: fn(&Pool) -> anyhow::Result<()>) -> Result<(
             Failed::from(format!("{error:#}\n{pods}\n{ended}{vk}"))
         });
     eprintln!("  {name}: {:.1} s", begin.elapsed().as_secs_f64());
+    IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(pool);
     result
 }
 
@@ -76,12 +75,15 @@ pub(crate) fn run_alone(name: &str, test: fn() -> anyhow::Result<()>) -> Result<
     result
 }
 
-/// Ends the shared pool, if a test started one.
+/// Ends the pools that tests started.
 pub(crate) fn finish() -> anyhow::Result<()> {
-    match POOL.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        Some(pool) => pool.cluster.down(),
-        None => Ok(()),
-    }
+    let pools = std::mem::take(&mut *IDLE.lock().unwrap_or_else(PoisonError::into_inner));
+    let ends: Vec<_> =
+        pools.into_iter().map(|pool| std::thread::spawn(move || pool.cluster.down())).collect();
+    let ended =
+        ends.into_iter().map(|end| end.join().unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked"))));
+    // All of them, also after one that did not end.
+    ended.collect::<Vec<_>>().into_iter().collect()
 }
 
 impl Pool {
