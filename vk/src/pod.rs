@@ -9,7 +9,7 @@ mod admission;
 mod allocation;
 mod devices;
 pub mod env;
-mod ephemeral;
+pub(crate) mod ephemeral;
 mod events;
 mod files;
 mod fit;

@@ -15,6 +15,7 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use super::Shared;
 use crate::{
     identity::chain,
+    pod::ephemeral,
     provider::{LogError, LogOptions, LogSource},
 };
 
@@ -63,7 +64,7 @@ async fn open(
 /// The container's ID at the provider: of the attempt that is meant.
 fn container_id(pod: &Pod, container: &str, previous: bool) -> Result<String, Refusal> {
     let name = pod.metadata.name.as_deref().unwrap_or_default();
-    if !has_container(pod, container) {
+    if ephemeral::named(pod, container).is_none() {
         return Err((StatusCode::NOT_FOUND, format!("container {container:?} not found in pod {name:?}")));
     }
     let which = format!("container {container:?} in pod {name:?}");
@@ -103,18 +104,6 @@ fn container_id(pod: &Pod, container: &str, previous: bool) -> Result<String, Re
         return bad(format!("{which} is waiting to start - no logs yet"));
     };
     Ok(without_scheme(id).to_owned())
-}
-
-/// Whether the pod's spec has it, of whatever kind.
-pub(super) fn has_container(pod: &Pod, container: &str) -> bool {
-    pod.spec.as_ref().is_some_and(|spec| {
-        let plain = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-        let ephemeral = spec.ephemeral_containers.iter().flatten();
-        plain
-            .map(|container| &container.name)
-            .chain(ephemeral.map(|container| &container.name))
-            .any(|name| name == container)
-    })
 }
 
 /// Its status, of whatever kind it is.

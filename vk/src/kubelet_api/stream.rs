@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::Pod;
 use super::{Shared, logs};
 use crate::{
     identity::chain,
+    pod::ephemeral,
     provider::{AttachRequest, ExecError, ExecRequest, StreamError},
 };
 
@@ -277,7 +278,7 @@ fn running_container(pod: &Pod, container: &str, not_found: impl Fn() -> String)
     match status.and_then(|status| status.container_id.as_deref()) {
         Some(id) => Ok(logs::without_scheme(id).to_owned()),
         // A kubelet sees no difference to one that doesn't exist; a user does.
-        None if logs::has_container(pod, container) => {
+        None if ephemeral::named(pod, container).is_some() => {
             Err(bad(&format!("{}: container {container:?} is not running", not_found())))
         }
         None => Err((StatusCode::NOT_FOUND, not_found())),
@@ -285,13 +286,7 @@ fn running_container(pod: &Pod, container: &str, not_found: impl Fn() -> String)
 }
 
 fn has_terminal(pod: &Pod, container: &str) -> bool {
-    let Some(spec) = &pod.spec else { return false };
-    let plain = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    let ephemeral = spec.ephemeral_containers.iter().flatten();
-    plain
-        .map(|container| (&container.name, container.tty))
-        .chain(ephemeral.map(|container| (&container.name, container.tty)))
-        .any(|(name, tty)| name == container && tty == Some(true))
+    ephemeral::named(pod, container).is_some_and(|container| container.tty == Some(true))
 }
 
 #[cfg(test)]

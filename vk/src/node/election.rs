@@ -200,8 +200,7 @@ impl Election {
     async fn once(&mut self) -> Result<Outcome, String> {
         // While it is ours, what we wrote last is what is there, or the write fails.
         if self.seen.as_ref().is_none_or(|seen| holder(&seen.lease) != self.identity) {
-            let found = self.leases.get_opt(&self.node).await.map_err(|error| chain(&error))?;
-            self.see(found);
+            self.look().await?;
         }
         let step = match &self.seen {
             None => Step::Write,
@@ -220,12 +219,7 @@ impl Election {
             seen,
             Timestamp::now(),
         );
-        let written = if wanted.metadata.resource_version.is_some() {
-            self.leases.replace(&self.node, &PostParams::default(), &wanted).await
-        } else {
-            self.leases.create(&PostParams::default(), &wanted).await
-        };
-        match written {
+        match lease::write(&self.leases, &self.node, &wanted).await {
             Ok(lease) => {
                 self.see(Some(lease));
                 Ok(Outcome::Holding)
@@ -234,8 +228,7 @@ impl Election {
                 // Somebody was faster, or it is gone: look before the next write.
                 let conflict = matches!(&error, kube::Error::Api(status) if matches!(status.code, 404 | 409));
                 if conflict {
-                    let found = self.leases.get_opt(&self.node).await.map_err(|error| chain(&error))?;
-                    self.see(found);
+                    self.look().await?;
                     let other = self
                         .seen
                         .as_ref()
@@ -248,6 +241,12 @@ impl Election {
                 Err(chain(&error))
             }
         }
+    }
+
+    async fn look(&mut self) -> Result<(), String> {
+        let found = self.leases.get_opt(&self.node).await.map_err(|error| chain(&error))?;
+        self.see(found);
+        Ok(())
     }
 
     fn see(&mut self, found: Option<Lease>) {

@@ -81,14 +81,17 @@ async fn renew(leases: &Api<Lease>, node: &str, owner: &str, held: Option<Lease>
         );
     }
     let lease = renewed(node, owner, found, Timestamp::now());
-    let request = async {
-        if lease.metadata.resource_version.is_some() {
-            leases.replace(node, &PostParams::default(), &lease).await
-        } else {
-            leases.create(&PostParams::default(), &lease).await
-        }
-    };
-    bounded(request).await?.map_err(|error| chain(&error))
+    bounded(write(leases, node, &lease)).await?.map_err(|error| chain(&error))
+}
+
+/// Replaces the version of the lease that was found, or makes the first.
+pub(super) async fn write(leases: &Api<Lease>, node: &str, lease: &Lease) -> kube::Result<Lease> {
+    let parameters = PostParams::default();
+    if lease.metadata.resource_version.is_some() {
+        leases.replace(node, &parameters, lease).await
+    } else {
+        leases.create(&parameters, lease).await
+    }
 }
 
 fn renewed(node: &str, owner: &str, found: Option<Lease>, now: Timestamp) -> Lease {

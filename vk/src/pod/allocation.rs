@@ -72,7 +72,8 @@ impl Allocation {
         serde_json::from_slice(&fs::read(folder.join(FILE)).ok()?).ok()
     }
 
-    /// Puts it on record: after a crash either this is read or what was there before.
+    /// Puts it on record: after a crash either this is read or what was there before. Nothing waits for the disk: after a power failure
+    /// no container runs, and a pod without a record is given what it asks for.
     pub(crate) fn save(&self, folder: &Path) -> Result<(), RecordError> {
         let path = folder.join(FILE);
         let failed = |source| RecordError { path: path.clone(), source };

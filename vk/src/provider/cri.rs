@@ -13,7 +13,12 @@ mod housekeeping;
 pub mod logs;
 mod stats;
 
-use std::{collections::BTreeMap, future::Future, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use futures::{
@@ -165,13 +170,9 @@ impl Cri {
             .await
     }
 
-    fn log_directory(&self, pod: &PodRef) -> PathBuf {
-        self.log_root.join(format!("{}_{}_{}", pod.namespace, pod.name, pod.uid))
-    }
-
     async fn sandbox_config(&self, sandbox: &SandboxSpec) -> Result<wire::PodSandboxConfig, ProviderError> {
         let parent = self.tree().await?.parent(&sandbox.pod.uid, sandbox.cgroup.qos);
-        Ok(convert::sandbox_config(&self.node, sandbox, &self.log_directory(&sandbox.pod), parent))
+        Ok(convert::sandbox_config(&self.node, sandbox, &log_directory(&self.log_root, &sandbox.pod), parent))
     }
 
     async fn sandboxes(&self, uid: Option<&str>) -> Result<Vec<wire::PodSandbox>, ProviderError> {
@@ -196,6 +197,12 @@ impl Cri {
         Ok(answer.containers)
     }
 
+    /// Whether the runtime works, and what it can do. It answers at once, or something is wrong.
+    async fn status(&self) -> Result<wire::StatusResponse, ProviderError> {
+        let request = wire::StatusRequest { verbose: false };
+        self.call("Status", Duration::from_secs(10), self.runtime().status(request)).await
+    }
+
     async fn container_status(&self, id: &str) -> Result<Option<wire::ContainerStatus>, ProviderError> {
         let request = wire::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
         match self.call("ContainerStatus", CALL_TIMEOUT, self.runtime().container_status(request)).await {
@@ -215,6 +222,11 @@ impl Cri {
     }
 }
 
+/// Where a kubelet has the pod's logs.
+fn log_directory(log_root: &Path, pod: &PodRef) -> PathBuf {
+    log_root.join(format!("{}_{}_{}", pod.namespace, pod.name, pod.uid))
+}
+
 #[async_trait]
 impl ContainerRuntime for Cri {
     fn name(&self) -> &'static str {
@@ -230,9 +242,9 @@ impl ContainerRuntime for Cri {
     }
 
     async fn ping(&self) -> Result<(), ProviderError> {
-        let request = wire::StatusRequest { verbose: false };
-        let answer = self.call("Status", Duration::from_secs(10), self.runtime().status(request)).await?;
-        let unready: Vec<String> = answer
+        let unready: Vec<String> = self
+            .status()
+            .await?
             .status
             .unwrap_or_default()
             .conditions
@@ -256,10 +268,14 @@ impl ContainerRuntime for Cri {
     }
 
     async fn recursive_read_only(&self, handler: &str) -> Result<bool, ProviderError> {
-        let request = wire::StatusRequest { verbose: false };
-        let answer = self.call("Status", Duration::from_secs(10), self.runtime().status(request)).await?;
-        let mut handlers = answer.runtime_handlers.into_iter().filter(|known| known.name == handler);
-        Ok(handlers.any(|known| known.features.unwrap_or_default().recursive_read_only_mounts))
+        let known = self
+            .status()
+            .await?
+            .runtime_handlers
+            .iter()
+            .map(facts::handler)
+            .find(|known| known.name == handler);
+        Ok(known.is_some_and(|known| known.recursive_read_only_mounts))
     }
 
     fn exec(&self) -> Option<&dyn Exec> {
@@ -331,7 +347,7 @@ impl ContainerRuntime for Cri {
         let config = self.sandbox_config(sandbox).await?;
         let tree = self.tree().await?;
         tree.create(&sandbox.pod.uid, sandbox.cgroup).map_err(|error| failed(operation, &error))?;
-        let logs = self.log_directory(&sandbox.pod);
+        let logs = log_directory(&self.log_root, &sandbox.pod);
         tokio::fs::create_dir_all(&logs).await.map_err(|error| io_failed(operation, &logs, &error))?;
         let request = wire::RunPodSandboxRequest {
             config: Some(config),
@@ -364,7 +380,7 @@ impl ContainerRuntime for Cri {
         let operation = "CreateContainer";
         let config = convert::container_config(&self.node, sandbox, container);
         let sandbox_config = self.sandbox_config(sandbox).await?;
-        let logs = self.log_directory(&sandbox.pod).join(&container.name);
+        let logs = log_directory(&self.log_root, &sandbox.pod).join(&container.name);
         tokio::fs::create_dir_all(&logs).await.map_err(|error| io_failed(operation, &logs, &error))?;
         let request = wire::CreateContainerRequest {
             pod_sandbox_id: sandbox_id.to_owned(),

@@ -7,20 +7,26 @@ use crate::provider::ProviderError;
 /// What a refusal of the runtime means.
 pub(super) fn failure(operation: &'static str, endpoint: &str, status: &tonic::Status) -> ProviderError {
     let message = status.message().to_owned();
+    if no_answer(status) {
+        return ProviderError::Unavailable {
+            operation,
+            message: format!("{endpoint}: {}", with_causes(status)),
+        };
+    }
     match status.code() {
         tonic::Code::NotFound => ProviderError::NotFound { operation, what: message },
         tonic::Code::AlreadyExists => ProviderError::Exists { operation, message },
         // containerd says so with code Unknown: `failed to reserve … name "…": name "…" is reserved for "…"`.
         _ if message.contains("is reserved for") => ProviderError::Exists { operation, message },
-        tonic::Code::Unavailable | tonic::Code::DeadlineExceeded | tonic::Code::Cancelled => {
-            ProviderError::Unavailable { operation, message: format!("{endpoint}: {}", with_causes(status)) }
-        }
-        // What comes from the runtime has no cause: the connection broke under the call.
-        _ if std::error::Error::source(status).is_some() => {
-            ProviderError::Unavailable { operation, message: format!("{endpoint}: {}", with_causes(status)) }
-        }
         _ => ProviderError::Failed { operation, message },
     }
+}
+
+/// Whether the runtime said nothing. What comes from it has no cause: with one, the connection broke under the call.
+fn no_answer(status: &tonic::Status) -> bool {
+    use tonic::Code::{Cancelled, DeadlineExceeded, Unavailable};
+    matches!(status.code(), Unavailable | DeadlineExceeded | Cancelled)
+        || std::error::Error::source(status).is_some()
 }
 
 /// tonic says only "transport error"; the socket's own complaint is further down.
@@ -39,10 +45,10 @@ fn with_causes(status: &tonic::Status) -> String {
 
 /// A registry's refusal, as it stands in a kubelet's statuses and events. It says nothing about what the runtime has.
 pub(super) fn as_told(status: tonic::Status) -> tonic::Status {
-    match status.code() {
-        tonic::Code::Unavailable | tonic::Code::DeadlineExceeded | tonic::Code::Cancelled => status,
-        code => tonic::Status::unknown(format!("rpc error: code = {code:?} desc = {}", status.message())),
+    if no_answer(&status) {
+        return status;
     }
+    tonic::Status::unknown(format!("rpc error: code = {:?} desc = {}", status.code(), status.message()))
 }
 
 pub(super) fn absent_is_done<T>(answer: Result<T, ProviderError>) -> Result<(), ProviderError> {
@@ -81,8 +87,9 @@ mod tests {
         let gone = tonic::Status::not_found("no such container");
         assert!(matches!(failure("StopContainer", "e", &gone), ProviderError::NotFound { .. }));
         assert!(absent_is_done::<()>(Err(failure("StopContainer", "e", &gone))).is_ok());
-        let broken = tonic::Status::from_error(Box::new(std::io::Error::other("broken pipe")));
-        assert!(matches!(failure("StartContainer", "e", &broken), ProviderError::Unavailable { .. }));
+        let broken = || tonic::Status::from_error(Box::new(std::io::Error::other("broken pipe")));
+        assert!(matches!(failure("StartContainer", "e", &broken()), ProviderError::Unavailable { .. }));
+        assert!(matches!(failure("PullImage", "e", &as_told(broken())), ProviderError::Unavailable { .. }));
         let refused = tonic::Status::unknown("no such image");
         assert!(matches!(failure("CreateContainer", "e", &refused), ProviderError::Failed { .. }));
         let away = tonic::Status::unavailable("connection refused");

@@ -13,14 +13,11 @@ use crate::provider::{
 
 impl Cri {
     pub(super) async fn facts(&self) -> Result<Facts, ProviderError> {
-        let request = wire::StatusRequest { verbose: false };
-        let status = self.call("Status", CALL_TIMEOUT, self.runtime().status(request)).await?;
+        let status = self.status().await?;
         let request = wire::ListImagesRequest { filter: None };
         let mut client = self.images.clone();
         let images = self.call("ListImages", CALL_TIMEOUT, client.list_images(request)).await?;
-        let fs =
-            self.call("ImageFsInfo", CALL_TIMEOUT, client.image_fs_info(wire::ImageFsInfoRequest {})).await;
-        let image_fs = fs.ok().and_then(|fs| fs.image_filesystems.into_iter().next()?.fs_id);
+        let image_fs = self.image_fs().await.ok().flatten().and_then(|fs| fs.fs_id);
         let (root, log_root) = (Path::new("/").to_owned(), self.log_root.clone());
         let image_fs = image_fs.map(|fs| fs.mountpoint);
         // A file system may hang.
@@ -36,7 +33,7 @@ impl Cri {
 }
 
 /// Pods with user namespaces are refused here, so none of the handlers is said to have them.
-fn handler(handler: &wire::RuntimeHandler) -> Handler {
+pub(super) fn handler(handler: &wire::RuntimeHandler) -> Handler {
     Handler {
         name: handler.name.clone(),
         recursive_read_only_mounts: handler

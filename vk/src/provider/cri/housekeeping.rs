@@ -8,7 +8,7 @@ use std::{
 
 use spillway_proto::cri as wire;
 
-use super::{CALL_TIMEOUT, Cri, errors::io_failed, logs::rotate};
+use super::{CALL_TIMEOUT, Cri, errors::io_failed, log_directory, logs::rotate};
 use crate::provider::{
     ProviderError,
     observed::{ObservedPod, PodRef},
@@ -22,7 +22,9 @@ pub(super) async fn rotate_logs(
     let mut result = Ok(());
     for (pod, seen) in pods {
         for container in seen.containers.iter().filter(|container| container.is_running()) {
-            let log = cri.log_directory(pod).join(&container.name).join(format!("{}.log", container.attempt));
+            let log = log_directory(&cri.log_root, pod)
+                .join(&container.name)
+                .join(format!("{}.log", container.attempt));
             let length = tokio::fs::metadata(&log).await.map_or(0, |found| found.len());
             if length >= cri.log_limits.0
                 && let Err(error) = rotate_log(cri, &container.id, &log).await

@@ -13,7 +13,7 @@ use futures::future::{join, try_join};
 use jiff::Timestamp;
 use spillway_proto::cri as wire;
 
-use super::{CALL_TIMEOUT, Cri, cgroup::Reader, cgroup::Tree, convert};
+use super::{CALL_TIMEOUT, Cri, cgroup::Reader, cgroup::Tree, convert, log_directory};
 use crate::provider::{
     ProviderError, Stats,
     observed::PodRef,
@@ -57,15 +57,10 @@ impl Stats for Cri {
     }
 
     async fn disk_usage(&self, pod: &PodRef) -> Result<BTreeMap<String, u64>, ProviderError> {
-        let label_selector = convert::selector(&self.node, Some(&pod.uid));
-        let filter = wire::ContainerStatsFilter { label_selector, ..Default::default() };
-        let request = wire::ListContainerStatsRequest { filter: Some(filter) };
-        let mut client = self.runtime();
-        let call = client.list_container_stats(request);
-        let answer = self.call("ListContainerStats", CALL_TIMEOUT, call).await?;
-        let logs = self.log_root.join(format!("{}_{}_{}", pod.namespace, pod.name, pod.uid));
+        let stats = self.container_stats(Some(&pod.uid)).await?;
+        let logs = log_directory(&self.log_root, pod);
         let root = self.log_root.clone();
-        let read = tokio::task::spawn_blocking(move || disk_usage(&answer.stats, &root, &logs)).await;
+        let read = tokio::task::spawn_blocking(move || disk_usage(&stats, &root, &logs)).await;
         read.map_err(|error| ProviderError::Failed { operation: "read usage", message: error.to_string() })
     }
 }
@@ -92,25 +87,36 @@ fn disk_usage(stats: &[wire::ContainerStats], log_root: &Path, logs: &Path) -> B
 }
 
 impl Cri {
+    /// Of all containers of this node, or of one pod's.
+    async fn container_stats(&self, uid: Option<&str>) -> Result<Vec<wire::ContainerStats>, ProviderError> {
+        let label_selector = convert::selector(&self.node, uid);
+        let filter = wire::ContainerStatsFilter { label_selector, ..Default::default() };
+        let request = wire::ListContainerStatsRequest { filter: Some(filter) };
+        let mut client = self.runtime();
+        let call = client.list_container_stats(request);
+        Ok(self.call("ListContainerStats", CALL_TIMEOUT, call).await?.stats)
+    }
+
+    /// The file system of the images, if the runtime names one.
+    pub(super) async fn image_fs(&self) -> Result<Option<wire::FilesystemUsage>, ProviderError> {
+        let mut client = self.images.clone();
+        let call = client.image_fs_info(wire::ImageFsInfoRequest {});
+        Ok(self.call("ImageFsInfo", CALL_TIMEOUT, call).await?.image_filesystems.into_iter().next())
+    }
+
     async fn listed(&self) -> Result<Listed, ProviderError> {
         let (sandboxes, containers) = try_join(self.sandboxes(None), self.containers(None)).await?;
-        let selector = convert::selector(&self.node, None);
-        let filter = wire::PodSandboxStatsFilter { label_selector: selector.clone(), ..Default::default() };
+        let label_selector = convert::selector(&self.node, None);
+        let filter = wire::PodSandboxStatsFilter { label_selector, ..Default::default() };
         let request = wire::ListPodSandboxStatsRequest { filter: Some(filter) };
         let mut client = self.runtime();
         let stats = self.call("ListPodSandboxStats", CALL_TIMEOUT, client.list_pod_sandbox_stats(request));
-        let mut images = self.images.clone();
-        let images =
-            self.call("ImageFsInfo", CALL_TIMEOUT, images.image_fs_info(wire::ImageFsInfoRequest {}));
-        let (stats, images) = join(stats, images).await;
+        let (stats, images) = join(stats, self.image_fs()).await;
         let mut problems = Vec::new();
-        let images = match images {
-            Ok(answer) => answer.image_filesystems.into_iter().next(),
-            Err(error) => {
-                problems.push(error.to_string());
-                None
-            }
-        };
+        let images = images.unwrap_or_else(|error| {
+            problems.push(error.to_string());
+            None
+        });
         let mut of_sandboxes = HashMap::new();
         let mut of_containers = Vec::new();
         match stats {
@@ -129,11 +135,8 @@ impl Cri {
             Err(error @ ProviderError::Unavailable { .. }) => return Err(error),
             Err(error) => {
                 tracing::debug!(%error, "asking for containers' usage instead");
-                let filter = wire::ContainerStatsFilter { label_selector: selector, ..Default::default() };
-                let request = wire::ListContainerStatsRequest { filter: Some(filter) };
-                let call = client.list_container_stats(request);
-                match self.call("ListContainerStats", CALL_TIMEOUT, call).await {
-                    Ok(answer) => of_containers = answer.stats,
+                match self.container_stats(None).await {
+                    Ok(stats) => of_containers = stats,
                     Err(error) => problems.push(error.to_string()),
                 }
             }
@@ -237,7 +240,7 @@ impl Collector {
         };
         let sandbox_group = read(&sandbox.id);
         let process = sandbox_group.as_ref().and_then(|(_, path)| self.reader.as_ref()?.process(path));
-        let logs = self.log_root.join(format!("{}_{}_{}", pod.namespace, pod.name, pod.uid));
+        let logs = log_directory(&self.log_root, &pod);
         let mut found: Vec<_> = containers
             .into_iter()
             .map(|container| {
