@@ -24,8 +24,8 @@ use super::{
 };
 use crate::cluster::Cluster;
 
-/// How long it may take until all is calm: back-off of containers and of Jobs included.
-const CALM: Duration = Duration::from_mins(3);
+/// How long it may take until all is calm. A container that was often killed is started again after up to 5 minutes, as on any node.
+const CALM: Duration = Duration::from_mins(7);
 /// So many rounds that never become calm end it all: the next ones would tell nothing new.
 const ENOUGH: usize = 5;
 /// Pods that live on into the next round.
