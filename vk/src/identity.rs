@@ -362,17 +362,21 @@ async fn sleep_until(time: jiff::Timestamp) {
 }
 
 /// An error with its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = String::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let words;
+        // The client library would print all fields of the API server's answer.
+        (words, next) = match error.downcast_ref::<kube::Error>() {
+            Some(kube::Error::Api(status)) => (status.message.clone(), None),
+            Some(kube::Error::Service(cause)) => (cause.to_string(), cause.source()),
+            _ => (error.to_string(), error.source()),
+        };
         // Some libraries print their cause as well as returning it.
-        if !text.ends_with(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
+        if !text.ends_with(&words) {
+            text = if text.is_empty() { words } else { format!("{text}: {words}") };
         }
-        cause = error.source();
     }
     text
 }

@@ -206,6 +206,19 @@ async fn an_ended_certificate_without_a_bootstrap_file_ends_the_process_with_a_w
     );
 }
 
+#[test]
+fn what_the_api_server_answers_stands_in_its_own_words() {
+    #[derive(Debug, thiserror::Error)]
+    #[error("can't read the pod")]
+    struct Unread(#[source] kube::Error);
+
+    let answer = kube::core::Status::failure("pods \"p\" is forbidden", "Forbidden").with_code(403);
+    let error = Unread(kube::Error::Api(answer.boxed()));
+    assert_eq!(chain(&error), "can't read the pod: pods \"p\" is forbidden");
+    let away = Unread(kube::Error::Service(std::io::Error::other("connection refused").into()));
+    assert_eq!(chain(&away), "can't read the pod: connection refused");
+}
+
 #[tokio::test]
 async fn start_up_errors_say_what_and_where() {
     let nothing =

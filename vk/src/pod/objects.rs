@@ -22,6 +22,7 @@ use tokio::sync::Notify;
 
 use self::watch::{Caches, Watches};
 use super::resources::Amounts;
+use crate::identity::chain;
 
 mod watch;
 
@@ -190,7 +191,7 @@ impl Reader {
         let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
         let requested_at = Timestamp::now();
         let asked = api.create_token_request(account, &PostParams::default(), &request).await;
-        let status = asked.map_err(|error| error.to_string())?.status.ok_or("the answer has no token")?;
+        let status = asked.map_err(|error| chain(&error))?.status.ok_or("the answer has no token")?;
         Ok(Token { text: status.token, requested_at, expires_at: status.expiration_timestamp.0 })
     }
 
@@ -237,7 +238,7 @@ where
     match api.get_opt(name).await {
         Ok(Some(object)) => Ok(cache.put(namespace, name, asked_at, object)),
         Ok(None) => Err(Missing::NotFound { kind, name: name.to_owned() }),
-        Err(error) => Err(Missing::Unreadable { kind, name: name.to_owned(), message: error.to_string() }),
+        Err(error) => Err(Missing::Unreadable { kind, name: name.to_owned(), message: chain(&error) }),
     }
 }
 

@@ -33,6 +33,7 @@ use super::{
 };
 use crate::{
     backoff::Backoff,
+    identity::chain,
     provider::{
         Provider, ProviderError,
         observed::{ObservedPod, PodRef, State},
@@ -115,7 +116,7 @@ impl Pods {
                             crew.clean_up(&mut known).await;
                         }
                     }
-                    Err(error) => tracing::warn!(error = super::worker::chain(&error), "the watch of pods broke; it is tried again"),
+                    Err(error) => tracing::warn!(error = chain(&error), "the watch of pods broke; it is tried again"),
                 },
                 Some(news) = news.recv() => match news {
                     News::Changed(uid) => crew.wake(&uid),
@@ -388,10 +389,7 @@ async fn list(provider: &Provider) -> Result<Listed, ProviderError> {
 async fn tend(provider: &Provider, listed: &Listed) {
     let Provider::Runtime(runtime) = provider else { return };
     if let Err(error) = runtime.tend(listed).await {
-        tracing::warn!(
-            error = super::worker::chain(&error),
-            "the provider's housekeeping failed; it is tried again"
-        );
+        tracing::warn!(error = chain(&error), "the provider's housekeeping failed; it is tried again");
     }
 }
 
@@ -401,7 +399,7 @@ async fn drain<T>(
 ) -> Done {
     while let Some(item) = stream.next().await {
         if let Err(error) = item {
-            tracing::warn!(error = super::worker::chain(&error), "{name} broke; it is tried again");
+            tracing::warn!(error = chain(&error), "{name} broke; it is tried again");
         }
     }
     Done::Part(name)

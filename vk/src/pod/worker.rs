@@ -45,6 +45,7 @@ use super::{
 };
 use crate::{
     backoff::Backoff,
+    identity::chain,
     provider::{
         Provider, ProviderError,
         observed::{Container, ObservedPod, PodRef},
@@ -52,7 +53,7 @@ use crate::{
     },
 };
 
-pub(super) use report::{chain, is_newer};
+pub(super) use report::is_newer;
 use teardown::Sentence;
 
 /// First and longest wait after something went wrong.
@@ -252,7 +253,7 @@ impl Worker {
                 if self.memory.first_seen.elapsed() < RETRY_WHEN_NEW.0 {
                     delay = delay.min(RETRY_WHEN_NEW.1);
                 }
-                let (pod, retry_in_ms, text) = (&self.entry.pod, delay.as_millis(), report::chain(&error));
+                let (pod, retry_in_ms, text) = (&self.entry.pod, delay.as_millis(), chain(&error));
                 // When the provider is away the node says so, once and not for each pod.
                 if matches!(error, SyncError::Provider(ProviderError::Unavailable { .. })) {
                     tracing::debug!(%pod, pod.uid, error = text, retry_in_ms, "a step failed");

@@ -249,17 +249,6 @@ fn patch(uid: &str, old: Option<&PodStatus>, wanted: &PodStatus) -> Option<Value
     Some(json!({ "metadata": { "uid": uid }, "status": new }))
 }
 
-/// An error with all its causes, in one line.
-pub(in crate::pod) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

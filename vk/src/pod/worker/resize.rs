@@ -13,8 +13,9 @@ use k8s_openapi::{
     apimachinery::pkg::api::resource::Quantity,
 };
 
-use super::{Next, SyncError, Worker, report};
+use super::{Next, SyncError, Worker};
 use crate::{
+    identity::chain,
     pod::{
         admission::Refusal,
         allocation::{self, Allocation, Change},
@@ -375,7 +376,7 @@ async fn save(allocation: &Allocation, folder: &Path) -> Result<(), SyncError> {
     let (allocation, folder) = (allocation.clone(), folder.to_owned());
     let saved = tokio::task::spawn_blocking(move || allocation.save(&folder)).await;
     let saved = saved.map_err(|error| SyncError::Waiting(error.to_string()))?;
-    saved.map_err(|error| SyncError::Waiting(report::chain(&error)))
+    saved.map_err(|error| SyncError::Waiting(chain(&error)))
 }
 
 /// A limit that is new, or lower than before.

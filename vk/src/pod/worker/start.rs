@@ -8,8 +8,9 @@ use std::{
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Next, SyncError, Worker, report};
+use super::{Next, SyncError, Worker};
 use crate::{
+    identity::chain,
     pod::{
         env, ephemeral,
         events::Kind,
@@ -315,7 +316,7 @@ impl Worker {
         let (own, mounts) = files
             .await
             .map_err(|error| SyncError::Waiting(error.to_string()))?
-            .map_err(|error| config_error(report::chain(&error)))?;
+            .map_err(|error| config_error(chain(&error)))?;
         self.memory.hosts = Some((sandbox.id.clone(), own.hosts.clone()));
 
         self.enforced(&start.name).await?;

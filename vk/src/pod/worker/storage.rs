@@ -4,8 +4,11 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
 
-use super::{SyncError, Worker, report, teardown::Sentence};
-use crate::pod::storage::{self, Limits, Used};
+use super::{SyncError, Worker, teardown::Sentence};
+use crate::{
+    identity::chain,
+    pod::storage::{self, Limits, Used},
+};
 
 /// A kubelet's eviction manager looks as often.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -31,7 +34,7 @@ impl Worker {
                 None
             }
             Err(error) => {
-                tracing::warn!(pod = %self.entry.pod, error = report::chain(&error), "what the pod takes of local disks is not known");
+                tracing::warn!(pod = %self.entry.pod, error = chain(&error), "what the pod takes of local disks is not known");
                 Some(Some(delay))
             }
         }

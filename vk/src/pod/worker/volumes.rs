@@ -10,9 +10,10 @@ use std::{
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
-use super::{SyncError, Worker, report, until};
+use super::{SyncError, Worker, until};
 use crate::{
     backoff,
+    identity::chain,
     pod::{
         env::Runtime,
         events::Kind,
@@ -113,8 +114,8 @@ impl Worker {
         Ok(known)
     }
 
-    fn failed_mount(&self, pod: &Pod, volume: &str, error: &dyn std::error::Error) -> SyncError {
-        let message = format!("MountVolume.SetUp failed for volume {volume:?} : {}", report::chain(error));
+    fn failed_mount(&self, pod: &Pod, volume: &str, error: &(dyn std::error::Error + 'static)) -> SyncError {
+        let message = format!("MountVolume.SetUp failed for volume {volume:?} : {}", chain(error));
         self.shared.recorder.pod(pod, Kind::Warning, "FailedMount", &message);
         SyncError::Waiting(message)
     }
@@ -133,7 +134,7 @@ impl Worker {
         if due {
             // A running pod keeps what it has when something is wrong; the event tells.
             if let Err(error) = self.mount_volumes(pod, Instant::now().checked_sub(AGAIN / 2)?).await {
-                tracing::warn!(pod = %self.entry.pod, error = report::chain(&error), "volumes are not refreshed");
+                tracing::warn!(pod = %self.entry.pod, error = chain(&error), "volumes are not refreshed");
                 return Some(AGAIN);
             }
         }
