@@ -28,7 +28,7 @@ use crate::{
     config::KubeletApiConfig,
     identity::{chain, serving::Resolver},
     metrics::Metrics,
-    pod::Pods,
+    pod::{Pods, Probed},
     provider::Provider,
 };
 
@@ -79,6 +79,10 @@ pub trait PodSource: Send + Sync {
     fn get(&self, namespace: &str, name: &str) -> Option<Arc<Pod>>;
     /// All of them.
     fn list(&self) -> Vec<Arc<Pod>>;
+    /// What their probes have found.
+    fn probed(&self) -> Vec<Probed> {
+        Vec::new()
+    }
 }
 
 impl PodSource for Pods {
@@ -88,6 +92,10 @@ impl PodSource for Pods {
 
     fn list(&self) -> Vec<Arc<Pod>> {
         Self::list(self)
+    }
+
+    fn probed(&self) -> Vec<Probed> {
+        Self::probed(self)
     }
 }
 

@@ -38,6 +38,8 @@ use k8s_openapi::api::core::v1::Pod;
 
 use crate::{lead::Lead, provider::Provider};
 
+pub use probe::counts::{BOUNDS, Count as ProbeCount, Probed};
+
 /// What the pods have to know of their node.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -103,12 +105,13 @@ pub struct Pods {
     provider: Provider,
     settings: Settings,
     store: store::Store,
+    probed: Arc<probe::counts::Counts>,
 }
 
 impl Pods {
     /// Nothing happens before [`Pods::run`].
     pub fn new(client: kube::Client, provider: Provider, settings: Settings) -> Self {
-        Self { client, provider, settings, store: store::Store::default() }
+        Self { client, provider, settings, store: store::Store::default(), probed: Arc::default() }
     }
 
     /// The newest state of a pod that the API server has, by name.
@@ -119,5 +122,10 @@ impl Pods {
     /// The newest state of all pods that the API server has.
     pub fn list(&self) -> Vec<Arc<Pod>> {
         self.store.pods()
+    }
+
+    /// What the pods' probes have found, where they are asked here and not by the provider.
+    pub fn probed(&self) -> Vec<Probed> {
+        self.probed.list()
     }
 }

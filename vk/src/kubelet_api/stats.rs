@@ -1,4 +1,4 @@
-//! `/stats/summary`, `/metrics/resource` and `/metrics/cadvisor`: what pods and machine use. The provider is asked at most once a second,
+//! `/stats/summary`, `/metrics/resource` and `/metrics/cadvisor`: what pods and machine use, and `/metrics/probes`. The provider is asked at most once a second,
 //! by one request at a time; whoever else asks meanwhile gets the same answer. Nothing is looked at while nobody asks.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -18,6 +18,7 @@ use crate::{
 };
 
 mod cadvisor;
+mod probes;
 mod rate;
 mod resource;
 mod summary;
@@ -166,14 +167,7 @@ async fn metrics(shared: &Shared, encode: impl Fn(Option<&Usage>) -> String) -> 
     ([(header::CONTENT_TYPE, TEXT)], text).into_response()
 }
 
-/// What probes have found. There is nothing to count yet; when the process started is there as in a kubelet's.
 pub(super) async fn probes(State(shared): State<Shared>) -> Response {
-    let mut families = text::Families::default();
-    let name = (
-        "process_start_time_seconds",
-        text::Kind::Gauge,
-        "[ALPHA] Start time of the process since unix epoch in seconds.",
-    );
-    families.add(name, &[], text::unix(shared.stats.started_at), None);
-    ([(header::CONTENT_TYPE, TEXT)], families.text()).into_response()
+    let text = probes::encode(shared.stats.started_at, &shared.pods.probed());
+    ([(header::CONTENT_TYPE, TEXT)], text).into_response()
 }

@@ -3,6 +3,7 @@
 //! container answers is bounded in size. Results are lost with the process; [`watch`] takes them up again from the pod's last status.
 
 pub(crate) mod action;
+pub(crate) mod counts;
 mod grpc;
 mod http;
 mod patience;

@@ -88,6 +88,7 @@ impl Pods {
             settings: self.settings.clone(),
             reader: Reader::new(self.client.clone()),
             recorder,
+            probed: Arc::clone(&self.probed),
             services,
             changes: Arc::new(Semaphore::new(self.settings.concurrent_changes.max(1))),
             access: Access::new(root),

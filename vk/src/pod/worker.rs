@@ -38,7 +38,7 @@ use super::{
     lifecycle::{self, CrashLoops, Plan, Wait},
     objects::Reader,
     ports::Ports,
-    probe::watch::Prober,
+    probe::{counts::Counts, watch::Prober},
     spec::pod_ref,
     status::{self, Verdict, Waiting},
     volumes::Tokens,
@@ -71,6 +71,8 @@ pub(super) struct Shared {
     pub(super) settings: Settings,
     pub(super) reader: Reader,
     pub(super) recorder: Recorder,
+    /// What probes have found.
+    pub(super) probed: Arc<Counts>,
     pub(super) services: reflector::Store<Service>,
     /// How many pods are being started or removed.
     pub(super) changes: Arc<Semaphore>,
@@ -182,7 +184,7 @@ impl Worker {
         Self {
             latest: entry.latest.subscribe(),
             folder,
-            prober: Prober::new(shared.recorder.clone(), Arc::clone(&entry.wake)),
+            prober: Prober::new(shared.recorder.clone(), Arc::clone(&entry.wake), Arc::clone(&shared.probed)),
             memory: Memory {
                 first_seen: Instant::now(),
                 retry: Backoff::new(RETRY.0, RETRY.1),

@@ -27,7 +27,7 @@ use crate::{
     lead::Lead,
     metrics::Metrics,
     node::{Node, NodeLease, election::Election},
-    pod::{self, Pods},
+    pod::{self, Pods, Probed},
     provider::{Provider, cri::Cri, none},
 };
 
@@ -336,6 +336,10 @@ impl PodSource for CurrentPods {
 
     fn list(&self) -> Vec<Arc<Pod>> {
         self.current().map(|pods| pods.list()).unwrap_or_default()
+    }
+
+    fn probed(&self) -> Vec<Probed> {
+        self.current().map(|pods| pods.probed()).unwrap_or_default()
     }
 }
 

@@ -12,6 +12,8 @@ pub(super) enum Kind {
     Counter,
     /// Goes up and down.
     Gauge,
+    /// Counts by class.
+    Histogram,
 }
 
 /// Families by name.
@@ -35,24 +37,32 @@ impl Families {
         time: Option<Timestamp>,
     ) {
         let family = self.0.entry(name).or_insert_with(|| Family { help, kind, samples: String::new() });
-        let samples = &mut family.samples;
-        samples.push_str(name);
-        for (index, (label, value)) in labels.iter().enumerate() {
-            samples.push(if index == 0 { '{' } else { ',' });
-            samples.push_str(label);
-            samples.push_str("=\"");
-            escape(value, samples);
-            samples.push('"');
+        sample(&mut family.samples, (name, ""), labels, value, time);
+    }
+
+    /// A distribution: how many were in each class and in none below it, how many there were, and their sum.
+    pub(super) fn add_histogram(
+        &mut self,
+        (name, kind, help): (&'static str, Kind, &'static str),
+        labels: &[(&str, &str)],
+        bounds: &[f64],
+        within: &[u64],
+        total: u64,
+        sum: f64,
+    ) {
+        let family = self.0.entry(name).or_insert_with(|| Family { help, kind, samples: String::new() });
+        let mut class = |bound: &str, value| {
+            let labels = [labels, &[("le", bound)]].concat();
+            sample(&mut family.samples, (name, "_bucket"), &labels, count(value), None);
+        };
+        let mut so_far = 0;
+        for (bound, value) in bounds.iter().zip(within) {
+            so_far += value;
+            class(&bound.to_string(), so_far);
         }
-        if !labels.is_empty() {
-            samples.push('}');
-        }
-        // Writing to a string can't fail.
-        let _ = write!(samples, " {value}");
-        if let Some(time) = time {
-            let _ = write!(samples, " {}", time.as_millisecond());
-        }
-        samples.push('\n');
+        class("+Inf", total);
+        sample(&mut family.samples, (name, "_sum"), labels, sum, None);
+        sample(&mut family.samples, (name, "_count"), labels, count(total), None);
     }
 
     /// All of them.
@@ -62,11 +72,39 @@ impl Families {
             let kind = match family.kind {
                 Kind::Counter => "counter",
                 Kind::Gauge => "gauge",
+                Kind::Histogram => "histogram",
             };
             let _ = write!(text, "# HELP {name} {}\n# TYPE {name} {kind}\n{}", family.help, family.samples);
         }
         text
     }
+}
+
+fn sample(
+    samples: &mut String,
+    (name, suffix): (&str, &str),
+    labels: &[(&str, &str)],
+    value: f64,
+    time: Option<Timestamp>,
+) {
+    samples.push_str(name);
+    samples.push_str(suffix);
+    for (index, (label, value)) in labels.iter().enumerate() {
+        samples.push(if index == 0 { '{' } else { ',' });
+        samples.push_str(label);
+        samples.push_str("=\"");
+        escape(value, samples);
+        samples.push('"');
+    }
+    if !labels.is_empty() {
+        samples.push('}');
+    }
+    // Writing to a string can't fail.
+    let _ = write!(samples, " {value}");
+    if let Some(time) = time {
+        let _ = write!(samples, " {}", time.as_millisecond());
+    }
+    samples.push('\n');
 }
 
 fn escape(value: &str, to: &mut String) {

@@ -20,11 +20,15 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Health, Healths, Kind, Tally,
     action::{self, Outcome},
+    counts::{Counts, PodCounts},
     is_probed, lasting,
 };
 use crate::{
     backoff,
-    pod::events::{self, Recorder},
+    pod::{
+        events::{self, Recorder},
+        spec::pod_ref,
+    },
     provider::{
         observed::{self, ObservedPod, State},
         runtime::ContainerRuntime,
@@ -41,6 +45,9 @@ pub(crate) struct Prober {
     wake: Arc<Notify>,
     board: Arc<Mutex<Healths>>,
     asked: BTreeMap<String, Asked>,
+    of_node: Arc<Counts>,
+    /// From the first probe to the pod's end.
+    counts: Option<Arc<PodCounts>>,
     tasks: JoinSet<()>,
 }
 
@@ -51,8 +58,9 @@ struct Asked {
 }
 
 impl Prober {
-    pub(crate) fn new(recorder: Recorder, wake: Arc<Notify>) -> Self {
-        Self { recorder, wake, board: Arc::default(), asked: BTreeMap::new(), tasks: JoinSet::new() }
+    pub(crate) fn new(recorder: Recorder, wake: Arc<Notify>, of_node: Arc<Counts>) -> Self {
+        let (board, asked) = (Arc::default(), BTreeMap::new());
+        Self { recorder, wake, board, asked, of_node, counts: None, tasks: JoinSet::new() }
     }
 
     /// What is known now.
@@ -63,6 +71,11 @@ impl Prober {
     /// Whether anything of the pod is asked now.
     pub(crate) fn is_asking(&self) -> bool {
         !self.asked.is_empty()
+    }
+
+    /// Nothing of the pod runs any more, nor will.
+    pub(crate) fn end(&mut self) {
+        self.counts = None;
     }
 
     /// Asks what runs, and nothing else.
@@ -108,6 +121,7 @@ impl Prober {
         });
         self.board.lock().unwrap_or_else(PoisonError::into_inner).0.insert(id.to_owned(), health);
         let ending = CancellationToken::new();
+        let counts = self.counts.get_or_insert_with(|| self.of_node.of(pod_ref(pod)));
         let subject = Subject {
             pod: Arc::clone(pod),
             container: container.clone(),
@@ -119,6 +133,7 @@ impl Prober {
             recorder: self.recorder.clone(),
             wake: Arc::clone(&self.wake),
             board: Arc::clone(&self.board),
+            counts: Arc::clone(counts),
             ending: ending.clone(),
         };
         Asked { task: self.tasks.spawn(subject.watch()), ending }
@@ -164,6 +179,7 @@ struct Subject {
     recorder: Recorder,
     wake: Arc<Notify>,
     board: Arc<Mutex<Healths>>,
+    counts: Arc<PodCounts>,
     ending: CancellationToken,
 }
 
@@ -236,7 +252,9 @@ impl Subject {
         let mut tally = Tally::default();
         loop {
             ticks.tick().await;
+            let begun = Instant::now();
             let Some(good) = self.attempt(kind, probe).await else { continue };
+            self.counts.add(&self.container.name, kind, good, begun.elapsed());
             if let Some(verdict) = tally.count(good, probe)
                 && tell(verdict).is_break()
             {

@@ -64,6 +64,7 @@ impl Worker {
         if status::is_terminal(Some(&wanted)) {
             // Nothing runs. Whoever reads this may send the next pod at once.
             self.shared.free(&self.entry.pod.uid);
+            self.prober.end();
         }
         self.write(pod, &wanted).await
     }
