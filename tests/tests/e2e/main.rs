@@ -25,6 +25,7 @@ mod usage;
 mod vk;
 mod vk_api;
 mod vk_chaos;
+mod vk_chart;
 mod vk_conformance;
 mod vk_health;
 mod vk_metrics;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         vk_health::TESTS,
         vk_conformance::TESTS,
         vk_node::TESTS,
+        vk_chart::TESTS,
         vk_metrics::TESTS,
         vk_pods::TESTS,
         vk_volumes::TESTS,

@@ -2,7 +2,8 @@
 //! smallest example of a provider that is given whole pods.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     net::{IpAddr, Ipv4Addr},
     sync::{Mutex, PoisonError},
 };
@@ -29,7 +30,7 @@ pub struct None(Mutex<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     pods: BTreeMap<PodRef, ObservedPod>,
-    next_address: u32,
+    addresses: HashSet<IpAddr>,
 }
 
 impl None {
@@ -62,7 +63,8 @@ impl PodService for None {
         let reference = reference(pod);
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !state.pods.contains_key(&reference) {
-            let address = address_in_status(pod).unwrap_or_else(|| state.new_address());
+            let address = address_in_status(pod).unwrap_or_else(|| state.new_address(&reference.uid));
+            state.addresses.insert(address);
             let observed = observed(pod, &reference, address);
             state.pods.insert(reference, observed);
         }
@@ -70,7 +72,12 @@ impl PodService for None {
     }
 
     async fn delete(&self, pod: &PodRef, _: u64) -> Result<(), ProviderError> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).pods.remove(pod);
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let removed = state.pods.remove(pod);
+        for address in removed.iter().flat_map(|removed| &removed.sandboxes).flat_map(|sandbox| &sandbox.ips)
+        {
+            state.addresses.remove(address);
+        }
         Ok(())
     }
 
@@ -85,10 +92,18 @@ impl PodService for None {
 }
 
 impl Inner {
-    fn new_address(&mut self) -> IpAddr {
-        let address = u32::from(FIRST_ADDRESS) + self.next_address % ADDRESSES;
-        self.next_address = self.next_address.wrapping_add(1);
-        IpAddr::V4(address.into())
+    /// One that no other pod here has. It begins at a place of the pod's own: what pods of other nodes have, or pods that another process before
+    /// this one was asked for, is not known.
+    fn new_address(&self, uid: &str) -> IpAddr {
+        let mut hasher = DefaultHasher::new();
+        uid.hash(&mut hasher);
+        let place = u32::try_from(hasher.finish() % u64::from(ADDRESSES)).unwrap_or(0);
+        let at = |offset: u32| IpAddr::V4((u32::from(FIRST_ADDRESS) + offset % ADDRESSES).into());
+        // With more pods than addresses, some share one.
+        (place..place + ADDRESSES)
+            .map(at)
+            .find(|address| !self.addresses.contains(address))
+            .unwrap_or(at(place))
     }
 }
 
@@ -174,7 +189,8 @@ mod tests {
         assert_eq!(observed.container("setup").unwrap().exit().unwrap().code, 0);
         assert!(observed.container("proxy").unwrap().is_running());
         assert!(observed.container("web").unwrap().is_running());
-        assert_eq!(observed.sandbox().unwrap().ips, ["198.18.0.1".parse::<IpAddr>().unwrap()]);
+        let first = observed.sandbox().unwrap().ips[0];
+        assert!(first.to_string().starts_with("198.1"), "{first}");
 
         pod.status = serde_json::from_value(json!({ "podIP": "198.18.0.7" })).unwrap();
         let restarted = None::new();
@@ -184,5 +200,43 @@ mod tests {
 
         restarted.delete(&reference(&pod), 30).await.unwrap();
         assert!(restarted.list().await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn no_two_pods_have_one_address_also_after_another_process_took_over() {
+        let pods: Vec<Pod> = (0..3000)
+            .map(|n| {
+                let metadata =
+                    json!({ "uid": format!("u{n}"), "namespace": "default", "name": format!("p{n}") });
+                serde_json::from_value(
+                    json!({ "metadata": metadata, "spec": { "containers": [{ "name": "main" }] } }),
+                )
+                .unwrap()
+            })
+            .collect();
+        let provider = None::new();
+        let address =
+            |listed: &BTreeMap<PodRef, ObservedPod>, pod| listed[&reference(pod)].sandbox().unwrap().ips[0];
+        for pod in &pods {
+            provider.create(pod).await.unwrap();
+        }
+        let listed = provider.list().await.unwrap();
+        let distinct: HashSet<_> = pods.iter().map(|pod| address(&listed, pod)).collect();
+        assert_eq!(distinct.len(), pods.len());
+
+        // The next process is asked for a new pod before those that have an address.
+        let next = None::new();
+        let (new, old) = (&pods[0], &pods[1]);
+        next.create(new).await.unwrap();
+        let mut adopted = old.clone();
+        adopted.status =
+            serde_json::from_value(json!({ "podIP": address(&listed, old).to_string() })).unwrap();
+        next.create(&adopted).await.unwrap();
+        let taken_over = next.list().await.unwrap();
+        assert_ne!(address(&taken_over, new), address(&taken_over, old));
+        for pod in [new, old] {
+            next.delete(&reference(pod), 0).await.unwrap();
+        }
+        assert!(next.0.lock().unwrap().addresses.is_empty());
     }
 }

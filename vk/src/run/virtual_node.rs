@@ -228,6 +228,16 @@ impl Acting<'_> {
         stop: &CancellationToken,
     ) -> anyhow::Result<()> {
         let readiness = &self.node.readiness;
+        // A replica that has its certificate can be asked for logs at once, so it goes before one that waits for an admin: for as long as a lease
+        // lasts, as there may be no other.
+        if let (Some(certificate), Some(timing)) = (self.certificate, self.node.config.leader_election) {
+            let mut certificate = certificate.clone();
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                _ = certificate.ready() => {}
+                () = tokio::time::sleep(timing.lease_duration) => {}
+            }
+        }
         loop {
             // Standing by is being ready.
             let standing_by = |holder: Result<&str, &str>| {
