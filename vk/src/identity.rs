@@ -30,6 +30,11 @@ use store::{Credential, Store, StoreError};
 
 /// File name, without extension, of the client certificate in the certificate folder.
 const CLIENT: &str = "spillway-vk-client";
+/// How often the clock is looked at while a certificate is good.
+const CLOCK_LOOK: Duration = Duration::from_mins(1);
+/// How long the API server may say nothing on a connection that an answer is waited for on. A watch hears from it once a minute (bookmarks), unless
+/// the way there is cut or the server was replaced behind it: without this, a watch would go on waiting for minutes after the way is open again.
+const SILENCE: Duration = Duration::from_secs(100);
 /// The readiness condition that this module sets.
 const CONDITION: &str = "identity";
 
@@ -311,7 +316,9 @@ async fn resolve(path: &Path, kubeconfig: Kubeconfig) -> Result<Config, Identity
         .map_err(|error| IdentityError::Kubeconfig { path: path.to_owned(), problem: chain(&error) })
 }
 
-fn connect(config: Config) -> Result<Client, IdentityError> {
+fn connect(mut config: Config) -> Result<Client, IdentityError> {
+    config.read_timeout = Some(SILENCE);
+    config.reset_reader_on_write = true;
     let server = config.cluster_url.to_string();
     Client::try_from(config).map_err(|source| IdentityError::Client { server, source: Box::new(source) })
 }
@@ -357,8 +364,16 @@ async fn write_kubeconfig(
 }
 
 async fn sleep_until(time: jiff::Timestamp) {
-    let left = time.duration_since(jiff::Timestamp::now());
-    tokio::time::sleep(Duration::try_from(left).unwrap_or_default()).await;
+    sleep_until_by(jiff::Timestamp::now, time).await;
+}
+
+/// The clock is looked at again and again: a machine may start with a wrong one, and a certificate may not run out because of that.
+async fn sleep_until_by(now: impl Fn() -> jiff::Timestamp, time: jiff::Timestamp) {
+    while let Ok(left) = Duration::try_from(time.duration_since(now()))
+        && !left.is_zero()
+    {
+        tokio::time::sleep(left.min(CLOCK_LOOK)).await;
+    }
 }
 
 /// An error with its causes in one line.

@@ -234,3 +234,38 @@ async fn start_up_errors_say_what_and_where() {
     assert!(text.starts_with("can't use kubeconfig /nonexistent/kubeconfig: "), "{text}");
     assert!(text.contains("No such file"), "{text}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_is_set_right_lets_no_certificate_run_out() {
+    let begun = tokio::time::Instant::now();
+    // A machine that starts years back, and is told the time after ten minutes.
+    let clock = || {
+        let up = begun.elapsed().as_secs();
+        let known = if up < 600 { 0 } else { 1_000_000_000 };
+        jiff::Timestamp::from_second(known + i64::try_from(up).unwrap()).unwrap()
+    };
+    sleep_until_by(clock, jiff::Timestamp::from_second(900_000_000).unwrap()).await;
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_mins(10) && took <= Duration::from_mins(10) + CLOCK_LOOK, "{took:?}");
+    sleep_until_by(clock, jiff::Timestamp::from_second(5).unwrap()).await;
+    assert_eq!(begun.elapsed(), took, "that is past");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_stays_silent_is_given_up() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let mut held = Vec::new();
+        loop {
+            held.push(listener.accept().await.unwrap());
+        }
+    });
+    let client = connect(Config::new(url.parse().unwrap())).unwrap();
+    let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(client);
+    let begun = tokio::time::Instant::now();
+    nodes.get("vk1").await.unwrap_err();
+    assert!(begun.elapsed() >= SILENCE, "{:?}", begun.elapsed());
+}

@@ -389,7 +389,7 @@ impl<'a> Planner<'a> {
                 }
             }
             State::Exited(exit) if restarts(self.spec, container, is_init, exit.code) => {
-                match self.loops.wait(last, exit).filter(|(_, until)| *until > self.now) {
+                match self.loops.wait(last, exit).filter(|wait| is_ahead(*wait, self.now)) {
                     Some((delay, until)) => {
                         self.wait.push(Wait { name: container.name.clone(), until, delay });
                     }
@@ -418,6 +418,13 @@ impl<'a> Planner<'a> {
         };
         Kill { name: container.name.clone(), id: run.id.clone(), message, failed: Some(failed) }
     }
+}
+
+/// Whether a wait is still going on. If it were to be longer than all of it, the clock was set back since it began: then nobody knows how long it
+/// has been, and the container must not wait until the clock is where it was.
+fn is_ahead((delay, until): (Duration, Timestamp), now: Timestamp) -> bool {
+    let left = until.duration_since(now);
+    left.is_positive() && left.unsigned_abs() <= delay
 }
 
 /// Who has to have ended before each of these running containers is told to: sidecars go after all containers proper, and in the

@@ -150,6 +150,15 @@ fn a_container_in_a_crash_loop_waits_while_others_run() {
 }
 
 #[test]
+fn a_clock_that_was_set_back_keeps_no_container_waiting() {
+    let spec = spec("Always", &[], &["a"]);
+    let ended = |to| seen(true, vec![container("a", 2, exited(1, to - 5, to))]);
+    assert_eq!(planned(&spec, &ended(100)), "a waits until 120", "it ended now");
+    assert_eq!(planned(&spec, &ended(4000)), "start a:3", "it ended an hour from now");
+    assert_eq!(planned(&spec, &ended(79)), "start a:3", "it has waited");
+}
+
+#[test]
 fn a_lost_sandbox_is_replaced_if_anything_shall_run_again() {
     let check = |policy: &str, containers, expected: &str| {
         assert_eq!(planned(&spec(policy, &[], &["a"]), &seen(false, containers)), expected, "{policy}");
