@@ -15,3 +15,4 @@ mod notify;
 pub mod pod;
 pub mod provider;
 pub mod run;
+mod watching;

@@ -30,6 +30,7 @@ mod vk_conformance;
 mod vk_health;
 mod vk_metrics;
 mod vk_node;
+mod vk_outage;
 mod vk_pods;
 mod vk_volumes;
 
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         vk_conformance::TESTS,
         vk_node::TESTS,
         vk_chart::TESTS,
+        vk_outage::TESTS,
         vk_metrics::TESTS,
         vk_pods::TESTS,
         vk_volumes::TESTS,

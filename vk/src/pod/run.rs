@@ -38,6 +38,7 @@ use crate::{
         Provider, ProviderError,
         observed::{ObservedPod, PodRef, State},
     },
+    watching,
 };
 
 /// The provider's complete list is read this often where there is no news.
@@ -70,8 +71,10 @@ impl Pods {
 
         let mut tasks = JoinSet::new();
         let (services, writer) = reflector::store::<Service>();
-        let watched =
-            reflector::reflector(writer, watcher(Api::all(self.client.clone()), watcher::Config::default()));
+        let watched = reflector::reflector(
+            writer,
+            watching::watch(Api::all(self.client.clone()), watcher::Config::default()),
+        );
         tasks.spawn(drain("the watch of services", watched.default_backoff().boxed()));
         let (recorder, writer) = events::channel(self.client.clone(), &self.settings.node_name);
         let writer_stop = stop.clone();
@@ -103,7 +106,7 @@ impl Pods {
             Crew { pods: Arc::clone(&self), shared, tasks, uids: HashMap::new(), stop: stop.clone() };
         let api: Api<Pod> = Api::all(self.client.clone());
         let of_node = format!("spec.nodeName={}", self.settings.node_name);
-        let watched = watcher(api, watcher::Config::default().fields(&of_node)).default_backoff();
+        let watched = watching::watch(api, watcher::Config::default().fields(&of_node)).default_backoff();
         let mut watched = std::pin::pin!(watched);
         let mut known = Known::default();
         loop {

@@ -24,6 +24,7 @@ use tokio::{
 };
 
 use super::{Missing, Objects};
+use crate::watching;
 
 /// Pods that run shorter than this are not worth a watch.
 const SETTLE: Duration = Duration::from_secs(3);
@@ -278,7 +279,7 @@ async fn watch<T>(
 {
     tokio::time::sleep(settle).await;
     let config = watcher::Config::default().fields(&format!("metadata.name={}", key.name));
-    let mut events = std::pin::pin!(watcher(api, config).default_backoff());
+    let mut events = std::pin::pin!(watching::watch(api, config).default_backoff());
     let mut listed = false;
     while let Some(event) = events.next().await {
         let Some(inner) = inner.upgrade() else { return };

@@ -15,6 +15,8 @@ struct Api1 {
     version: Arc<AtomicU64>,
     object: Arc<Mutex<Option<Value>>>,
     watchers: Arc<Mutex<Vec<mpsc::UnboundedSender<Value>>>>,
+    /// Versions before this one are gone.
+    gone_before: Arc<AtomicU64>,
 }
 
 impl Api1 {
@@ -34,6 +36,14 @@ impl Api1 {
         self.watchers.lock().unwrap().retain(|watcher| watcher.send(event.clone()).is_ok());
     }
 
+    /// A change that no watch tells. All end, and none can go on from there.
+    fn set_unheard(&self, text: Option<&str>) {
+        let watchers = std::mem::take(&mut *self.watchers.lock().unwrap());
+        self.set(text);
+        self.gone_before.store(self.version.load(Ordering::SeqCst) + 9, Ordering::SeqCst);
+        drop(watchers);
+    }
+
     fn client(&self) -> (Client, Calls) {
         let api = self.clone();
         fake_api::client(move |call| {
@@ -42,6 +52,11 @@ impl Api1 {
                 return Answer::status(403, "Forbidden");
             }
             if call.query.contains("watch=true") {
+                let since = call.query.split('&').find_map(|part| part.strip_prefix("resourceVersion="));
+                let since: u64 = since.and_then(|text| text.parse().ok()).unwrap_or(0);
+                if since < api.gone_before.load(Ordering::SeqCst) {
+                    return Answer::status(410, "Expired");
+                }
                 let (sender, receiver) = mpsc::unbounded_channel();
                 api.watchers.lock().unwrap().push(sender);
                 return Answer::Events(receiver);
@@ -179,6 +194,23 @@ async fn what_changed_before_the_watch_began_is_heard_too() {
         tokio::time::timeout(Duration::from_secs(30), wake.notified()).await.unwrap();
         assert!(following.is_stale());
         assert_eq!(text(&case.load().await).as_deref(), change);
+    }
+}
+
+#[tokio::test]
+async fn what_changed_while_no_watch_could_go_on_is_heard_too() {
+    for change in [Some("2"), None] {
+        let case = Case::new();
+        case.api.set(Some("1"));
+        let objects = case.load().await;
+        let wake = Arc::new(Notify::new());
+        let following = case.watches.follow("ns", &objects, &wake);
+        wait(|| case.watchers() == 1).await;
+        case.api.set_unheard(change);
+        tokio::time::timeout(Duration::from_mins(1), wake.notified()).await.unwrap();
+        assert!(following.is_stale());
+        assert_eq!(text(&case.load().await).as_deref(), change);
+        wait(|| case.watchers() == 1).await;
     }
 }
 

@@ -24,6 +24,7 @@ use crate::provider::{
 };
 
 use api::Api;
+pub(super) use api::Gone;
 
 /// Waits until something holds.
 pub(super) async fn wait(holds: impl Fn() -> bool) {

@@ -12,6 +12,15 @@ use tokio::sync::mpsc;
 
 use crate::fake_api::{self, Answer, Call};
 
+/// How an API server says that a version is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::pod::worker::tests) enum Gone {
+    /// By the first event of a watch.
+    AsEvent,
+    /// Instead of a watch.
+    AsAnswer,
+}
+
 #[derive(Default)]
 struct Cluster {
     pods: BTreeMap<String, Value>,
@@ -26,6 +35,10 @@ struct Cluster {
     told: Vec<(u64, Value)>,
     version: u64,
     fail_lists: bool,
+    /// Watchers are told nothing.
+    silent: bool,
+    /// What happened up to this version is forgotten, and how that is said.
+    gone_before: Option<(u64, Gone)>,
     uids: HashSet<String>,
 }
 
@@ -82,6 +95,19 @@ impl Api {
         self.lock().fail_lists = fail;
     }
 
+    /// From now on watchers hear nothing.
+    pub(in crate::pod::worker::tests) fn be_silent(&self) {
+        self.lock().silent = true;
+    }
+
+    /// Ends all watches. The next ones hear what they missed, or that it is gone.
+    pub(in crate::pod::worker::tests) fn end_watches(&self, gone: Option<Gone>) {
+        let mut cluster = self.lock();
+        cluster.silent = false;
+        cluster.gone_before = gone.map(|gone| (cluster.version, gone));
+        cluster.watchers.clear();
+    }
+
     pub(in crate::pod::worker::tests) fn status(&self, uid: &str) -> Value {
         self.lock().pods.get(uid).map(|pod| pod["status"].clone()).unwrap_or_default()
     }
@@ -136,6 +162,18 @@ impl Api {
                 let (sender, receiver) = mpsc::unbounded_channel();
                 let since = call.query.split('&').find_map(|part| part.strip_prefix("resourceVersion="));
                 let since: u64 = since.and_then(|text| text.parse().ok()).unwrap_or(0);
+                match cluster.gone_before {
+                    Some((before, Gone::AsAnswer)) if since < before => {
+                        return Answer::status(410, "Expired");
+                    }
+                    Some((before, Gone::AsEvent)) if since < before => {
+                        let status = json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410,
+                            "reason": "Expired", "message": "too old resource version", "metadata": {} });
+                        sender.send(json!({ "type": "ERROR", "object": status })).unwrap();
+                        return Answer::Events(receiver);
+                    }
+                    _ => {}
+                }
                 for (_, event) in cluster.told.iter().filter(|(version, _)| *version > since) {
                     sender.send(event.clone()).unwrap();
                 }
@@ -173,7 +211,8 @@ impl Api {
 impl Cluster {
     fn tell(&mut self, kind: &str, pod: &Value) {
         let event = json!({ "type": kind, "object": pod });
-        self.watchers.retain(|watcher| watcher.send(event.clone()).is_ok());
+        let silent = self.silent;
+        self.watchers.retain(|watcher| silent || watcher.send(event.clone()).is_ok());
         self.told.push((self.version, event));
     }
 
