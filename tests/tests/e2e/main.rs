@@ -28,6 +28,7 @@ mod vk_chaos;
 mod vk_chart;
 mod vk_conformance;
 mod vk_health;
+mod vk_kubectl;
 mod vk_metrics;
 mod vk_node;
 mod vk_outage;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
         clock::TESTS,
         vk::TESTS,
         vk_api::TESTS,
+        vk_kubectl::TESTS,
         vk_health::TESTS,
         vk_conformance::TESTS,
         vk_node::TESTS,
