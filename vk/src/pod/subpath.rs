@@ -7,7 +7,7 @@ use std::{
         fd::{AsRawFd as _, OwnedFd},
         unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     },
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use nix::{
@@ -124,8 +124,25 @@ pub fn open(folder: &Path, path: &Path) -> Result<OwnedFd, (Step, io::Error)> {
     let root: OwnedFd = root.into();
     match beneath(&root, path, OFlag::O_PATH) {
         Err(Errno::ENOENT) => make(&root, path, mode).map_err(|error| (Step::Create, error.into())),
+        Err(Errno::EXDEV) => back(folder, &root, path).map_err(|error| (Step::Prepare, error.into())),
         result => result.map_err(|error| (Step::Prepare, error.into())),
     }
+}
+
+/// What leads out of the folder and back into it, as an absolute link to something in the folder does. The way is found by names, which may
+/// change meanwhile; what is opened in the end is below the folder without any link, whatever they mean by then.
+fn back(folder: &Path, root: &OwnedFd, path: &Path) -> nix::Result<OwnedFd> {
+    if path.components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir)) {
+        return Err(Errno::EXDEV);
+    }
+    let real = |path: &Path| fs::canonicalize(path).map_err(|_| Errno::EXDEV);
+    let target = real(&folder.join(path))?;
+    let inside = target.strip_prefix(real(folder)?).map_err(|_| Errno::EXDEV)?;
+    let inside = if inside.as_os_str().is_empty() { Path::new(".") } else { inside };
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+    openat2(root, inside, how)
 }
 
 /// Nothing on the way leads out of the folder, be it a link, `..` or `/proc`: the kernel sees to it, at one moment.

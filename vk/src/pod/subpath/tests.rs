@@ -42,6 +42,46 @@ fn is_mounted(path: &Path) -> bool {
 }
 
 #[test]
+fn what_leads_back_into_the_volume_is_followed() {
+    let root = tempfile::tempdir().unwrap();
+    let volume = root.path().join("volume");
+    fs::create_dir_all(volume.join("data/deep")).unwrap();
+    fs::create_dir(root.path().join("volume-2")).unwrap();
+    fs::write(volume.join("data/file"), "x").unwrap();
+    for (target, name) in [
+        (volume.join("data"), "link"),
+        (volume.clone(), "all"),
+        (volume.join("data/../../secret"), "out"),
+        (root.path().join("volume-2"), "neighbour"),
+        (volume.join("none"), "dangling"),
+        (volume.join("loop"), "loop"),
+    ] {
+        symlink(target, volume.join(name)).unwrap();
+    }
+    fs::write(root.path().join("secret"), "x").unwrap();
+    // Also when the volume itself is reached through a link.
+    let alias = root.path().join("alias");
+    symlink(&volume, &alias).unwrap();
+    let same = |opened: OwnedFd, path: &str| {
+        let opened = fs::File::from(opened).metadata().unwrap();
+        let wanted = fs::metadata(volume.join(path)).unwrap();
+        (opened.ino(), opened.dev()) == (wanted.ino(), wanted.dev())
+    };
+    for volume in [&volume, &alias] {
+        for (path, wanted) in
+            [("link", "data"), ("link/file", "data/file"), ("link/deep", "data/deep"), ("all", ".")]
+        {
+            assert!(same(open(volume, Path::new(path)).unwrap(), wanted), "{path}");
+        }
+        for path in ["out", "neighbour", "dangling", "loop", "link/none", "link/../../secret", "/etc/passwd"]
+        {
+            assert!(open(volume, Path::new(path)).is_err(), "{path}");
+        }
+    }
+    assert!(!root.path().join("volume/data/none").exists(), "nothing is made behind such a link");
+}
+
+#[test]
 fn sub_paths_do_not_lead_out() {
     let root = tempfile::tempdir().unwrap();
     let volume = root.path().join("volume");

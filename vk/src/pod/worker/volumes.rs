@@ -103,12 +103,16 @@ impl Worker {
         if let Some(known) = self.memory.deep_read_only {
             return Ok(known);
         }
+        // A debug container that asks may come later.
+        if !asks_deep_read_only(pod) {
+            return Ok(false);
+        }
         let known = match &self.shared.provider {
-            Provider::Runtime(runtime) if asks_deep_read_only(pod) => {
+            Provider::Runtime(runtime) => {
                 let handler = self.runtime_handler(pod).await?;
                 Arc::clone(runtime).recursive_read_only(&handler).await?
             }
-            _ => false,
+            Provider::PodService(_) => false,
         };
         self.memory.deep_read_only = Some(known);
         Ok(known)
@@ -186,18 +190,22 @@ impl Worker {
 fn asks_deep_read_only(pod: &Pod) -> bool {
     let Some(spec) = &pod.spec else { return false };
     let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    let mut mounts = containers.flat_map(|container| container.volume_mounts.iter().flatten());
+    let mounts = containers.flat_map(|container| container.volume_mounts.iter().flatten());
+    let debuggers = spec.ephemeral_containers.iter().flatten();
+    let mut mounts = mounts.chain(debuggers.flat_map(|debugger| debugger.volume_mounts.iter().flatten()));
     mounts.any(|mount| mount.recursive_read_only.as_deref().is_some_and(|mode| mode != "Disabled"))
 }
 
 /// Whether what the node has for pods matters to the pod: to a `resourceFieldRef`, or to the size of a tmpfs.
 fn names_resources(pod: &Pod) -> bool {
     let Some(spec) = &pod.spec else { return false };
+    let debuggers = spec.ephemeral_containers.iter().flatten();
     let in_env = spec
         .containers
         .iter()
         .chain(spec.init_containers.iter().flatten())
         .flat_map(|container| container.env.iter().flatten())
+        .chain(debuggers.flat_map(|debugger| debugger.env.iter().flatten()))
         .any(|variable| {
             variable.value_from.as_ref().is_some_and(|source| source.resource_field_ref.is_some())
         });
@@ -216,4 +224,26 @@ fn names_resources(pod: &Pod) -> bool {
                     of_items(source.downward_api.as_ref().and_then(|source| source.items.as_ref()))
                 })
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_a_debug_container_asks_for_is_looked_up_too() {
+        let pod = |debugger: serde_json::Value| -> Pod {
+            let spec = json!({ "containers": [{ "name": "c" }], "ephemeralContainers": [debugger] });
+            serde_json::from_value(json!({ "spec": spec })).unwrap()
+        };
+        let plain = pod(json!({ "name": "d", "volumeMounts": [{ "name": "v", "mountPath": "/v" }] }));
+        assert!(!asks_deep_read_only(&plain) && !names_resources(&plain));
+        let mount =
+            json!({ "name": "v", "mountPath": "/v", "readOnly": true, "recursiveReadOnly": "Enabled" });
+        assert!(asks_deep_read_only(&pod(json!({ "name": "d", "volumeMounts": [mount] }))));
+        let limit = json!({ "name": "L", "valueFrom": { "resourceFieldRef": { "resource": "limits.cpu" } } });
+        assert!(names_resources(&pod(json!({ "name": "d", "env": [limit] }))));
+    }
 }
