@@ -201,7 +201,7 @@ fn positive_duration(text: &str) -> Result<Duration, String> {
 }
 
 /// As Go writes durations, and so all flags of Kubernetes: `15s`, `1m30s`, `500ms`, `1.5h`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let problem = || format!("{text:?} is no duration, such as 15s, 1m30s or 500ms");
     if text == "0" {
         return Ok(Duration::ZERO);

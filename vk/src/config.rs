@@ -12,7 +12,7 @@ use std::{
 
 use k8s_openapi::{api::core::v1::Taint, apimachinery::pkg::api::resource::Quantity};
 
-use crate::{args::Args, node::pressure::Thresholds, provider::cri::CriConfig};
+use crate::{args::Args, node::pressure::Thresholds, pod::image_gc::ImageGc, provider::cri::CriConfig};
 
 mod devices;
 mod file;
@@ -65,6 +65,8 @@ pub struct Config {
     pub cluster_dns: Vec<IpAddr>,
     /// DNS domain of the cluster.
     pub cluster_domain: String,
+    /// When unused images go.
+    pub image_gc: ImageGc,
     /// Folder for pods' volumes.
     pub root_dir: PathBuf,
     /// How many pods may be started or removed at a time.

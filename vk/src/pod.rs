@@ -14,6 +14,7 @@ mod events;
 mod files;
 mod fit;
 mod host_path;
+pub mod image_gc;
 mod ledger;
 mod lifecycle;
 mod mounts;
@@ -36,6 +37,7 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Du
 
 use k8s_openapi::api::core::v1::Pod;
 
+use self::image_gc::ImageGc;
 use crate::{lead::Lead, provider::Provider};
 
 pub use probe::counts::{BOUNDS, Count as ProbeCount, Probed};
@@ -61,6 +63,8 @@ pub struct Settings {
     pub concurrent_changes: usize,
     /// How often the provider's complete list is read, although its news should tell everything.
     pub relist: Duration,
+    /// When unused images go.
+    pub image_gc: ImageGc,
     /// Whether this process may act.
     pub lead: Lead,
 }
@@ -78,6 +82,7 @@ impl Settings {
             devices: BTreeMap::new(),
             concurrent_changes: 8,
             relist: Duration::from_secs(30),
+            image_gc: ImageGc::default(),
             lead: Lead::always(),
         }
     }

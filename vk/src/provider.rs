@@ -9,6 +9,7 @@
 
 pub mod cri;
 pub mod facts;
+pub mod images;
 pub mod none;
 pub mod observed;
 pub mod runtime;

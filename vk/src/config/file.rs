@@ -1,6 +1,6 @@
 //! The shape of the configuration file. Values are checked while they are parsed, so that every error carries its line.
 
-use std::{collections::BTreeMap, net::IpAddr, path::Path};
+use std::{collections::BTreeMap, net::IpAddr, path::Path, time::Duration};
 
 use k8s_openapi::{api::core::v1::Taint, apimachinery::pkg::api::resource::Quantity};
 use serde::{Deserialize, de::DeserializeOwned};
@@ -8,6 +8,7 @@ use serde_saphyr::{SnippetMode, UserMessageFormatter};
 
 use super::ConfigError;
 use crate::{
+    args,
     node::pressure::{Signal, Threshold},
     pod::resources,
     provider::cri::CriConfig,
@@ -32,6 +33,16 @@ pub(super) struct File {
     pub(super) max_pods: Option<u32>,
     pub(super) quota: BTreeMap<String, Amount>,
     pub(super) eviction_hard: Option<BTreeMap<SignalName, Limit>>,
+    #[serde(rename = "imageGCHighThresholdPercent")]
+    pub(super) image_gc_high_threshold_percent: Option<Percent>,
+    #[serde(rename = "imageGCLowThresholdPercent")]
+    pub(super) image_gc_low_threshold_percent: Option<Percent>,
+    #[serde(rename = "imageMinimumGCAge")]
+    pub(super) image_minimum_gc_age: Option<Span>,
+    #[serde(rename = "imageMaximumGCAge")]
+    pub(super) image_maximum_gc_age: Option<Span>,
+    #[serde(rename = "imageGCAllImages")]
+    pub(super) image_gc_all_images: bool,
     pub(super) nodes: Option<Vec<FileNode>>,
 }
 
@@ -109,6 +120,33 @@ impl TryFrom<String> for Limit {
         amount
             .map(|amount| Self(Threshold::Amount(amount)))
             .ok_or_else(|| format!("{:?} is too much", quantity.0))
+    }
+}
+
+/// 0 … 100.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(try_from = "u64")]
+pub(super) struct Percent(pub(super) u8);
+
+impl TryFrom<u64> for Percent {
+    type Error = String;
+
+    fn try_from(number: u64) -> Result<Self, String> {
+        let percent = u8::try_from(number).ok().filter(|percent| *percent <= 100);
+        percent.map(Self).ok_or_else(|| format!("{number} is no percentage: write 0 to 100"))
+    }
+}
+
+/// A duration as Kubernetes writes it.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct Span(pub(super) Duration);
+
+impl TryFrom<String> for Span {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        args::duration(&text).map(Self)
     }
 }
 

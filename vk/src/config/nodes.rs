@@ -13,7 +13,8 @@ use super::{
 };
 use crate::{
     args::Args,
-    node::pressure::{self, Thresholds},
+    node::pressure::{self, Signal, Thresholds},
+    pod::image_gc::ImageGc,
     provider::cri::CriConfig,
 };
 
@@ -135,6 +136,7 @@ impl Base<'_> {
                 .clone()
                 .or(file.cluster_domain.clone())
                 .unwrap_or_else(|| "cluster.local".to_owned()),
+            image_gc: image_gc(file)?,
             root_dir: if self.several {
                 own_folder(args.root_dir.join("nodes"))
             } else {
@@ -191,6 +193,33 @@ fn thresholds(file: &File) -> Thresholds {
         Some(given) => given.iter().map(|(signal, limit)| (signal.0, limit.0)).collect(),
         None => pressure::defaults(),
     }
+}
+
+/// As a kubelet's settings of the same names, which also are its defaults.
+fn image_gc(file: &File) -> Result<ImageGc, ConfigError> {
+    let usual = ImageGc::default();
+    let high_percent = file.image_gc_high_threshold_percent.map_or(usual.high_percent, |percent| percent.0);
+    let low_percent = file.image_gc_low_threshold_percent.map_or(usual.low_percent, |percent| percent.0);
+    if low_percent >= high_percent {
+        return Err(ConfigError::Value(format!(
+            "imageGCLowThresholdPercent ({low_percent}) must be less than imageGCHighThresholdPercent ({high_percent})"
+        )));
+    }
+    let minimum_age = file.image_minimum_gc_age.map_or(usual.minimum_age, |age| age.0);
+    let maximum_age = file.image_maximum_gc_age.map_or(usual.maximum_age, |age| age.0);
+    if !maximum_age.is_zero() && maximum_age <= minimum_age {
+        return Err(ConfigError::Value(format!(
+            "imageMaximumGCAge ({maximum_age:?}) must be more than imageMinimumGCAge ({minimum_age:?}), or 0s: never"
+        )));
+    }
+    Ok(ImageGc {
+        high_percent,
+        low_percent,
+        minimum_age,
+        maximum_age,
+        all_images: file.image_gc_all_images,
+        shortage: thresholds(file).get(&Signal::ImageFs).copied(),
+    })
 }
 
 fn kubelet_api(args: &Args, address: SocketAddr) -> KubeletApiConfig {

@@ -44,6 +44,7 @@ pub fn changes(running: &[Config], wanted: &[Config]) -> Changes {
             ("provider, or its settings,", next.provider == wanted.provider),
             ("kubelet port or address", next.kubelet_api == wanted.kubelet_api),
             ("clusterDNS", next.cluster_dns == wanted.cluster_dns),
+            ("image GC", next.image_gc == wanted.image_gc),
             ("clusterDomain", next.cluster_domain == wanted.cluster_domain),
         ] {
             if !same {

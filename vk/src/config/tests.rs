@@ -1,6 +1,7 @@
 use clap::Parser as _;
 
 use super::*;
+use crate::node::pressure::Threshold;
 
 fn load(flags: &[&str], file: &str) -> Result<Config, ConfigError> {
     load_all(flags, file).map(|mut nodes| {
@@ -86,6 +87,8 @@ fn errors_name_line_column_key_and_remedy() {
         ("nodeIP: here\n", "1:9: "),
         ("evictionHard: {memory.free: 1Gi}\n", "\"memory.free\" is no signal"),
         ("evictionHard: {memory.available: 120%}\n", "\"120%\" is no percentage"),
+        ("imageGCHighThresholdPercent: 101\n", "101 is no percentage"),
+        ("imageMinimumGCAge: soon\n", "\"soon\" is no duration"),
         ("taints:\n- {key: a, effect: Never}\n", "NoSchedule, NoExecute or PreferNoSchedule"),
         ("nodeName: [a\n", ""),
     ];
@@ -187,6 +190,26 @@ fn nodes_that_can_t_live_together_are_refused() {
     assert!(problem(&["--bootstrap-kubeconfig", "/b", "--kubeconfig", "/k"], TWO).contains("leave it out"));
     assert!(problem(&[], "nodes: [{nodeIP: 10.0.0.1}]\n").contains("is no DNS name"));
     assert!(problem(&[], "nodes: [{name: a, port: 1}]\n").contains("unknown field `port`"));
+}
+
+#[test]
+fn image_gc_has_a_kubelet_s_settings() {
+    let of = |file: &str| load(&["--nodename", "a"], file).unwrap().image_gc;
+    let usual = of("");
+    assert_eq!((usual.high_percent, usual.low_percent, usual.all_images), (85, 80, false));
+    assert_eq!(usual.shortage, Some(Threshold::Percent(5.0)));
+    let given = of("evictionHard: {}\nimageGCHighThresholdPercent: 70\nimageGCLowThresholdPercent: 60\n\
+         imageMinimumGCAge: 1m\nimageMaximumGCAge: 168h\nimageGCAllImages: true\n");
+    assert_eq!((given.high_percent, given.low_percent, given.all_images), (70, 60, true));
+    assert_eq!((given.minimum_age.as_secs(), given.maximum_age.as_secs()), (60, 7 * 24 * 3600));
+    assert_eq!(given.shortage, None);
+    for (file, message) in [
+        ("imageGCLowThresholdPercent: 90\n", "imageGCLowThresholdPercent (90) must be less than"),
+        ("imageMaximumGCAge: 1m\n", "imageMaximumGCAge (60s) must be more than imageMinimumGCAge (120s)"),
+    ] {
+        let told = load(&["--nodename", "a"], file).unwrap_err().to_string();
+        assert!(told.starts_with(message), "{told}");
+    }
 }
 
 #[test]

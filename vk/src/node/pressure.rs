@@ -101,8 +101,9 @@ impl Watcher {
     }
 }
 
+/// Whether less is left than should be.
 #[allow(clippy::cast_precision_loss)] // A percentage of bytes.
-fn is_short(share: Share, threshold: Threshold) -> bool {
+pub(crate) fn is_short(share: Share, threshold: Threshold) -> bool {
     match threshold {
         Threshold::Amount(amount) => share.available < amount,
         Threshold::Percent(percent) => (share.available as f64) < share.capacity as f64 * percent / 100.0,

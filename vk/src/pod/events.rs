@@ -107,6 +107,18 @@ impl Recorder {
         self.tell(pod, Some(ephemeral::field_path(pod, name)), kind, reason, message);
     }
 
+    /// A warning about the node, which has no namespace: kubelets' are in `default`, under the node's name as its UID.
+    pub(crate) fn node(&self, name: &str, reason: &str, message: &str) {
+        let about = ObjectReference {
+            kind: Some("Node".to_owned()),
+            namespace: Some("default".to_owned()),
+            name: Some(name.to_owned()),
+            uid: Some(name.to_owned()),
+            ..Default::default()
+        };
+        self.send(about, None, Kind::Warning, reason, message);
+    }
+
     fn tell(&self, pod: &Pod, field: Option<String>, kind: Kind, reason: &str, message: &str) {
         let about = ObjectReference {
             api_version: Some("v1".to_owned()),
@@ -117,8 +129,12 @@ impl Recorder {
             resource_version: pod.metadata.resource_version.clone(),
             field_path: field.clone(),
         };
+        self.send(about, field, kind, reason, message);
+    }
+
+    fn send(&self, about: ObjectReference, field: Option<String>, kind: Kind, reason: &str, message: &str) {
         let key = Key {
-            uid: pod.metadata.uid.clone().unwrap_or_default(),
+            uid: about.uid.clone().unwrap_or_default(),
             field,
             kind,
             reason: reason.to_owned(),

@@ -109,11 +109,38 @@ fn is_path_component(text: &str) -> bool {
 /// Registry and path of an image's name: the first part is a registry if it looks like a host.
 fn split(image: &str) -> (String, String) {
     match image.split_once('/') {
-        Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => {
+        // No repository is called so, but hosts may be.
+        Some((host, path))
+            if host.contains(['.', ':'])
+                || host == "localhost"
+                || host.bytes().any(|byte| byte.is_ascii_uppercase()) =>
+        {
             (host.to_owned(), path.to_owned())
         }
         Some(_) => ("docker.io".to_owned(), image.to_owned()),
         None => ("docker.io".to_owned(), format!("library/{image}")),
+    }
+}
+
+/// Where an image comes from, without its tag and digest.
+pub(crate) fn repository(image: &str) -> String {
+    let rest = image.split_once('@').map_or(image, |(rest, _)| rest);
+    let name = match rest.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => name,
+        _ => rest,
+    };
+    let (host, path) = split(name);
+    format!("{host}/{path}")
+}
+
+/// An image as runtimes list it: with registry, and tag or digest.
+pub(crate) fn full_name(image: &str) -> String {
+    let (rest, digest) = image.split_once('@').map_or((image, None), |(rest, digest)| (rest, Some(digest)));
+    let repository = repository(rest);
+    match (digest, rest.rsplit_once(':')) {
+        (Some(digest), _) => format!("{repository}@{digest}"),
+        (None, Some((_, tag))) if !tag.contains('/') => format!("{repository}:{tag}"),
+        (None, _) => format!("{repository}:latest"),
     }
 }
 
@@ -183,7 +210,20 @@ mod tests {
         assert!(
             invalid_name("BusyBox").unwrap().ends_with("repository name (library/BusyBox) must be lowercase")
         );
+        assert!(invalid_name("Upper/Case:1").unwrap().ends_with("repository name (Case) must be lowercase"));
         assert!(invalid_name(&"a".repeat(64)).is_some());
+    }
+
+    #[test]
+    fn a_name_is_told_in_full() {
+        for (name, repository_of, full) in [
+            ("busybox", "docker.io/library/busybox", "docker.io/library/busybox:latest"),
+            ("me/app:1", "docker.io/me/app", "docker.io/me/app:1"),
+            ("10.0.0.1:5000/a/b", "10.0.0.1:5000/a/b", "10.0.0.1:5000/a/b:latest"),
+            ("r.example/a:1@sha256:00", "r.example/a", "r.example/a@sha256:00"),
+        ] {
+            assert_eq!((repository(name).as_str(), full_name(name).as_str()), (repository_of, full));
+        }
     }
 
     #[test]

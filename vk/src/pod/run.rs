@@ -24,7 +24,7 @@ use super::{
     Pods, PodsError,
     access::Access,
     devices::Devices,
-    events, files,
+    events, files, image_gc,
     ledger::{Ledger, Need},
     objects::Reader,
     ports::Ports,
@@ -102,6 +102,8 @@ impl Pods {
             scheme,
             machine_memory: machine_memory(),
         });
+        settle_images(&shared).await;
+        tasks.spawn(tend_images(Arc::clone(&shared)));
         let mut crew =
             Crew { pods: Arc::clone(&self), shared, tasks, uids: HashMap::new(), stop: stop.clone() };
         let api: Api<Pod> = Api::all(self.client.clone());
@@ -303,6 +305,33 @@ fn look(seen: &ObservedPod) -> Vec<String> {
     let mut look: Vec<String> = sandboxes.chain(containers).collect();
     look.sort();
     look
+}
+
+/// What is on record of images that are gone, and of pulls that were not seen to their end.
+async fn settle_images(shared: &Shared) {
+    let Provider::Runtime(runtime) = &shared.provider else { return };
+    let Some(images) = runtime.images() else { return };
+    let settled = match images.stored().await {
+        Ok(stored) => {
+            let present = stored.into_iter().map(|image| (image.id, image.names)).collect();
+            shared.access.settle(&present).map_err(|error| error.to_string())
+        }
+        Err(error) => Err(error.to_string()),
+    };
+    if let Err(error) = settled {
+        tracing::warn!(error, "the record of images stays as the last start left it");
+    }
+}
+
+/// Removes unused images, for ever.
+async fn tend_images(shared: Arc<Shared>) -> Done {
+    if let Provider::Runtime(runtime) = &shared.provider
+        && let Some(images) = runtime.images()
+    {
+        let Shared { settings, access, recorder, .. } = &*shared;
+        image_gc::run(images, settings.image_gc, access, recorder, &settings.node_name).await;
+    }
+    std::future::pending().await
 }
 
 /// The provider's name for itself, as soon as it answers.

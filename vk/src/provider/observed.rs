@@ -67,7 +67,7 @@ pub struct Container {
     pub attempt: u32,
     /// Where it stands.
     pub state: State,
-    /// The image as the pod names it.
+    /// The image by the name that the provider knows it by.
     pub image: String,
     /// What it resolved to: a digest where there is one.
     pub image_id: String,

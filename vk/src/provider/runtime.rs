@@ -8,6 +8,7 @@ use futures::stream::BoxStream;
 use super::{
     Attach, Exec, Logs, PortForward, ProviderError, Stats, Version,
     facts::Facts,
+    images::Images,
     observed::{ObservedPod, PodRef},
 };
 
@@ -50,6 +51,11 @@ pub trait ContainerRuntime: Send + Sync {
 
     /// Tells what pods use, if the runtime can.
     fn stats(&self) -> Option<&dyn Stats> {
+        None
+    }
+
+    /// Tells of all images and removes them, if the runtime can.
+    fn images(&self) -> Option<&dyn Images> {
         None
     }
 

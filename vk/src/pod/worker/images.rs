@@ -23,6 +23,9 @@ use crate::{
 
 /// First and longest wait between pulls of an image.
 const PULL_AGAIN: (Duration, Duration) = (Duration::from_secs(10), Duration::from_mins(5));
+/// Secrets that were read so lately serve again.
+const SECRETS_LAST: Duration = Duration::from_mins(1);
+
 /// The pulls of one image that failed.
 pub(super) struct Pull {
     pub(super) again_at: Instant,
@@ -55,12 +58,13 @@ impl Worker {
                 error => error.into(),
             })?;
             if let Some(image) = present
-                && self.may_use(pod, &image).await
+                && self.may_use(pod, &image, &name).await
             {
                 let message = format!(
                     "Container image {name:?} already present on machine and can be accessed by the pod"
                 );
                 tell(Kind::Normal, "Pulled", &message);
+                self.shared.access.touch(&image.id);
                 return Ok(image);
             }
             if policy == "Never" {
@@ -89,18 +93,19 @@ impl Worker {
                     self.shared.recorder.container(pod, &container.name, kind, reason, message);
                 };
                 let message = format!(
-                    "Successfully pulled image {name:?} in {:.3}s ({:.3}s including waiting). Image size: {} bytes.",
-                    started_at.elapsed().as_secs_f64(),
-                    asked_at.elapsed().as_secs_f64(),
+                    "Successfully pulled image {name:?} in {} ({} including waiting). Image size: {} bytes.",
+                    milliseconds(started_at.elapsed()),
+                    milliseconds(asked_at.elapsed()),
                     image.size
                 );
                 tell(Kind::Normal, "Pulled", &message);
                 self.memory.pulls.remove(&name);
+                self.shared.access.touch(&image.id);
                 Ok(image)
             }
             Err(error) => {
-                let text = error.message();
-                let message = format!("Failed to pull image {name:?}: {text}");
+                let (reason, text) = told(&name, error.message());
+                let message = format!("Failed to pull image {name:?}: {}", error.message());
                 self.shared.recorder.container(pod, &container.name, Kind::Warning, "Failed", &message);
                 let pull = self.memory.pulls.entry(name).or_insert_with(|| Pull {
                     again_at: Instant::now(),
@@ -108,8 +113,8 @@ impl Worker {
                     error: String::new(),
                 });
                 pull.again_at = Instant::now() + pull.backoff.delay();
-                pull.error = format!("ErrImagePull: {text}");
-                Err(waits("ErrImagePull", text))
+                pull.error = format!("{reason}: {text}");
+                Err(waits(reason, text))
             }
         }
     }
@@ -121,7 +126,14 @@ impl Worker {
         runtime: &dyn ContainerRuntime,
         image: &str,
     ) -> Result<Image, ProviderError> {
-        let secrets = self.pull_secrets(pod).await;
+        let access = &self.shared.access;
+        let written = |result: std::io::Result<()>| {
+            result.map_err(|error| ProviderError::Failed {
+                operation: "PullImage",
+                message: format!("can't write down who may use it: {error}"),
+            })
+        };
+        let secrets = self.pull_secrets(pod, image).await;
         let mut credentials: Vec<_> = secrets
             .iter()
             .flat_map(|secret| {
@@ -131,39 +143,126 @@ impl Worker {
         if credentials.is_empty() {
             credentials.push(None);
         }
-        let mut result = Err(ProviderError::Failed { operation: "PullImage", message: String::new() });
+        written(access.begin(image))?;
+        let mut errors = Vec::new();
         for credentials in &credentials {
-            result = runtime.pull(image, credentials.as_ref().map(|(_, own)| own)).await;
-            if let Ok(pulled) = &result {
-                let secret = credentials.as_ref().and_then(|(secret, _)| secret.metadata.uid.as_deref());
-                if let Err(error) = self.shared.access.pulled(&pulled.id, secret) {
-                    tracing::warn!(image, %error, "who may use the image is not on record for after a restart");
+            match runtime.pull(image, credentials.as_ref().map(|(_, own)| own)).await {
+                Ok(pulled) => {
+                    let secret = credentials.as_ref().and_then(|(secret, _)| secret.metadata.uid.as_deref());
+                    written(access.pulled(&pulled.id, image, secret))?;
+                    return Ok(pulled);
                 }
-                break;
+                Err(error) => errors.push(error),
             }
         }
-        result
+        written(access.failed(image))?;
+        Err(together(errors))
     }
 
     /// The pod's `imagePullSecrets` that are there.
-    async fn pull_secrets(&self, pod: &Pod) -> Vec<Secret> {
+    async fn pull_secrets(&self, pod: &Pod, image: &str) -> Vec<Secret> {
         let named = pod.spec.as_ref().and_then(|spec| spec.image_pull_secrets.as_deref()).unwrap_or_default();
-        let references = objects::References {
-            secrets: named.iter().map(|secret| secret.name.clone()).collect(),
-            ..Default::default()
+        // The API server once let in some without a name.
+        let wanted: Vec<_> =
+            named.iter().map(|secret| secret.name.clone()).filter(|name| !name.is_empty()).collect();
+        let references =
+            objects::References { secrets: wanted.iter().cloned().collect(), ..Default::default() };
+        // What a registry has refused may have been mended since.
+        let not_before = if self.memory.pulls.contains_key(image) {
+            Instant::now()
+        } else {
+            Instant::now()
+                .checked_sub(SECRETS_LAST)
+                .map_or(self.memory.first_seen, |then| then.max(self.memory.first_seen))
         };
-        let objects =
-            self.shared.reader.load(&self.entry.pod.namespace, &references, self.memory.first_seen).await;
-        named.iter().filter_map(|secret| objects.secret(&secret.name, true).ok().flatten().cloned()).collect()
+        let objects = self.shared.reader.load(&self.entry.pod.namespace, &references, not_before).await;
+        let of = |name: &String| objects.secret(name, true).ok().flatten().cloned();
+        let missing: Vec<_> = wanted.iter().filter(|name| of(name).is_none()).cloned().collect();
+        if !missing.is_empty() {
+            let message = format!(
+                "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
+                missing.join(", ")
+            );
+            self.shared.recorder.pod(pod, Kind::Warning, "FailedToRetrieveImagePullSecret", &message);
+        }
+        wanted.iter().filter_map(of).collect()
     }
 
     /// Whether the pod may use an image that is there.
-    async fn may_use(&self, pod: &Pod, image: &Image) -> bool {
+    async fn may_use(&self, pod: &Pod, image: &Image, name: &str) -> bool {
         let access = &self.shared.access;
-        if access.is_open(&image.id) {
+        if access.is_open(&image.id, name) {
             return true;
         }
-        let secrets = self.pull_secrets(pod).await;
-        access.opens(&image.id, secrets.iter().filter_map(|secret| secret.metadata.uid.as_deref()))
+        let secrets = self.pull_secrets(pod, name).await;
+        // A secret that says nothing of this registry any more opens nothing of it.
+        let hold = secrets.iter().filter(|secret| !pull::credentials(secret, name).is_empty());
+        access.opens(&image.id, name, hold.filter_map(|secret| secret.metadata.uid.as_deref()))
+    }
+}
+
+/// The reason of a failed pull and its message, as a kubelet tells them: some refusals have words of their own.
+fn told(image: &str, message: String) -> (&'static str, String) {
+    let cases = [
+        ("RegistryUnavailable", "the registry is unavailable"),
+        ("SignatureValidationFailed", "the signature validation failed"),
+    ];
+    for (reason, why) in cases {
+        if let Some(rest) = message.strip_prefix(reason) {
+            return (reason, format!("image pull failed for {image} because {why}{rest}"));
+        }
+    }
+    ("ErrImagePull", message)
+}
+
+/// One error of many, each text once; one that says that nobody answered stays so.
+fn together(mut errors: Vec<ProviderError>) -> ProviderError {
+    let mut texts: Vec<String> = Vec::new();
+    for error in &errors {
+        if !texts.contains(&error.message()) {
+            texts.push(error.message());
+        }
+    }
+    match errors.pop() {
+        Some(ProviderError::Failed { operation, .. }) if texts.len() > 1 => {
+            ProviderError::Failed { operation, message: format!("[{}]", texts.join(", ")) }
+        }
+        Some(last) => last,
+        None => ProviderError::Failed { operation: "PullImage", message: String::new() },
+    }
+}
+
+/// As Go prints milliseconds: `85ms`, `1.085s`, `2m3.5s`.
+fn milliseconds(duration: Duration) -> String {
+    let (seconds, rest) = (duration.as_secs(), duration.subsec_millis());
+    if seconds == 0 {
+        return format!("{rest}ms");
+    }
+    let minutes = if seconds < 60 { String::new() } else { format!("{}m", seconds / 60) };
+    let fraction = format!(".{rest:03}");
+    format!("{minutes}{}{}s", seconds % 60, fraction.trim_end_matches('0').trim_end_matches('.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failed_pulls_are_told_as_a_kubelet_tells_them() {
+        assert_eq!(told("a", "no".to_owned()), ("ErrImagePull", "no".to_owned()));
+        assert_eq!(
+            told("a", "RegistryUnavailable: it sleeps".to_owned()),
+            (
+                "RegistryUnavailable",
+                "image pull failed for a because the registry is unavailable: it sleeps".to_owned()
+            )
+        );
+        let failed = |message: &str| ProviderError::Failed { operation: "pull", message: message.to_owned() };
+        assert_eq!(together(vec![failed("a")]).message(), "a");
+        assert_eq!(together(vec![failed("a"), failed("a")]).message(), "a");
+        assert_eq!(together(vec![failed("a"), failed("b")]).message(), "[a, b]");
+        for (milli, text) in [(85, "85ms"), (1000, "1s"), (1085, "1.085s"), (123_500, "2m3.5s")] {
+            assert_eq!(milliseconds(Duration::from_millis(milli)), text);
+        }
     }
 }

@@ -166,7 +166,9 @@ impl Worker {
         let image =
             ephemeral::named(pod, name).and_then(|container| container.image.clone()).unwrap_or_default();
         match (why.reason.as_str(), self.memory.pulls.get(&image)) {
-            ("ErrImagePull", Some(_)) => SHOW_PULL_ERROR,
+            ("ErrImagePull" | "RegistryUnavailable" | "SignatureValidationFailed", Some(_)) => {
+                SHOW_PULL_ERROR
+            }
             ("ImagePullBackOff", Some(pull)) => pull.again_at.saturating_duration_since(Instant::now()),
             _ => self.memory.start_again.delay(),
         }

@@ -427,7 +427,8 @@ fn container(sandbox_id: String, status: wire::ContainerStatus) -> Container {
         name: metadata.name,
         attempt: metadata.attempt,
         state,
-        image: image.user_specified_image,
+        // The runtime's name for it, as a kubelet tells it: in full, by the first tag.
+        image: if image.image.is_empty() { image.user_specified_image } else { image.image },
         image_id: status.image_ref,
         user: status.user.and_then(|user| user.linux).map(|user| User {
             uid: user.uid,

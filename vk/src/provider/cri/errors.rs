@@ -45,7 +45,8 @@ fn with_causes(status: &tonic::Status) -> String {
 
 /// A registry's refusal, as it stands in a kubelet's statuses and events. It says nothing about what the runtime has.
 pub(super) fn as_told(status: tonic::Status) -> tonic::Status {
-    if no_answer(&status) {
+    // Unknown tells nothing, and what is in the runtime's own words is recognised by them.
+    if no_answer(&status) || status.code() == tonic::Code::Unknown {
         return status;
     }
     tonic::Status::unknown(format!("rpc error: code = {:?} desc = {}", status.code(), status.message()))
@@ -84,6 +85,8 @@ mod tests {
         assert!(matches!(failure("RunPodSandbox", "e", &reserved), ProviderError::Exists { .. }));
         let refused = failure("PullImage", "e", &as_told(tonic::Status::not_found("no such image")));
         assert_eq!(refused.message(), "rpc error: code = NotFound desc = no such image");
+        let unknown = failure("PullImage", "e", &as_told(tonic::Status::unknown("RegistryUnavailable: x")));
+        assert_eq!(unknown.message(), "RegistryUnavailable: x");
         let gone = tonic::Status::not_found("no such container");
         assert!(matches!(failure("StopContainer", "e", &gone), ProviderError::NotFound { .. }));
         assert!(absent_is_done::<()>(Err(failure("StopContainer", "e", &gone))).is_ok());

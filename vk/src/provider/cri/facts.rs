@@ -68,11 +68,16 @@ fn left(root: &Path, log_root: &Path, image_fs: Option<&str>) -> Left {
             // Some file systems make them as they need them, and say none.
             .filter(|fs| fs.files() > 0)
             .map(|fs| Share { available: fs.files_available(), capacity: fs.files() }),
-        image_fs: image_fs.and_then(|path| statvfs(path).ok()).as_ref().map(bytes),
+        image_fs: image_fs.and_then(|path| share(Path::new(path))),
         pids: most
             .zip(pids)
             .map(|(most, used)| Share { available: most.saturating_sub(used), capacity: most }),
     }
+}
+
+/// What is left of a file system, if it can be told.
+pub(super) fn share(path: &Path) -> Option<Share> {
+    statvfs(path).ok().as_ref().map(bytes)
 }
 
 fn bytes(fs: &Statvfs) -> Share {

@@ -29,6 +29,9 @@ async fn a_secret_opens_its_registry() {
     wait(|| world.api.phase(&uid) == "Running").await;
     wait(|| ["Pulling", "Pulled"].iter().all(|reason| world.api.events().contains(&(*reason).to_owned())))
         .await;
+    let told =
+        "Unable to retrieve some image pull secrets (none); attempting to pull the image may not succeed.";
+    wait(|| world.api.told(told)).await;
     assert_eq!(world.runtime.calls("pull"), 1);
 }
 
