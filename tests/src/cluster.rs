@@ -6,6 +6,7 @@
 
 pub mod control_plane;
 pub mod forward;
+pub mod image_registry;
 pub mod machine;
 pub mod network;
 pub mod node;

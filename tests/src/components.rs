@@ -119,6 +119,15 @@ const METRICS_SERVER: Module = Module {
     minutes_cold: "2 min",
 };
 
+/// What images are pulled from, which only tests need.
+const REGISTRY: Module = Module {
+    name: "registry",
+    packages: &["github.com/distribution/distribution/v3/cmd/registry"],
+    tags: "",
+    cgo: false,
+    minutes_cold: "2 min",
+};
+
 /// Kubernetes' own test suite, its runner, and the programs of the images that its tests use.
 const CONFORMANCE: Module = Module {
     name: "conformance",
@@ -188,6 +197,19 @@ pub fn ensure_peer() -> anyhow::Result<()> {
 pub fn ensure_metrics_server() -> anyhow::Result<()> {
     require_root()?;
     build(&METRICS_SERVER, &go_version()?, &folder())
+}
+
+/// Makes the image registry ready.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_registry() -> anyhow::Result<()> {
+    require_root()?;
+    // Tests that want it may begin at the same time.
+    let path = folder().join(".registry.lock");
+    let lock = fs::File::create(&path).with_context(|| format!("can't write {}", path.display()))?;
+    lock.lock().with_context(|| format!("can't lock {}", path.display()))?;
+    build(&REGISTRY, &go_version()?, &folder())
 }
 
 /// Makes Kubernetes' test suite ready. Returns the folder of Kubernetes' sources, from which it was built.

@@ -48,13 +48,13 @@ const GROUP: &str = "root:x:0:\nnogroup:x:65534:\n";
 /// When a program is missing or can't be read, or a file can't be written.
 pub fn build(binaries: &Path, components: &Path, out: &Path, bare: bool) -> anyhow::Result<Vec<Image>> {
     fs::create_dir_all(out).with_context(|| format!("can't create {}", out.display()))?;
-    // Held until the end: several clusters may start at a time.
-    let lock =
-        fs::File::create(out.join("lock")).with_context(|| format!("can't write to {}", out.display()))?;
-    lock.lock().with_context(|| format!("can't lock {}", out.display()))?;
+    let _held = locked(out)?;
     let (agent_name, vk_name) = chart_images()?;
-    let mut specs =
-        vec![pause(out)?, busybox()?, agent(&agent_name, &stripped(&binaries.join("spillway-agent"), out)?)?];
+    let mut specs = vec![
+        pause(out)?,
+        busybox(BUSYBOX)?,
+        agent(&agent_name, &stripped(&binaries.join("spillway-agent"), out)?)?,
+    ];
     if !bare {
         specs.extend([
             vk(&vk_name, &stripped(&binaries.join("spillway-vk"), out)?)?,
@@ -63,6 +63,14 @@ pub fn build(binaries: &Path, components: &Path, out: &Path, bare: bool) -> anyh
         ]);
     }
     specs.iter().map(|spec| oci::build(spec, out)).collect()
+}
+
+/// Held until the end: several clusters may start at a time.
+fn locked(out: &Path) -> anyhow::Result<fs::File> {
+    let lock =
+        fs::File::create(out.join("lock")).with_context(|| format!("can't write to {}", out.display()))?;
+    lock.lock().with_context(|| format!("can't lock {}", out.display()))?;
+    Ok(lock)
 }
 
 fn pause(out: &Path) -> anyhow::Result<Spec> {
@@ -104,9 +112,9 @@ fn busybox_program() -> anyhow::Result<(PathBuf, Vec<String>)> {
     Ok((program, applets))
 }
 
-fn busybox() -> anyhow::Result<Spec> {
+fn busybox(name: &str) -> anyhow::Result<Spec> {
     let (program, applets) = busybox_program()?;
-    let mut spec = Spec::new(BUSYBOX, [])
+    let mut spec = Spec::new(name, [])
         .command(["sh"])
         .entry("/bin/busybox", Entry::program(&program))
         .entry("/etc/passwd", Entry::text(PASSWD))
@@ -155,6 +163,17 @@ fn tiles(program: &Path) -> anyhow::Result<Spec> {
 
 fn coredns(program: &Path) -> anyhow::Result<Spec> {
     Spec::new(COREDNS, ["/coredns"]).entry("/coredns", Entry::program(program)).with_libraries(program)
+}
+
+/// Builds an image that differs from [`BUSYBOX`] by its name only, and so is another one to every runtime.
+///
+/// # Errors
+/// As [`build`].
+pub fn variant(name: &str, out: &Path) -> anyhow::Result<Image> {
+    fs::create_dir_all(out).with_context(|| format!("can't create {}", out.display()))?;
+    let _held = locked(out)?;
+    let spec = busybox(&format!("spillway.test/{name}:variant"))?;
+    oci::build(&spec.environment("VARIANT", name), out)
 }
 
 /// Builds the image of metrics-server, which few tests want, into `out`.

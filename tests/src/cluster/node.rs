@@ -209,6 +209,8 @@ pub(super) fn load_images(machine: &Machine, images: &[Image]) -> anyhow::Result
 const CONTAINERD: &str = r#"version = 3
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
 sandbox = "spillway.test/pause:dev"
+[plugins.'io.containerd.cri.v1.images'.registry]
+config_path = "/etc/containerd/certs.d"
 [plugins.'io.containerd.cri.v1.runtime']
 # Raising a score needs a capability that sandboxed hosts lack.
 restrict_oom_score_adj = true

@@ -26,11 +26,7 @@ impl Pki {
     /// When a file can't be written.
     pub fn create(folder: &Path) -> anyhow::Result<Self> {
         fs::create_dir_all(folder).with_context(|| format!("can't create {}", folder.display()))?;
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, "spillway-test-ca");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages =
-            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+        let params = authority();
         let key = KeyPair::generate()?;
         write(&folder.join("ca.crt"), &params.self_signed(&key)?.pem())?;
         write(&folder.join("ca.key"), &key.serialize_pem())?;
@@ -38,6 +34,19 @@ impl Pki {
         write(&folder.join("sa.key"), &service_accounts.serialize_pem())?;
         write(&folder.join("sa.pub"), &service_accounts.public_key_pem())?;
         Ok(Self { folder: folder.to_owned(), ca: Issuer::new(params, key) })
+    }
+
+    /// The authority of a cluster that runs, from its folder.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn open(folder: &Path) -> anyhow::Result<Self> {
+        let read = |file: &str| {
+            let path = folder.join(file);
+            fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))
+        };
+        let key = KeyPair::from_pem(&read("ca.key")?)?;
+        Ok(Self { folder: folder.to_owned(), ca: Issuer::new(authority(), key) })
     }
 
     /// Signs `<name>.crt` with `<name>.key` for a user in groups, valid as client and, with names or addresses, as server.
@@ -102,6 +111,15 @@ impl Pki {
     pub fn bootstrap_kubeconfig(&self, token: &str, server: &str) -> anyhow::Result<String> {
         Ok(kubeconfig(server, &base64(self.read("ca.crt")?.as_bytes()), &format!("token: {token}")))
     }
+}
+
+fn authority() -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "spillway-test-ca");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages =
+        vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    params
 }
 
 fn kubeconfig(server: &str, ca: &str, user: &str) -> String {

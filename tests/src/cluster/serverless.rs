@@ -94,6 +94,8 @@ clusterDNS: [{dns}]
 clusterDomain: {domain}
 capacity: {{cpu: \"1000\", memory: 4Ti, pods: \"{pods}\", ephemeral-storage: 10Ti}}
 evictionHard: {{}}
+# The host's disk is shared with whatever else runs there.
+imageGCHighThresholdPercent: 100
 cri:
   cgroupRoot: {cgroup_root}
   devices: {{spillway.test/null: [spillway.test/null=0, spillway.test/null=1]}}

@@ -28,8 +28,10 @@ mod vk_chaos;
 mod vk_chart;
 mod vk_conformance;
 mod vk_health;
+mod vk_images;
 mod vk_kubectl;
 mod vk_metrics;
+mod vk_mounts;
 mod vk_node;
 mod vk_outage;
 mod vk_pods;
@@ -69,11 +71,13 @@ fn main() -> ExitCode {
         vk_api::TESTS,
         vk_kubectl::TESTS,
         vk_health::TESTS,
+        vk_images::TESTS,
         vk_conformance::TESTS,
         vk_node::TESTS,
         vk_chart::TESTS,
         vk_outage::TESTS,
         vk_metrics::TESTS,
+        vk_mounts::TESTS,
         vk_pods::TESTS,
         vk_volumes::TESTS,
         main_job::TESTS,
