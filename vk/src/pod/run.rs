@@ -276,6 +276,8 @@ impl Crew {
                 self.shared.free(&uid);
                 Ok(())
             }
+            // It was told to stop, and was heard of before everybody else was.
+            Ok((_, Done::Part(_))) if self.stop.is_cancelled() => Ok(()),
             Ok((_, Done::Part(name))) => Err(PodsError::Ended(name)),
             Err(error) => {
                 // A pod that makes its worker panic must not take the others along.

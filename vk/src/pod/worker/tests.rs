@@ -44,6 +44,27 @@ fn start(world: &World) -> Daemon {
     Daemon { pods, _task: task }
 }
 
+#[tokio::test]
+async fn being_told_to_stop_is_no_failure_whoever_hears_of_it_first() {
+    for _ in 0..32 {
+        let world = World::new();
+        let provider = Provider::Runtime(Arc::clone(&world.runtime) as _);
+        let settings = Settings {
+            root_dir: world.folder.path().to_owned(),
+            ..Settings::new("vk", vec!["10.0.0.1".parse().unwrap()])
+        };
+        let pods = Arc::new(Pods::new(world.api.client(), provider, settings));
+        let stop = CancellationToken::new();
+        let mut task = JoinSet::new();
+        task.spawn(pods.run(stop.clone()));
+        let uid = world.api.create("web", spec("Always"));
+        wait(|| world.api.phase(&uid) == "Running").await;
+        stop.cancel();
+        let ended = task.join_next().await.unwrap().unwrap();
+        assert!(ended.is_ok(), "{}", ended.unwrap_err());
+    }
+}
+
 fn spec(policy: &str) -> serde_json::Value {
     json!({ "nodeName": "vk", "restartPolicy": policy, "terminationGracePeriodSeconds": 5,
         "containers": [{ "name": "main", "image": "busybox" }] })
