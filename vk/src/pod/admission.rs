@@ -3,6 +3,8 @@
 
 mod sound;
 
+pub(crate) use sound::misnamed;
+
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume, VolumeProjection};
 
 /// Why a pod can't be here.

@@ -276,9 +276,13 @@ impl Worker {
         }
         let seen = self.observe(runtime, pod).await?;
         self.follow(pod, &seen);
-        if seen.is_empty()
-            && let Some(refusal) = super::admission::refuse(pod)
-        {
+        let refusal = if seen.is_empty() {
+            super::admission::refuse(pod)
+        } else {
+            // What is there was admitted, but containers may have come since.
+            super::admission::misnamed(pod)
+        };
+        if let Some(refusal) = refusal {
             return self.refuse(pod, &refusal).await;
         }
         let deadline = deadline(pod);

@@ -1,6 +1,9 @@
 //! What no API server lets in, looked at once more: names that become part of paths, and numbers that would otherwise be left out.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    path::{Component, Path},
+};
 
 use k8s_openapi::{
     api::core::v1::{Container, Pod, PodSpec, ResourceRequirements},
@@ -20,15 +23,38 @@ fn unsound(field: &str, why: &str) -> Refusal {
 /// The first thing about the pod that would lead somewhere else than it says.
 pub(super) fn refuse(pod: &Pod) -> Option<Refusal> {
     let spec = pod.spec.as_ref()?;
+    misnamed(pod)
+        .or_else(|| containers(spec).find_map(|(field, container)| numbers(&field, container)))
+        .or_else(|| profiles(spec))
+        .or_else(|| amounts("spec.overhead", spec.overhead.iter().flatten()))
+        .or_else(|| spec.resources.as_ref().and_then(|resources| requirements("spec", resources)))
+        .or_else(|| aliases(spec))
+}
+
+/// The first name that would lead to another place than the pod's own. Ephemeral containers come while the pod runs.
+pub(crate) fn misnamed(pod: &Pod) -> Option<Refusal> {
     let meta = &pod.metadata;
     [("metadata.namespace", &meta.namespace), ("metadata.name", &meta.name), ("metadata.uid", &meta.uid)]
         .into_iter()
         .find_map(|(field, value)| name(field, value.as_deref()?))
-        .or_else(|| names(spec))
-        .or_else(|| containers(spec).find_map(|(field, container)| numbers(&field, container)))
-        .or_else(|| amounts("spec.overhead", spec.overhead.iter().flatten()))
-        .or_else(|| spec.resources.as_ref().and_then(|resources| requirements("spec", resources)))
-        .or_else(|| aliases(spec))
+        .or_else(|| names(pod.spec.as_ref()?))
+}
+
+/// Files of system calls are below a folder of the machine, and nowhere else.
+fn profiles(spec: &PodSpec) -> Option<Refusal> {
+    let of_pod = spec.security_context.as_ref().and_then(|context| context.seccomp_profile.as_ref());
+    let of_containers = containers(spec).filter_map(|(field, container)| {
+        Some((field, container.security_context.as_ref()?.seccomp_profile.as_ref()?))
+    });
+    let mut all = of_pod.map(|profile| ("spec".to_owned(), profile)).into_iter().chain(of_containers);
+    all.find_map(|(field, profile)| {
+        let path = Path::new(profile.localhost_profile.as_deref()?);
+        let is_below = path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+        (!is_below).then(|| {
+            let field = format!("{field}.securityContext.seccompProfile.localhostProfile");
+            unsound(&field, "it leads out of the folder of profiles")
+        })
+    })
 }
 
 /// Whether it can be one part of a path.
@@ -173,6 +199,18 @@ mod tests {
         for amount in ["-1", "", "much", "1.2.3"] {
             let limits = json!({ "limits": { "memory": amount } });
             check("spec.containers[0].resources.limits.memory", with("resources", limits));
+        }
+        let profile =
+            |path: &str| json!({ "seccompProfile": { "type": "Localhost", "localhostProfile": path } });
+        for path in ["../x", "a/../../x", "/etc/x"] {
+            check(
+                "spec.containers[0].securityContext.seccompProfile.localhostProfile",
+                with("securityContext", profile(path)),
+            );
+            check(
+                "spec.securityContext.seccompProfile.localhostProfile",
+                json!({ "spec": { "containers": [], "securityContext": profile(path) } }),
+            );
         }
         check("spec.containers[0].env[0]", with("env", json!([{ "name": "A=B" }])));
         check("spec.containers[0].env[0]", with("env", json!([{ "name": "A", "value": "\0" }])));

@@ -65,3 +65,17 @@ async fn an_ephemeral_container_without_its_target_waits_and_says_so() {
     world.runtime.exit("first", 0);
     wait(|| world.runtime.started("shell") == 1 && world.runtime.started("main") == 1).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ephemeral_container_with_a_name_that_leads_elsewhere_is_never_made() {
+    let world = World::new();
+    let _daemon = start(&world);
+    let uid = world.api.create("web", spec("Always"));
+    wait(|| world.api.phase(&uid) == "Running").await;
+    let outside = world.folder.path().join("outside");
+    world.api.change(&uid, |pod| {
+        pod["spec"]["ephemeralContainers"] = json!([{ "name": outside, "image": "tools" }]);
+    });
+    wait(|| world.api.phase(&uid) == "Failed").await;
+    assert!(!outside.exists() && world.runtime.spec(&outside.to_string_lossy()).is_none());
+}
