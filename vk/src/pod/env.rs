@@ -35,6 +35,8 @@ pub(crate) enum EnvError {
     Field(String),
     #[error("variable {name}: {source}")]
     Long { name: String, source: TooLong },
+    #[error("variable {name}: what it shall be is no text, and no process can be given it")]
+    NoText { name: String },
 }
 
 /// The container's variables; each name once.
@@ -76,7 +78,7 @@ fn from_objects(container: &Container, objects: &Objects) -> Result<BTreeMap<Str
     let mut env = BTreeMap::new();
     for source in container.env_from.iter().flatten() {
         let prefix = source.prefix.as_deref().unwrap_or_default();
-        let mut put = |key: &str, value: String| env.insert(format!("{prefix}{key}"), value);
+        let mut put = |key: &str, value: String| drop(env.insert(format!("{prefix}{key}"), value));
         if let Some(reference) = &source.config_map_ref {
             let optional = reference.optional.unwrap_or(false);
             if let Some(object) = objects.config_map(&reference.name, optional).map_err(EnvError::Object)? {
@@ -88,12 +90,18 @@ fn from_objects(container: &Container, objects: &Objects) -> Result<BTreeMap<Str
             let optional = reference.optional.unwrap_or(false);
             if let Some(object) = objects.secret(&reference.name, optional).map_err(EnvError::Object)? {
                 for (key, value) in object.data.iter().flatten() {
-                    put(key, String::from_utf8_lossy(&value.0).into_owned());
+                    put(key, text(key, &value.0)?);
                 }
             }
         }
     }
     Ok(env)
+}
+
+/// A secret may be any bytes; a variable ends at the first zero. A runtime would be told something else than the pod asks for.
+fn text(name: &str, bytes: &[u8]) -> Result<String, EnvError> {
+    let text = std::str::from_utf8(bytes).ok().filter(|text| !text.contains('\0'));
+    text.map(str::to_owned).ok_or_else(|| EnvError::NoText { name: name.to_owned() })
 }
 
 /// `None`: optional and not there.
@@ -130,10 +138,9 @@ fn reference(
     if let Some(selector) = &source.secret_key_ref {
         let optional = selector.optional.unwrap_or(false);
         let object = objects.secret(&selector.name, optional).map_err(EnvError::Object)?;
-        let value = object.and_then(|object| {
-            object.data.as_ref()?.get(&selector.key).map(|v| String::from_utf8_lossy(&v.0).into_owned())
-        });
-        return match value {
+        let value =
+            object.and_then(|object| Some(text(&selector.key, &object.data.as_ref()?.get(&selector.key)?.0)));
+        return match value.transpose()? {
             None if !optional => Err(missing_key(&selector.key, "Secret", &selector.name)),
             value => Ok(value),
         };

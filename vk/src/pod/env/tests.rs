@@ -18,7 +18,11 @@ fn pod(container: serde_json::Value) -> Pod {
 fn objects() -> Objects {
     Objects::of(
         &[json!({ "metadata": { "name": "cm" }, "data": { "a": "1", "b": "2" } })],
-        &[json!({ "metadata": { "name": "s" }, "data": { "pw": "c2VjcmV0" } })],
+        &[
+            json!({ "metadata": { "name": "s" }, "data": { "pw": "c2VjcmV0" } }),
+            json!({ "metadata": { "name": "bytes" }, "data": { "raw": "/wE=" } }),
+            json!({ "metadata": { "name": "zero" }, "data": { "end": "YQBi" } }),
+        ],
     )
 }
 
@@ -107,6 +111,17 @@ fn what_is_missing_is_named() {
         "couldn't find key z in ConfigMap ns/cm",
     );
     check(json!({ "fieldRef": { "fieldPath": "spec.bogus" } }), "unsupported fieldPath: spec.bogus");
+}
+
+#[test]
+fn what_is_no_text_is_said_and_not_altered() {
+    for (name, key) in [("bytes", "raw"), ("zero", "end")] {
+        let one = json!({ "name": "X", "valueFrom": { "secretKeyRef": { "name": name, "key": key } } });
+        let expected = Err(EnvError::NoText { name: key.to_owned() });
+        assert_eq!(env_of(json!({ "name": "c", "env": [one] })), expected);
+        let all = json!([{ "secretRef": { "name": name } }]);
+        assert_eq!(env_of(json!({ "name": "c", "envFrom": all })), expected);
+    }
 }
 
 #[test]
