@@ -225,7 +225,8 @@ impl PodFolder {
     ) -> Result<PathBuf, FilesError> {
         let folder = self.path.join("subpaths").join(container);
         subpath::bind(part, &folder, attempt, index).map_err(|(step, error)| {
-            tracing::warn!(path = %self.path.display(), sub_path = %part.sub.display(), %error, volume, container, "a subPath is not to be had");
+            // The part may be named by a variable, and that one by a secret.
+            tracing::warn!(path = %self.path.display(), index, %error, volume, container, "a subPath is not to be had");
             FilesError::SubPath {
                 step: step.as_str(),
                 volume: volume.to_owned(),

@@ -242,11 +242,13 @@ fn volume_use(mount: &VolumeMount, env: &BTreeMap<&str, &str>) -> Result<VolumeU
         (None, path) => path,
     };
     if let Some(path) = &sub_path {
+        // What the pod has written, and not what its variables hold: one may hold a secret.
+        let written = text(&mount.sub_path_expr).unwrap_or_else(|| path.clone());
         if path.starts_with('/') {
-            return Err(format!("error SubPath `{path}` must not be an absolute path"));
+            return Err(format!("error SubPath `{written}` must not be an absolute path"));
         }
         if path.split('/').any(|part| part == "..") {
-            return Err(format!("unable to provision SubPath `{path}`: must not contain '..'"));
+            return Err(format!("unable to provision SubPath `{written}`: must not contain '..'"));
         }
     }
     let container_path = if mount.mount_path.starts_with('/') {
@@ -441,10 +443,11 @@ mod tests {
         let expanded = |expression| check("subPathExpr", expression);
         assert_eq!(expanded("logs/$(POD)"), Ok("logs/web".to_owned()));
         assert_eq!(expanded("$(NOPE)/$(EMPTY)/$(NOPE)"), Err("missing value for EMPTY, NOPE".to_owned()));
-        let refused = "unable to provision SubPath `../x`: must not contain '..'".to_owned();
-        assert_eq!(expanded("$(UP)/x"), Err(refused.clone()));
-        assert_eq!(check("subPath", "../x"), Err(refused));
-        let refused = "error SubPath `/etc` must not be an absolute path".to_owned();
+        let refused =
+            |path: &str| Err(format!("unable to provision SubPath `{path}`: must not contain '..'"));
+        assert_eq!(expanded("$(UP)/x"), refused("$(UP)/x"), "a variable may hold a secret");
+        assert_eq!(check("subPath", "../x"), refused("../x"));
+        let refused = "error SubPath `$(ROOT)etc` must not be an absolute path".to_owned();
         assert_eq!(expanded("$(ROOT)etc"), Err(refused));
     }
 
