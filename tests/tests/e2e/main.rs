@@ -35,6 +35,7 @@ mod vk_mounts;
 mod vk_node;
 mod vk_outage;
 mod vk_pods;
+mod vk_privileges;
 mod vk_volumes;
 
 use std::process::ExitCode;
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         vk_conformance::TESTS,
         vk_node::TESTS,
         vk_chart::TESTS,
+        vk_privileges::TESTS,
         vk_outage::TESTS,
         vk_metrics::TESTS,
         vk_mounts::TESTS,
