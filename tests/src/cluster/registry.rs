@@ -101,6 +101,11 @@ pub fn all() -> anyhow::Result<Vec<Record>> {
 /// # Errors
 /// When something can't be ended.
 pub fn sweep() -> anyhow::Result<()> {
+    fs::create_dir_all(RECORDS).with_context(|| format!("can't create {RECORDS}"))?;
+    // One at a time: what another run sweeps is gone before this one looks.
+    let lock = fs::File::create(Path::new(RECORDS).join("sweep.lock"))
+        .with_context(|| format!("can't write to {RECORDS}"))?;
+    lock.lock().with_context(|| format!("can't lock {RECORDS}"))?;
     for record in all()? {
         let abandoned = !record.keep && !record.owner.alive();
         if abandoned || (record.keep && !record.running()) {
