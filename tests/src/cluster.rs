@@ -349,6 +349,18 @@ impl Cluster {
         self.process(machine, name)?.end(Signal::SIGTERM, Duration::from_mins(1))
     }
 
+    /// Ends a component that only one test needed, and takes it off the record.
+    ///
+    /// # Errors
+    /// As [`Cluster::stop`]; it is off the record all the same.
+    pub fn remove_process(&self, machine: &str, name: &str) -> anyhow::Result<()> {
+        let ended = self.stop(machine, name);
+        self.update(|record| {
+            record.processes.retain(|process| (&*process.machine, &*process.name) != (machine, name));
+        })?;
+        ended
+    }
+
     /// Kills a component with SIGKILL.
     ///
     /// # Errors

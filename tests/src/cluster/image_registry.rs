@@ -57,12 +57,7 @@ auth: {{htpasswd: {{realm: spillway, path: /etc/registry/htpasswd}}}}\n"
         let registry = Self { cluster: cluster.clone() };
         for kind in ["private", "open"] {
             let serve = format!("env OTEL_TRACES_EXPORTER=none registry serve /etc/registry/{kind}.yaml");
-            let name = format!("registry-{kind}");
-            if cluster.process(&machine.name, &name).is_ok() {
-                cluster.start(&machine.name, &name)?;
-            } else {
-                cluster.start_process(&machine, &name, &arguments(&serve))?;
-            }
+            cluster.start_process(&machine, &format!("registry-{kind}"), &arguments(&serve))?;
         }
         for name in machines {
             let certs = cluster.machine(name)?.path("/etc/containerd/certs.d");
@@ -112,7 +107,7 @@ impl Drop for Registry {
     fn drop(&mut self) {
         for kind in ["private", "open"] {
             // With a failed start there may be none; the cluster ends what is left.
-            let _ = self.cluster.stop(control_plane::MACHINE, &format!("registry-{kind}"));
+            let _ = self.cluster.remove_process(control_plane::MACHINE, &format!("registry-{kind}"));
         }
     }
 }

@@ -10,14 +10,13 @@ use nix::{
 use spillway_tests::cluster::{current_binaries, machine::ProcessId, registry};
 
 use crate::{
-    Test,
+    Alone, Test,
     harness::{DEDICATED, Pool, VIRTUAL, wait},
 };
 
-pub(crate) const TESTS: &[Test] = &[
-    ("cluster::pods_reach_pods_services_and_names_on_both_sides", pods_reach_each_other),
-    ("cluster::a_killed_run_is_swept_by_the_next", a_killed_run_is_swept),
-];
+pub(crate) const TESTS: &[Test] =
+    &[("cluster::pods_reach_pods_services_and_names_on_both_sides", pods_reach_each_other)];
+pub(crate) const ALONE: &[Alone] = &[("cluster::a_killed_run_is_swept_by_the_next", a_killed_run_is_swept)];
 
 fn pods_reach_each_other(pool: &Pool) -> anyhow::Result<()> {
     let namespace = pool.namespace("reach")?;
@@ -68,7 +67,7 @@ spec:
     Ok(())
 }
 
-fn a_killed_run_is_swept(_: &Pool) -> anyhow::Result<()> {
+fn a_killed_run_is_swept() -> anyhow::Result<()> {
     let mut run = Command::new(current_binaries()?.join("xtask"))
         .args(["cluster", "up", "--no-build"])
         .stdin(Stdio::null())

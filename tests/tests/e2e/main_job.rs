@@ -9,15 +9,15 @@ use anyhow::{Context as _, ensure};
 use serde_json::Value;
 use spillway_tests::cluster::{current_binaries, registry};
 
-use crate::{Test, harness::Pool};
+use crate::Alone;
 
-pub(crate) const TESTS: &[Test] =
+pub(crate) const ALONE: &[Alone] =
     &[("main_job::the_demo_keeps_what_it_promises", the_demo_keeps_what_it_promises)];
 
 const PODS: u64 = 24;
 const SLOTS: u64 = 4;
 
-fn the_demo_keeps_what_it_promises(_: &Pool) -> anyhow::Result<()> {
+fn the_demo_keeps_what_it_promises() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let (report, picture) = (folder.path().join("report.json"), folder.path().join("sheet.png"));
     let demo = Command::new(current_binaries()?.join("xtask"))

@@ -19,16 +19,15 @@ use std::{
 use anyhow::{Context as _, bail};
 use spillway_tests::components;
 
+use crate::Alone;
+
 use self::{
     case::Case,
     facts::Facts,
     machine::{Machine, Plugin, Side},
 };
 
-/// A test that needs no cluster.
-type Alone = (&'static str, fn() -> anyhow::Result<()>);
-
-pub(crate) const TESTS: &[Alone] =
+pub(crate) const ALONE: &[Alone] =
     &[("peer::nvidias_plugin_and_ours_say_the_same", nvidias_plugin_and_ours_say_the_same)];
 
 /// Set to a part of a case's name to look at it alone, with everything that both said.

@@ -42,10 +42,6 @@ impl<'a> Daemon<'a> {
              /etc/spillway/bootstrap.kubeconfig --cert-dir /var/lib/{name}/pki --root-dir /var/lib/{config} {flags}"
         );
         let daemon = Self { pool, name, config, nodes: nodes.to_vec() };
-        if pool.cluster.process(VIRTUAL, name).is_ok() {
-            pool.cluster.start(VIRTUAL, name)?;
-            return Ok(daemon);
-        }
         pool.cluster.add_process(Process {
             machine: VIRTUAL.to_owned(),
             name: name.to_owned(),
@@ -71,7 +67,7 @@ impl Drop for Daemon<'_> {
     fn drop(&mut self) {
         let cluster = &self.pool.cluster;
         let _ = cluster.resume(VIRTUAL, self.name);
-        let _ = cluster.stop(VIRTUAL, self.name);
+        let _ = cluster.remove_process(VIRTUAL, self.name);
         for node in &self.nodes {
             let _ = cluster.kubectl(&["delete", "node", node, "--ignore-not-found", "--wait=false"]);
         }
