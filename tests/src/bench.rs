@@ -3,6 +3,7 @@
 pub mod cri_loop;
 pub mod device_plugin;
 pub mod footprint;
+pub mod virtual_node;
 
 use std::{fs, path::Path, time::Duration};
 
@@ -28,6 +29,8 @@ pub enum Bench {
     },
     /// The agent's device plugins: how fast they answer beside a bare server, how soon they are there, what they cost. Without a cluster.
     DevicePlugin(device_plugin::Options),
+    /// The virtual node beside a real kubelet, a bare CRI loop and kwok: pods per second, memory, calls, adoption after a restart.
+    VirtualNode(virtual_node::Options),
     /// A bare loop over the CRI of a serverless runtime, without Kubernetes: how fast this machine can start containers at all.
     CriLoop {
         /// Rounds, each a sandbox with a container that sleeps for a second.
@@ -44,6 +47,7 @@ pub fn run(bench: &Bench, binaries: &Path) -> anyhow::Result<()> {
     match *bench {
         Bench::Footprint { gpus, pods } => footprint::run(gpus, pods),
         Bench::DevicePlugin(ref options) => device_plugin::run(options, binaries),
+        Bench::VirtualNode(ref options) => virtual_node::run(options, binaries),
         Bench::CriLoop { pods } => measure_cri_loop(pods),
     }
 }
@@ -56,15 +60,7 @@ fn measure_cri_loop(pods: usize) -> anyhow::Result<()> {
         ..cluster::Options::default()
     })?;
     let machine = cluster.machine(name)?;
-    let logs = machine.path("/var/log/cri-loop");
-    fs::create_dir_all(&logs).with_context(|| format!("can't create {}", logs.display()))?;
-    let workload = cri_loop::Workload {
-        image: image::BUSYBOX.to_owned(),
-        arguments: ["sleep", "1"].map(str::to_owned).into(),
-        mount: None,
-        cgroup_parent: format!("{}/cri-loop", cluster.cgroup_root(name)),
-        logs: Path::new("/var/log/cri-loop").to_owned(),
-    };
+    let workload = sleepers(&cluster, name)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     println!(
         "{pods} sandboxes with a container each that runs `sleep 1`\n\n  in flight   seconds   pods per second"
@@ -72,10 +68,23 @@ fn measure_cri_loop(pods: usize) -> anyhow::Result<()> {
     for in_flight in [1, 2, 4, 8] {
         let elapsed: Duration = runtime.block_on(async {
             let client = cri_loop::connect(&machine.live_path("/run/containerd/containerd.sock")).await?;
-            cri_loop::run(&client, &workload, pods, in_flight).await
+            cri_loop::run(&client, &workload, pods, in_flight, cri_loop::Removal::Within).await
         })?;
         let seconds = elapsed.as_secs_f64();
         println!("  {in_flight:9}   {seconds:7.1}   {:15.1}", count(pods) / seconds);
     }
     cluster.down()
+}
+
+/// What the loop runs on a machine: containers that sleep for a second.
+fn sleepers(cluster: &Cluster, machine: &str) -> anyhow::Result<cri_loop::Workload> {
+    let logs = cluster.machine(machine)?.path("/var/log/cri-loop");
+    fs::create_dir_all(&logs).with_context(|| format!("can't create {}", logs.display()))?;
+    Ok(cri_loop::Workload {
+        image: image::BUSYBOX.to_owned(),
+        arguments: ["sleep", "1"].map(str::to_owned).into(),
+        mount: None,
+        cgroup_parent: format!("{}/cri-loop", cluster.cgroup_root(machine)),
+        logs: Path::new("/var/log/cri-loop").to_owned(),
+    })
 }

@@ -128,6 +128,15 @@ const REGISTRY: Module = Module {
     minutes_cold: "2 min",
 };
 
+/// What the virtual node is compared with where nothing runs, which only its benchmark needs.
+const KWOK: Module = Module {
+    name: "kwok",
+    packages: &["sigs.k8s.io/kwok/cmd/kwok"],
+    tags: "",
+    cgo: false,
+    minutes_cold: "3 min",
+};
+
 /// Kubernetes' own test suite, its runner, and the programs of the images that its tests use.
 const CONFORMANCE: Module = Module {
     name: "conformance",
@@ -220,13 +229,28 @@ pub fn ensure_conformance() -> anyhow::Result<PathBuf> {
     require_root()?;
     ensure_tools(CONFORMANCE_TOOLS)?;
     build(&CONFORMANCE, &go_version()?, &folder())?;
+    sources(&CONFORMANCE, "k8s.io/kubernetes")
+}
+
+/// Makes kwok ready. Returns the folder of its sources, which has its stages.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_kwok() -> anyhow::Result<PathBuf> {
+    require_root()?;
+    build(&KWOK, &go_version()?, &folder())?;
+    sources(&KWOK, "sigs.k8s.io/kwok")
+}
+
+/// Where the sources of a dependency of a module are.
+fn sources(module: &Module, dependency: &str) -> anyhow::Result<PathBuf> {
     let output = Command::new("go")
-        .args(["list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes"])
-        .current_dir(crate::repository().join("tests/cluster").join(CONFORMANCE.name))
+        .args(["list", "-m", "-f", "{{.Dir}}", dependency])
+        .current_dir(crate::repository().join("tests/cluster").join(module.name))
         .output()
         .context("can't run go list")?;
     if !output.status.success() {
-        bail!("go list -m k8s.io/kubernetes failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+        bail!("go list -m {dependency} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
 }

@@ -352,7 +352,7 @@ async fn bare_loop(cluster: &Cluster, pods: usize) -> anyhow::Result<f64> {
         cgroup_parent: format!("{}/cri-loop", cluster.cgroup_root(VIRTUAL)),
         logs: logs.to_owned(),
     };
-    let elapsed = cri_loop::run(&client, &workload, pods, IN_FLIGHT).await?;
+    let elapsed = cri_loop::run(&client, &workload, pods, IN_FLIGHT, cri_loop::Removal::Within).await?;
     fs::remove_dir_all(&logs_here).with_context(|| format!("can't delete {}", logs_here.display()))?;
     Ok(elapsed.as_secs_f64())
 }

@@ -11,9 +11,10 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use hyper_util::rt::TokioIo;
 use spillway_proto::cri::{
     ContainerConfig, ContainerMetadata, ContainerState, ContainerStatusRequest, CreateContainerRequest,
-    ImageSpec, KeyValue, LinuxContainerConfig, LinuxPodSandboxConfig, Mount, PodSandboxConfig,
-    PodSandboxMetadata, RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
-    StartContainerRequest, StopPodSandboxRequest, runtime_service_client::RuntimeServiceClient,
+    ImageSpec, KeyValue, LinuxContainerConfig, LinuxPodSandboxConfig, ListPodSandboxRequest, Mount,
+    PodSandboxConfig, PodSandboxFilter, PodSandboxMetadata, PodSandboxState, PodSandboxStateValue,
+    RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest,
+    StopPodSandboxRequest, runtime_service_client::RuntimeServiceClient,
 };
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
@@ -22,6 +23,9 @@ use tonic::transport::{Channel, Endpoint};
 const POLL: Duration = Duration::from_millis(20);
 /// How long one container may run.
 const LIMIT: Duration = Duration::from_mins(5);
+
+/// What the sandboxes of the loop say that their pods' namespace is.
+const NAMESPACE: &str = "cri-loop";
 
 /// What each round of the loop starts: one sandbox with one container.
 #[derive(Debug, Clone)]
@@ -54,8 +58,17 @@ pub async fn connect(socket: &Path) -> anyhow::Result<RuntimeServiceClient<Chann
     Ok(RuntimeServiceClient::new(channel))
 }
 
+/// When what a round has made is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removal {
+    /// In the round.
+    Within,
+    /// After all rounds, when the clock has stopped: a round only stops its sandbox, as a node does with a pod that has ended.
+    After,
+}
+
 /// Runs `pods` rounds, `in_flight` at a time, and tells how long that took. Every round runs a sandbox, creates and starts the container,
-/// waits for its end, and removes both.
+/// waits for its end, and stops or removes both.
 ///
 /// # Errors
 /// When the runtime refuses something or a container fails. What other rounds started then stays.
@@ -64,13 +77,14 @@ pub async fn run(
     workload: &Workload,
     pods: usize,
     in_flight: usize,
+    removal: Removal,
 ) -> anyhow::Result<Duration> {
     let begin = Instant::now();
     futures::stream::iter(0..pods)
         .map(|index| {
             let client = client.clone();
             async move {
-                round(client, workload, index)
+                round(client, workload, index, removal)
                     .await
                     .with_context(|| format!("in round {index} of the CRI loop"))
             }
@@ -78,25 +92,58 @@ pub async fn run(
         .buffer_unordered(in_flight)
         .try_collect::<()>()
         .await?;
-    Ok(begin.elapsed())
+    let elapsed = begin.elapsed();
+    if removal == Removal::After {
+        remove_stopped(client, NAMESPACE).await?;
+    }
+    Ok(elapsed)
+}
+
+/// Removes all sandboxes of a namespace's pods that have been stopped, with what is in them. Their number.
+///
+/// # Errors
+/// When the runtime refuses.
+pub async fn remove_stopped(
+    client: &RuntimeServiceClient<Channel>,
+    namespace: &str,
+) -> anyhow::Result<usize> {
+    let mut client = client.clone();
+    let stopped = PodSandboxStateValue { state: PodSandboxState::SandboxNotready.into() };
+    let filter = PodSandboxFilter { state: Some(stopped), ..Default::default() };
+    let request = ListPodSandboxRequest { filter: Some(filter) };
+    let mut listed =
+        client.list_pod_sandbox(request).await.context("ListPodSandbox failed")?.into_inner().items;
+    listed.retain(|sandbox| sandbox.metadata.as_ref().is_some_and(|of| of.namespace == namespace));
+    for sandbox in &listed {
+        remove_sandbox(&mut client, &sandbox.id).await?;
+    }
+    Ok(listed.len())
+}
+
+async fn remove_sandbox(client: &mut RuntimeServiceClient<Channel>, id: &str) -> anyhow::Result<()> {
+    let remove = RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
+    client.remove_pod_sandbox(remove).await.context("RemovePodSandbox failed")?;
+    Ok(())
 }
 
 async fn round(
     mut client: RuntimeServiceClient<Channel>,
     workload: &Workload,
     index: usize,
+    removal: Removal,
 ) -> anyhow::Result<()> {
     let sandbox_config = sandbox(workload, index);
     let request =
         RunPodSandboxRequest { config: Some(sandbox_config.clone()), runtime_handler: String::new() };
     let sandbox =
         client.run_pod_sandbox(request).await.context("RunPodSandbox failed")?.into_inner().pod_sandbox_id;
-    let outcome = run_container(&mut client, workload, index, &sandbox, sandbox_config).await;
+    let outcome = run_container(&mut client, workload, index, &sandbox, sandbox_config, removal).await;
     // Also after a failure, which would otherwise leave its sandbox behind.
     let stop = StopPodSandboxRequest { pod_sandbox_id: sandbox.clone() };
     client.stop_pod_sandbox(stop).await.context("StopPodSandbox failed")?;
-    let remove = RemovePodSandboxRequest { pod_sandbox_id: sandbox };
-    client.remove_pod_sandbox(remove).await.context("RemovePodSandbox failed")?;
+    if removal == Removal::Within {
+        remove_sandbox(&mut client, &sandbox).await?;
+    }
     outcome
 }
 
@@ -106,6 +153,7 @@ async fn run_container(
     index: usize,
     sandbox: &str,
     sandbox_config: PodSandboxConfig,
+    removal: Removal,
 ) -> anyhow::Result<()> {
     let request = CreateContainerRequest {
         pod_sandbox_id: sandbox.to_owned(),
@@ -138,8 +186,10 @@ async fn run_container(
             ended.log_path
         );
     }
-    let remove = RemoveContainerRequest { container_id: id };
-    client.remove_container(remove).await.context("RemoveContainer failed")?;
+    if removal == Removal::Within {
+        let remove = RemoveContainerRequest { container_id: id };
+        client.remove_container(remove).await.context("RemoveContainer failed")?;
+    }
     Ok(())
 }
 
@@ -150,7 +200,7 @@ fn sandbox(workload: &Workload, index: usize) -> PodSandboxConfig {
             // Unique in the runtime, also beside another loop.
             uid: format!("{name}-{}", std::process::id()),
             name: name.clone(),
-            namespace: "cri-loop".to_owned(),
+            namespace: NAMESPACE.to_owned(),
             attempt: 0,
         }),
         hostname: name,

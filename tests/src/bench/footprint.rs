@@ -73,10 +73,10 @@ spec:
 
 /// Kibibytes of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Memory {
-    resident: u64,
-    private: u64,
-    peak: u64,
+pub(super) struct Memory {
+    pub(super) resident: u64,
+    pub(super) private: u64,
+    pub(super) peak: u64,
 }
 
 fn virtual_kubelet(cluster: &Cluster) -> anyhow::Result<Memory> {
@@ -98,7 +98,7 @@ fn agent(cluster: &Cluster) -> anyhow::Result<Memory> {
     bail!("no spillway-agent runs on {DEDICATED}")
 }
 
-fn of(status: &Path) -> anyhow::Result<Memory> {
+pub(super) fn of(status: &Path) -> anyhow::Result<Memory> {
     let text = fs::read_to_string(status).with_context(|| format!("can't read {}", status.display()))?;
     parse(&text).with_context(|| format!("{} doesn't tell the process' memory", status.display()))
 }

@@ -165,9 +165,13 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Bench { bench } => {
             let binaries = cluster::current_binaries()?;
             if matches!(bench, bench::Bench::DevicePlugin(_)) {
-                return bench::run(&bench, &release_build(&binaries)?);
+                let packages = ["spillway-agent", "spillway-plugin-bench", "spillway-standin-nvml"];
+                return bench::run(&bench, &release_build(&binaries, &packages)?);
             }
             set_up()?;
+            if matches!(&bench, bench::Bench::VirtualNode(options) if !options.unoptimised) {
+                return bench::run(&bench, &release_build(&binaries, &["spillway-vk"])?);
+            }
             bench::run(&bench, &binaries)
         }
         Task::Forward { .. } => Ok(()),
@@ -191,19 +195,11 @@ fn set_up() -> anyhow::Result<()> {
     ])
 }
 
-/// What is measured without a cluster, built with optimisation; the folder it is in.
-fn release_build(binaries: &Path) -> anyhow::Result<PathBuf> {
-    eprintln!("building the agent with optimisation");
-    cargo(&[
-        "build",
-        "--release",
-        "--package",
-        "spillway-agent",
-        "--package",
-        "spillway-plugin-bench",
-        "--package",
-        "spillway-standin-nvml",
-    ])?;
+/// What is measured, built with optimisation; the folder it is in.
+fn release_build(binaries: &Path, packages: &[&str]) -> anyhow::Result<PathBuf> {
+    eprintln!("building {} with optimisation", packages.join(", "));
+    let packages = packages.iter().flat_map(|package| ["--package", package]);
+    cargo(&["build", "--release"].into_iter().chain(packages).collect::<Vec<_>>())?;
     Ok(binaries.with_file_name("release"))
 }
 

@@ -27,6 +27,8 @@ pub struct Options {
     pub cpu_manager_policy: String,
     /// The kubelet's topology manager policy: `none`, `best-effort`, `restricted` or `single-numa-node`.
     pub topology_manager_policy: String,
+    /// How many pods the kubelet takes.
+    pub max_pods: u32,
 }
 
 impl Options {
@@ -38,6 +40,7 @@ impl Options {
             fpgas: 1,
             cpu_manager_policy: "none".to_owned(),
             topology_manager_policy: "none".to_owned(),
+            max_pods: 250,
         }
     }
 }
@@ -88,6 +91,7 @@ pub(super) fn start(
 fn kubelet_configuration(cluster: &Cluster, options: &Options) -> String {
     let (cgroup_root, dns, domain) = (cluster.cgroup_root(&options.name), network::DNS, network::DOMAIN);
     let (cpu, topology) = (&options.cpu_manager_policy, &options.topology_manager_policy);
+    let max_pods = options.max_pods;
     format!(
         "apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
@@ -113,7 +117,7 @@ clusterDomain: {domain}
 evictionHard: {{memory.available: \"0%\", nodefs.available: \"0%\", imagefs.available: \"0%\", nodefs.inodesFree: \"0%\"}}
 imageGCHighThresholdPercent: 100
 imageGCLowThresholdPercent: 99
-maxPods: 250
+maxPods: {max_pods}
 nodeStatusUpdateFrequency: 2s
 # By default from Kubernetes 1.36 on.
 featureGates: {{ResourceHealthStatus: true}}
@@ -252,7 +256,7 @@ metricsBindAddress: 127.0.0.1:10249
 }
 
 /// Waits until a node is Ready; `component` is who makes it so.
-pub(super) fn wait_ready(cluster: &Cluster, name: &str, component: &str) -> anyhow::Result<()> {
+pub(crate) fn wait_ready(cluster: &Cluster, name: &str, component: &str) -> anyhow::Result<()> {
     crate::wait_for(&format!("node {name} to be Ready"), STEP, || {
         let process = cluster.process(name, component)?;
         if !process.running() {

@@ -109,7 +109,7 @@ impl Pki {
     /// # Errors
     /// When the authority can't be read.
     pub fn bootstrap_kubeconfig(&self, token: &str, server: &str) -> anyhow::Result<String> {
-        Ok(kubeconfig(server, &base64(self.read("ca.crt")?.as_bytes()), &format!("token: {token}")))
+        bootstrap_kubeconfig(&self.folder, token, server)
     }
 }
 
@@ -120,6 +120,16 @@ fn authority() -> CertificateParams {
     params.key_usages =
         vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
     params
+}
+
+/// The same, of the authority in a folder.
+///
+/// # Errors
+/// When the authority can't be read.
+pub fn bootstrap_kubeconfig(folder: &Path, token: &str, server: &str) -> anyhow::Result<String> {
+    let path = folder.join("ca.crt");
+    let authority = fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
+    Ok(kubeconfig(server, &base64(&authority), &format!("token: {token}")))
 }
 
 fn kubeconfig(server: &str, ca: &str, user: &str) -> String {

@@ -1,13 +1,18 @@
 //! A serverless runtime: a machine with containerd and kube-proxy, no kubelet, and beside them `spillway-vk` started as the systemd unit
 //! in `deploy/systemd` starts it.
 
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, bail};
 
 use super::{
     Cluster, STEP,
     control_plane::{BOOTSTRAP_TOKEN, SERVER},
+    machine::Machine,
     network,
     node::{start_kube_proxy, start_with_runtime, wait_ready},
     pki::Pki,
@@ -36,12 +41,14 @@ pub struct Options {
     pub taint: bool,
     /// Whether to start `spillway-vk` and wait for the virtual node.
     pub start_vk: bool,
+    /// Another `spillway-vk` than the one beside this program.
+    pub program: Option<PathBuf>,
 }
 
 impl Options {
     /// A runtime whose virtual node takes a thousand pods.
     pub fn named(name: &str) -> Self {
-        Self { name: name.to_owned(), pods: 1000, taint: true, start_vk: true }
+        Self { name: name.to_owned(), pods: 1000, taint: true, start_vk: true, program: None }
     }
 }
 
@@ -62,6 +69,9 @@ pub(super) fn start(
     let unit = crate::repository().join("deploy/systemd/spillway-vk.service");
     let text = fs::read_to_string(&unit).with_context(|| format!("can't read {}", unit.display()))?;
     let (mut arguments, environment) = exec_start(&text).with_context(|| format!("in {}", unit.display()))?;
+    if let Some(program) = &options.program {
+        arguments[0] = install(&machine, program)?;
+    }
     if !options.taint {
         arguments.push("--disable-taint".to_owned());
     }
@@ -82,6 +92,15 @@ pub(super) fn start(
     }
     // It looks up its node's address when it starts.
     start_kube_proxy(cluster, pki, &machine)
+}
+
+/// Puts a program into a machine, and tells where it is there.
+pub(crate) fn install(machine: &Machine, program: &Path) -> anyhow::Result<String> {
+    let name = program.file_name().context("a program is a file")?.display();
+    let inside = format!("/opt/spillway/{name}");
+    let copied = fs::copy(program, machine.path(&inside));
+    copied.with_context(|| format!("can't copy {} to {}", program.display(), machine.name))?;
+    Ok(inside)
 }
 
 fn configuration(cluster: &Cluster, options: &Options, index: usize) -> String {

@@ -1,0 +1,93 @@
+//! The virtual node beside its yardsticks: a real kubelet on the same kind of runtime, a bare loop over the CRI, and kwok where nothing
+//! runs. What is compared is measured in turns on the same machine, so that ratios hold where absolute figures depend on what else the
+//! machine does. `spillway-vk` is built with optimisation, as users get it.
+
+mod api;
+mod jobs;
+mod noop;
+mod process;
+mod summary;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+
+use self::summary::Figures;
+
+/// Where the pods are.
+const NAMESPACE: &str = "bench";
+
+/// What is measured, each by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Part {
+    /// Jobs of real pods, against the kubelet and the CRI loop.
+    Jobs,
+    /// Pods of provider `none`, against kwok.
+    Noop,
+}
+
+/// How it is measured.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// Write the figures to this file, too, as one JSON object.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// How many times each thing is measured; the median counts.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: u16,
+    /// Pods of each Job.
+    #[arg(long, value_delimiter = ',', default_values_t = [100, 300])]
+    pods: Vec<u16>,
+    /// Pods of provider `none`.
+    #[arg(long, default_value_t = 5000)]
+    noop_pods: u16,
+    /// Measure the build that is not optimised, which is there sooner. It says what is slow, not how slow.
+    #[arg(long)]
+    pub unoptimised: bool,
+    /// Only these parts.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Part>,
+}
+
+impl Options {
+    fn wants(&self, part: Part) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
+    }
+}
+
+/// Measures with the programs in `binaries`, and prints tables.
+///
+/// # Errors
+/// When something can't be started or measured.
+pub fn run(options: &Options, binaries: &Path) -> anyhow::Result<()> {
+    let program = binaries.join("spillway-vk");
+    let size = fs::metadata(&program).with_context(|| format!("can't read {}", program.display()))?.len();
+    let profile = binaries.file_name().map(|name| name.display().to_string()).unwrap_or_default();
+    println!("spillway-vk: {profile} build of {} KiB; load of the machine before: {}", size >> 10, load());
+    let mut figures = Figures::default();
+    if options.wants(Part::Jobs) {
+        jobs::with_cluster(options, &program, &mut figures)?;
+    }
+    if options.wants(Part::Noop) {
+        noop::with_cluster(options, &program, &mut figures)?;
+    }
+    println!("\nSummary; load of the machine at the end: {}\n{}", load(), figures.table());
+    if let Some(path) = &options.json {
+        let text = serde_json::to_string_pretty(&figures.json())?;
+        fs::write(path, text + "\n").with_context(|| format!("can't write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// What else the machine does spoils absolute figures: said with each table.
+fn load() -> String {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split_whitespace().take(3).collect::<Vec<_>>().join(" ")
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
+}

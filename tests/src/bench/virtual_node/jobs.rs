@@ -1,0 +1,318 @@
+//! Jobs of real pods, on the virtual node and on a real kubelet in turns, and a bare loop over the CRI beside them.
+
+use std::{collections::BTreeMap, path::Path, pin::pin, time::Duration};
+
+use anyhow::{Context as _, bail};
+use futures::StreamExt as _;
+use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
+use kube::{
+    Api, Client,
+    api::{DeleteParams, PostParams},
+    runtime::watcher,
+};
+use serde_json::json;
+use tokio::{runtime::Runtime, time::Instant};
+
+use super::{NAMESPACE, Options, load, process, summary, summary::Figures};
+use crate::{
+    bench::{cri_loop, sleepers},
+    cluster::{self, Cluster, node, serverless},
+    demo::report::count,
+    image,
+};
+
+const REAL: &str = "dedicated-1";
+const VIRTUAL: &str = "virtual-1";
+/// How long one Job may take.
+const LIMIT: Duration = Duration::from_mins(15);
+/// What is tried to find the bare loop's best.
+const IN_FLIGHT: [usize; 3] = [4, 8, 16];
+
+/// Everything that is measured on real containers, on one cluster.
+pub(super) fn with_cluster(options: &Options, program: &Path, figures: &mut Figures) -> anyhow::Result<()> {
+    let most = options.pods.iter().copied().max().unwrap_or(1);
+    let max_pods = u32::from(most).saturating_add(100).max(250);
+    let cluster = Cluster::up(&cluster::Options {
+        nodes: vec![node::Options { max_pods, gpus: 0, fpgas: 0, ..node::Options::named(REAL) }],
+        serverless: vec![serverless::Options {
+            program: Some(program.to_owned()),
+            ..serverless::Options::named(VIRTUAL)
+        }],
+        bare: true,
+        ..cluster::Options::default()
+    })?;
+    cluster.kubectl(&["create", "namespace", NAMESPACE])?;
+    crate::wait_for("the default service account", Duration::from_mins(2), || {
+        cluster.kubectl(&["-n", NAMESPACE, "get", "serviceaccount", "default"]).map(Some)
+    })?;
+    compare(&cluster, &super::runtime()?, options, figures)?;
+    cluster.down()
+}
+
+/// What one Job has shown, in pods per second since the first was bound.
+#[derive(Debug, Clone, Copy, Default)]
+struct Rates {
+    running: f64,
+    succeeded: f64,
+    /// Seconds that the median pod needed.
+    to_run: f64,
+    /// Of the node's process: seconds of CPU time for each pod.
+    cpu: f64,
+}
+
+fn compare(
+    cluster: &Cluster,
+    runtime: &Runtime,
+    options: &Options,
+    figures: &mut Figures,
+) -> anyhow::Result<()> {
+    let mut found: BTreeMap<(u16, &str), Vec<Rates>> = BTreeMap::new();
+    let mut bare: BTreeMap<(usize, bool), Vec<f64>> = BTreeMap::new();
+    for round in 0..options.rounds {
+        for pods in &options.pods {
+            // Who comes second finds warmer caches: in turns.
+            let nodes = if round % 2 == 0 { [VIRTUAL, REAL] } else { [REAL, VIRTUAL] };
+            for node in nodes {
+                let rates = job(cluster, runtime, node, usize::from(*pods))
+                    .with_context(|| format!("in a Job of {pods} on {node}"))?;
+                let Rates { running, succeeded, .. } = rates;
+                cluster.say(&format!(
+                    "round {round}: {pods} pods on {node}: {running:.2}/s Running, {succeeded:.2}/s Succeeded; load {}",
+                    load()
+                ));
+                found.entry((*pods, node)).or_default().push(rates);
+            }
+        }
+        let loops = options.pods.first().copied().map_or(1, usize::from);
+        for in_flight in IN_FLIGHT {
+            for removal in [cri_loop::Removal::Within, cri_loop::Removal::After] {
+                let rate = bare_loop(cluster, runtime, loops, in_flight, removal)?;
+                let within = removal == cri_loop::Removal::Within;
+                cluster.say(&format!("round {round}: bare loop, {in_flight} in flight, removal within: {within}: {rate:.2}/s; load {}", load()));
+                bare.entry((in_flight, within)).or_default().push(rate);
+            }
+        }
+    }
+    print(options, &found, &bare, figures);
+    Ok(())
+}
+
+fn best(bare: &BTreeMap<(usize, bool), Vec<f64>>, within: bool) -> Option<(usize, &Vec<f64>)> {
+    let of =
+        bare.iter().filter(|((_, of), _)| *of == within).map(|((in_flight, _), rates)| (*in_flight, rates));
+    of.max_by(|(_, a), (_, b)| {
+        summary::median(a).unwrap_or(0.0).total_cmp(&summary::median(b).unwrap_or(0.0))
+    })
+}
+
+fn print(
+    options: &Options,
+    found: &BTreeMap<(u16, &str), Vec<Rates>>,
+    bare: &BTreeMap<(usize, bool), Vec<f64>>,
+    figures: &mut Figures,
+) {
+    let all = |pods: u16, node: &str, of: fn(&Rates) -> f64| -> Vec<f64> {
+        found.get(&(pods, node)).into_iter().flatten().map(of).collect()
+    };
+    let (mut over_kubelet, mut over_loop, mut over_stops) = (Vec::new(), Vec::new(), Vec::new());
+    println!(
+        "\nJobs of pods that sleep for a second; medians of {} rounds; load {}\n",
+        options.rounds,
+        load()
+    );
+    println!("  {:34}{:>12}{:>12}{:>12}{:>12}", "", "Running/s", "Succeeded/s", "to run, s", "CPU ms/pod");
+    for pods in &options.pods {
+        for node in [VIRTUAL, REAL] {
+            let middle = |of: fn(&Rates) -> f64| summary::median(&all(*pods, node, of)).unwrap_or(f64::NAN);
+            println!(
+                "  {:34}{:12.2}{:12.2}{:12.2}{:12.1}",
+                format!("{pods} pods on {node}"),
+                middle(|rates| rates.running),
+                middle(|rates| rates.succeeded),
+                middle(|rates| rates.to_run),
+                middle(|rates| rates.cpu) * 1000.0
+            );
+        }
+        let ours = all(*pods, VIRTUAL, |rates| rates.succeeded);
+        over_kubelet.extend(summary::ratio(&ours, &all(*pods, REAL, |rates| rates.succeeded)));
+        over_loop.extend(best(bare, true).and_then(|(_, rates)| summary::ratio(&ours, rates)));
+        over_stops.extend(best(bare, false).and_then(|(_, rates)| summary::ratio(&ours, rates)));
+        let running = |node| all(*pods, node, |rates| rates.running);
+        println!(
+            "  {:34}{:12.2}{:12.2}",
+            "  virtual / real",
+            summary::ratio(&running(VIRTUAL), &running(REAL)).unwrap_or(f64::NAN),
+            over_kubelet.last().copied().unwrap_or(f64::NAN)
+        );
+    }
+    for ((in_flight, within), rates) in bare {
+        let what = if *within { "removal within" } else { "removal after" };
+        let rate = summary::median(rates).unwrap_or(f64::NAN);
+        println!("  {:34}{:>12}{rate:12.2}", format!("bare loop, {in_flight} in flight, {what}"), "");
+    }
+    figures.job_rate_over_kubelet = summary::least(over_kubelet);
+    figures.job_rate_over_cri_loop = summary::least(over_loop);
+    println!(
+        "  virtual / bare loop at its best: {:.2}; at its best with removal after the clock: {:.2}",
+        figures.job_rate_over_cri_loop.unwrap_or(f64::NAN),
+        summary::least(over_stops).unwrap_or(f64::NAN)
+    );
+}
+
+/// Runs one Job and removes it, and everything that it left.
+fn job(cluster: &Cluster, runtime: &Runtime, node: &str, pods: usize) -> anyhow::Result<Rates> {
+    let component = if node == VIRTUAL { "spillway-vk" } else { "kubelet" };
+    let before = process::usage(cluster, node, component)?;
+    let socket = cluster.machine(node)?.live_path("/run/containerd/containerd.sock");
+    runtime.block_on(async {
+        let client = cluster.client().await?;
+        let timeline = tokio::time::timeout(LIMIT, Box::pin(follow(client, node, pods)))
+            .await
+            .with_context(|| format!("it took longer than {} s", LIMIT.as_secs()))??;
+        // What is left must not be somebody's work in the next measurement. A kubelet removes sandboxes once a minute.
+        let containers = cri_loop::connect(&socket).await?;
+        cri_loop::remove_stopped(&containers, NAMESPACE).await?;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let used = process::usage(cluster, node, component)?.cpu - before.cpu;
+        timeline.rates(pods, used).context("not all pods were seen to end")
+    })
+}
+
+/// When each pod got how far, in seconds.
+#[derive(Debug, Default)]
+struct Timeline {
+    bound: BTreeMap<String, f64>,
+    running: BTreeMap<String, f64>,
+    succeeded: BTreeMap<String, f64>,
+}
+
+impl Timeline {
+    fn take(&mut self, pod: &Pod, now: f64) -> anyhow::Result<()> {
+        let Some(uid) = pod.metadata.uid.clone() else { return Ok(()) };
+        if pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some()) {
+            self.bound.entry(uid.clone()).or_insert(now);
+        }
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default();
+        if matches!(phase, "Running" | "Succeeded") {
+            self.running.entry(uid.clone()).or_insert(now);
+        }
+        if phase == "Succeeded" {
+            self.succeeded.entry(uid).or_insert(now);
+        }
+        if phase == "Failed" {
+            bail!("pod {} failed", pod.metadata.name.as_deref().unwrap_or_default());
+        }
+        Ok(())
+    }
+
+    fn rates(&self, pods: usize, cpu: f64) -> Option<Rates> {
+        let begin = self.bound.values().copied().reduce(f64::min)?;
+        let rate = |times: &BTreeMap<String, f64>| {
+            let end = times.values().copied().reduce(f64::max).filter(|_| times.len() == pods)?;
+            Some(count(pods) / (end - begin))
+        };
+        let waits: Vec<f64> =
+            self.running.iter().filter_map(|(uid, at)| Some(at - self.bound.get(uid)?)).collect();
+        Some(Rates {
+            running: rate(&self.running)?,
+            succeeded: rate(&self.succeeded)?,
+            to_run: summary::median(&waits)?,
+            cpu: cpu / count(pods),
+        })
+    }
+}
+
+/// Creates the Job, follows its pods to their end, deletes it and waits until no pod is left.
+async fn follow(client: Client, node: &str, pods: usize) -> anyhow::Result<Timeline> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
+    let jobs: Api<Job> = Api::namespaced(client, NAMESPACE);
+    let mut events = pin!(watcher(api, watcher::Config::default()));
+    let mut timeline = Timeline::default();
+    let begin = Instant::now();
+    let (mut created, mut deleted, mut gone) = (false, false, 0);
+    while let Some(event) = events.next().await {
+        match event? {
+            watcher::Event::InitDone if !created => {
+                jobs.create(&PostParams::default(), &sleeping_job(node, pods)?).await?;
+                created = true;
+            }
+            watcher::Event::Init | watcher::Event::InitDone => {}
+            watcher::Event::Apply(pod) | watcher::Event::InitApply(pod) => {
+                timeline.take(&pod, begin.elapsed().as_secs_f64())?;
+            }
+            watcher::Event::Delete(_) => {
+                gone += 1;
+                if gone == pods {
+                    return Ok(timeline);
+                }
+            }
+        }
+        if timeline.succeeded.len() == pods && !deleted {
+            deleted = true;
+            jobs.delete("sleepers", &DeleteParams::background()).await?;
+        }
+    }
+    bail!("the watch of pods ended")
+}
+
+fn sleeping_job(node: &str, pods: usize) -> anyhow::Result<Job> {
+    Ok(serde_json::from_value(json!({
+        "metadata": { "name": "sleepers" },
+        "spec": { "completions": pods, "parallelism": pods, "backoffLimit": 0, "template": { "spec": {
+            "restartPolicy": "Never",
+            "nodeSelector": { "kubernetes.io/hostname": node },
+            "tolerations": [{ "key": "virtual-kubelet.io/provider", "operator": "Exists" }],
+            "containers": [{ "name": "main", "image": image::BUSYBOX, "imagePullPolicy": "Never",
+                "command": ["sleep", "1"] }],
+        } } },
+    }))?)
+}
+
+fn bare_loop(
+    cluster: &Cluster,
+    runtime: &Runtime,
+    pods: usize,
+    in_flight: usize,
+    removal: cri_loop::Removal,
+) -> anyhow::Result<f64> {
+    let workload = sleepers(cluster, VIRTUAL)?;
+    let socket = cluster.machine(VIRTUAL)?.live_path("/run/containerd/containerd.sock");
+    let elapsed = runtime.block_on(async {
+        let client = cri_loop::connect(&socket).await?;
+        cri_loop::run(&client, &workload, pods, in_flight, removal).await
+    })?;
+    Ok(count(pods) / elapsed.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(uid: &str, node: Option<&str>, phase: &str) -> Pod {
+        serde_json::from_value(json!({
+            "metadata": { "uid": uid }, "spec": { "nodeName": node, "containers": [] }, "status": { "phase": phase },
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn rates_count_from_the_first_binding_to_the_last_end() {
+        let mut timeline = Timeline::default();
+        for (at, pod) in [
+            (0.0, pod("a", None, "Pending")),
+            (1.0, pod("a", Some("n"), "Pending")),
+            (2.0, pod("b", Some("n"), "Pending")),
+            (3.0, pod("a", Some("n"), "Running")),
+            (4.0, pod("a", Some("n"), "Running")),
+            (4.5, pod("a", Some("n"), "Succeeded")),
+        ] {
+            timeline.take(&pod, at).unwrap();
+        }
+        assert!(timeline.rates(2, 0.0).is_none(), "b has not ended");
+        // Nobody saw it Running.
+        timeline.take(&pod("b", Some("n"), "Succeeded"), 5.0).unwrap();
+        let rates = timeline.rates(2, 0.5).unwrap();
+        assert_eq!((rates.running, rates.succeeded, rates.to_run, rates.cpu), (0.5, 0.5, 2.5, 0.25));
+        assert!(timeline.take(&pod("c", Some("n"), "Failed"), 6.0).is_err());
+    }
+}
