@@ -24,8 +24,9 @@ impl Store {
     }
 
     /// Takes a version of a pod. The entry, if it is a new pod.
-    pub(super) fn put(&self, pod: Pod) -> Option<Arc<Entry>> {
+    pub(super) fn put(&self, mut pod: Pod) -> Option<Arc<Entry>> {
         let uid = pod.metadata.uid.clone()?;
+        slim(&mut pod);
         let mut entries = self.lock();
         if let Some(entry) = entries.get(&uid) {
             entry.latest.send_if_modified(|latest| match latest {
@@ -89,6 +90,11 @@ impl Store {
     }
 }
 
+/// Lets go of what nobody here reads: who set which field is most of a pod's size in memory.
+pub(super) fn slim(pod: &mut Pod) {
+    pod.metadata.managed_fields = None;
+}
+
 fn entry(pod: PodRef, latest: Option<Arc<Pod>>) -> Arc<Entry> {
     Arc::new(Entry { pod, latest: watch::Sender::new(latest), wake: Arc::default() })
 }
@@ -124,6 +130,15 @@ mod tests {
         assert_eq!(version(&store), None);
         assert_eq!(store.pods().len(), 0);
         assert_eq!(store.uids().len(), 2, "until nothing is left of them");
+    }
+
+    #[test]
+    fn who_set_which_field_is_forgotten() {
+        let store = Store::default();
+        let mut pod = pod("a", 1, "2026-01-01T00:00:00Z");
+        pod.metadata.managed_fields = Some(Vec::new());
+        store.put(pod);
+        assert_eq!(store.by_name("ns", "web").unwrap().metadata.managed_fields, None);
     }
 
     #[test]

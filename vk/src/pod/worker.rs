@@ -214,7 +214,8 @@ impl Worker {
         loop {
             let next = tokio::select! {
                 () = stop.cancelled() => break,
-                next = self.step() => next,
+                // On the heap for as long as it takes: a step's state is many times what a pod at rest needs.
+                next = Box::pin(self.step()) => next,
             };
             let within = match next {
                 Next::Gone => break,

@@ -85,6 +85,11 @@ impl PodService for None {
         Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).pods.clone())
     }
 
+    async fn observe(&self, pod: &PodRef) -> Result<ObservedPod, ProviderError> {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(state.pods.get(pod).cloned().unwrap_or_default())
+    }
+
     async fn changes(&self) -> Result<Option<BoxStream<'static, String>>, ProviderError> {
         // Nothing ever changes but by create and delete, whose caller knows.
         Ok(Some(Box::pin(futures::stream::pending())))
@@ -186,6 +191,7 @@ mod tests {
         let listed = provider.list().await.unwrap();
         let observed = &listed[&reference(&pod)];
         assert_eq!(listed.len(), 1, "creating again is no second pod");
+        assert_eq!(provider.observe(&reference(&pod)).await.unwrap(), *observed);
         assert_eq!(observed.container("setup").unwrap().exit().unwrap().code, 0);
         assert!(observed.container("proxy").unwrap().is_running());
         assert!(observed.container("web").unwrap().is_running());
@@ -200,6 +206,7 @@ mod tests {
 
         restarted.delete(&reference(&pod), 30).await.unwrap();
         assert!(restarted.list().await.unwrap().is_empty());
+        assert!(restarted.observe(&reference(&pod)).await.unwrap().is_empty());
     }
 
     #[tokio::test]

@@ -16,6 +16,7 @@ use crate::{
         ephemeral,
         probe::Healths,
         status::{self, Facts},
+        store,
     },
     provider::{
         LogOptions, Provider,
@@ -99,7 +100,8 @@ impl Worker {
         }
         let params = PatchParams { field_manager: Some("spillway-vk".to_owned()), ..Default::default() };
         match self.api().patch_status(&self.entry.pod.name, &params, &Patch::Strategic(patch)).await {
-            Ok(written) => {
+            Ok(mut written) => {
+                store::slim(&mut written);
                 let written = Arc::new(written);
                 // For others to read; our own news is no reason to look again.
                 self.entry.latest.send_if_modified(|latest| {
