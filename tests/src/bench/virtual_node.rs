@@ -2,7 +2,9 @@
 //! runs. What is compared is measured in turns on the same machine, so that ratios hold where absolute figures depend on what else the
 //! machine does. `spillway-vk` is built with optimisation, as users get it.
 
+mod adoption;
 mod api;
+mod footprint;
 mod jobs;
 mod noop;
 mod process;
@@ -27,6 +29,10 @@ pub enum Part {
     Jobs,
     /// Pods of provider `none`, against kwok.
     Noop,
+    /// Memory and CPU time, at rest.
+    Footprint,
+    /// How soon a process that was killed and started again knows its pods.
+    Adoption,
 }
 
 /// How it is measured.
@@ -38,7 +44,7 @@ pub struct Options {
     /// How many times each thing is measured; the median counts.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
-    /// Pods of each Job.
+    /// Pods of each Job; the last number is also how many real pods the other parts have.
     #[arg(long, value_delimiter = ',', default_values_t = [100, 300])]
     pods: Vec<u16>,
     /// Pods of provider `none`.
@@ -56,6 +62,10 @@ impl Options {
     fn wants(&self, part: Part) -> bool {
         self.only.is_empty() || self.only.contains(&part)
     }
+
+    fn real_pods(&self) -> usize {
+        self.pods.last().copied().map_or(1, usize::from)
+    }
 }
 
 /// Measures with the programs in `binaries`, and prints tables.
@@ -68,10 +78,11 @@ pub fn run(options: &Options, binaries: &Path) -> anyhow::Result<()> {
     let profile = binaries.file_name().map(|name| name.display().to_string()).unwrap_or_default();
     println!("spillway-vk: {profile} build of {} KiB; load of the machine before: {}", size >> 10, load());
     let mut figures = Figures::default();
-    if options.wants(Part::Jobs) {
+    let real = [Part::Jobs, Part::Footprint, Part::Adoption];
+    if real.iter().any(|part| options.wants(*part)) {
         jobs::with_cluster(options, &program, &mut figures)?;
     }
-    if options.wants(Part::Noop) {
+    if [Part::Noop, Part::Footprint, Part::Adoption].iter().any(|part| options.wants(*part)) {
         noop::with_cluster(options, &program, &mut figures)?;
     }
     println!("\nSummary; load of the machine at the end: {}\n{}", load(), figures.table());

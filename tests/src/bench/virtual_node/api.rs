@@ -94,6 +94,16 @@ impl Server {
         Ok(Box::pin(self.0.request_stream(request).await?.lines()))
     }
 
+    /// Waits until the pods of a namespace are so.
+    pub(super) async fn until(
+        &self,
+        namespace: &str,
+        what: &str,
+        holds: impl Fn(&Seen) -> bool,
+    ) -> anyhow::Result<()> {
+        self.watch(namespace).await?.until(what, holds).await
+    }
+
     /// How many requests it has answered.
     pub(super) async fn requests(&self) -> anyhow::Result<Requests> {
         let text = self.0.request_text(Request::get("/metrics").body(Vec::new())?).await?;

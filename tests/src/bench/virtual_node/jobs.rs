@@ -13,7 +13,7 @@ use kube::{
 use serde_json::json;
 use tokio::{runtime::Runtime, time::Instant};
 
-use super::{NAMESPACE, Options, load, process, summary, summary::Figures};
+use super::{NAMESPACE, Options, Part, adoption, footprint, load, process, summary, summary::Figures};
 use crate::{
     bench::{cri_loop, sleepers},
     cluster::{self, Cluster, node, serverless},
@@ -21,8 +21,8 @@ use crate::{
     image,
 };
 
-const REAL: &str = "dedicated-1";
-const VIRTUAL: &str = "virtual-1";
+pub(super) const REAL: &str = "dedicated-1";
+pub(super) const VIRTUAL: &str = "virtual-1";
 /// How long one Job may take.
 const LIMIT: Duration = Duration::from_mins(15);
 /// What is tried to find the bare loop's best.
@@ -30,10 +30,13 @@ const IN_FLIGHT: [usize; 3] = [4, 8, 16];
 
 /// Everything that is measured on real containers, on one cluster.
 pub(super) fn with_cluster(options: &Options, program: &Path, figures: &mut Figures) -> anyhow::Result<()> {
-    let most = options.pods.iter().copied().max().unwrap_or(1);
-    let max_pods = u32::from(most).saturating_add(100).max(250);
+    let max_pods = u32::try_from(options.real_pods()).unwrap_or(u32::MAX).saturating_add(100).max(250);
+    let wants_jobs = options.wants(Part::Jobs);
     let cluster = Cluster::up(&cluster::Options {
-        nodes: vec![node::Options { max_pods, gpus: 0, fpgas: 0, ..node::Options::named(REAL) }],
+        nodes: wants_jobs
+            .then(|| node::Options { max_pods, gpus: 0, fpgas: 0, ..node::Options::named(REAL) })
+            .into_iter()
+            .collect(),
         serverless: vec![serverless::Options {
             program: Some(program.to_owned()),
             ..serverless::Options::named(VIRTUAL)
@@ -45,7 +48,17 @@ pub(super) fn with_cluster(options: &Options, program: &Path, figures: &mut Figu
     crate::wait_for("the default service account", Duration::from_mins(2), || {
         cluster.kubectl(&["-n", NAMESPACE, "get", "serviceaccount", "default"]).map(Some)
     })?;
-    compare(&cluster, &super::runtime()?, options, figures)?;
+    let runtime = super::runtime()?;
+    let idle = footprint::at_rest(&cluster, VIRTUAL, "spillway-vk")?;
+    if wants_jobs {
+        compare(&cluster, &runtime, options, figures)?;
+    }
+    if options.wants(Part::Footprint) || options.wants(Part::Adoption) {
+        footprint::real(&cluster, &runtime, options, idle, figures)?;
+    }
+    if options.wants(Part::Adoption) {
+        adoption::real(&cluster, &runtime, options, figures)?;
+    }
     cluster.down()
 }
 

@@ -8,8 +8,9 @@ use serde_json::json;
 use tokio::{runtime::Runtime, time::Instant};
 
 use super::{
-    NAMESPACE, Options,
+    NAMESPACE, Options, Part, adoption,
     api::{Requests, Server},
+    footprint::{self, AtRest},
     load, process, summary,
     summary::Figures,
 };
@@ -29,10 +30,10 @@ use crate::{
 
 /// Who makes a node on which nothing runs.
 #[derive(Debug, Clone, Copy)]
-struct Contender {
+pub(super) struct Contender {
     /// The node and the machine.
-    node: &'static str,
-    component: &'static str,
+    pub(super) node: &'static str,
+    pub(super) component: &'static str,
 }
 
 const OURS: Contender = Contender { node: "noop-1", component: "spillway-vk" };
@@ -43,7 +44,7 @@ const IN_FLIGHT: [usize; 3] = [4, 8, 16];
 const NOBODY: &str = "nobody-1";
 
 impl Contender {
-    fn pod_name(&self, index: usize) -> String {
+    pub(super) fn pod_name(&self, index: usize) -> String {
         format!("{}-{index}", self.node)
     }
 }
@@ -87,8 +88,15 @@ pub(super) fn with_cluster(options: &Options, program: &Path, figures: &mut Figu
         cluster.kubectl(&["-n", NAMESPACE, "get", "serviceaccount", "default"]).map(Some)
     })?;
     let runtime = super::runtime()?;
-    compare(&cluster, &runtime, options, figures)?;
-    limit(&cluster, &runtime, options)?;
+    if options.wants(Part::Noop) {
+        compare(&cluster, &runtime, options, figures)?;
+        limit(&cluster, &runtime, options)?;
+    }
+    if options.wants(Part::Footprint) || options.wants(Part::Adoption) {
+        for contender in [OURS, KWOK] {
+            full(&cluster, &runtime, options, &contender, figures)?;
+        }
+    }
     cluster.down()
 }
 
@@ -234,8 +242,54 @@ fn limit(cluster: &Cluster, runtime: &Runtime, options: &Options) -> anyhow::Res
     cluster.kubectl(&["delete", "node", NOBODY]).map(drop)
 }
 
+/// All pods at rest, and their adoption.
+fn full(
+    cluster: &Cluster,
+    runtime: &Runtime,
+    options: &Options,
+    contender: &Contender,
+    figures: &mut Figures,
+) -> anyhow::Result<()> {
+    let pods = usize::from(options.noop_pods);
+    let Contender { node, component } = *contender;
+    cluster.restart(node, component)?;
+    wait_ready(cluster, node, component)?;
+    let idle = footprint::at_rest(cluster, node, component)?;
+    let client = || async { anyhow::Ok(Server::new(cluster.client().await?)) };
+    runtime.block_on(async {
+        let server = client().await?;
+        server.create(NAMESPACE, (0..pods).map(|index| pod(contender, index))).await?;
+        server.until(NAMESPACE, "all pods Running", |seen| seen.running() == pods).await
+    })?;
+    let received = process::received(&cluster.machine(node)?)?;
+    let full = footprint::at_rest(cluster, node, component)?;
+    let received = process::received(&cluster.machine(node)?)? - received;
+    let growth = footprint::growth_kib(&idle, &full, pods);
+    println!(
+        "\nMemory and CPU time of {component} where nothing runs; load {}\n\n{}",
+        load(),
+        footprint::header()
+    );
+    let print = |what: &str, at_rest: &AtRest| println!("{}", at_rest.row(what));
+    print("started, no pods", &idle);
+    print(&format!("{pods} no-op pods"), &full);
+    println!("  growth {growth:.1} KiB per pod; received in 30 s at rest: {:.1} KiB", received / 1024.0);
+    let is_ours = contender.node == OURS.node;
+    if is_ours {
+        figures.rss_kib_per_pod = Some(figures.rss_kib_per_pod.unwrap_or(0.0).max(growth));
+    }
+    if options.wants(Part::Adoption) {
+        let seconds = adoption::noop(cluster, runtime, options, contender)?;
+        if is_ours {
+            figures.adopt_noop_s = Some(seconds);
+        }
+    }
+    cluster.kubectl(&["-n", NAMESPACE, "delete", "pods", "--all", "--wait=false"])?;
+    runtime.block_on(async { client().await?.until(NAMESPACE, "no pods", |seen| seen.total() == 0).await })
+}
+
 /// A small pod, bound already.
-fn pod(contender: &Contender, index: usize) -> Pod {
+pub(super) fn pod(contender: &Contender, index: usize) -> Pod {
     serde_json::from_value(json!({
         "metadata": { "name": contender.pod_name(index), "labels": { "app": "noop" } },
         "spec": {
