@@ -2,10 +2,16 @@
 //! comes out breaks a promise. An ordinary test runs the seeds below `seeds/`, too.
 
 pub mod bitstream;
+pub mod cell;
 pub mod config;
+pub mod env;
 pub mod gpu;
 pub mod holders;
 pub mod isolation;
+pub mod kubelet_api;
+pub mod logs;
 pub mod machine;
+pub mod pods;
+pub mod subpath;
 pub mod sysfs;
 pub mod tree;

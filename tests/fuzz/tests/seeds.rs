@@ -16,8 +16,13 @@ fn each(target: &str, run: impl Fn(&[u8])) {
 fn every_seed_keeps_what_is_promised() {
     each("bitstream", spillway_fuzz::bitstream::run);
     each("config", spillway_fuzz::config::run);
+    each("env", spillway_fuzz::env::run);
     each("gpu", spillway_fuzz::gpu::run);
     each("holders", spillway_fuzz::holders::run);
     each("isolation", spillway_fuzz::isolation::run);
+    each("kubelet_api", spillway_fuzz::kubelet_api::run);
+    each("logs", spillway_fuzz::logs::run);
+    each("pods", spillway_fuzz::pods::run);
+    each("subpath", spillway_fuzz::subpath::run);
     each("sysfs", spillway_fuzz::sysfs::run);
 }

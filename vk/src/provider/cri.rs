@@ -6,7 +6,7 @@
 mod access;
 mod cgroup;
 mod config;
-mod convert;
+pub mod convert;
 mod errors;
 mod facts;
 mod housekeeping;

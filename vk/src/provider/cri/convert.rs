@@ -43,7 +43,8 @@ fn marks(node: &str, pod: &PodRef) -> [(String, String); 4] {
     ]
 }
 
-pub(super) fn sandbox_config(
+/// What the runtime is sent of a sandbox.
+pub fn sandbox_config(
     node: &str,
     sandbox: &SandboxSpec,
     log_directory: &Path,
@@ -96,7 +97,8 @@ pub(super) fn sandbox_config(
     }
 }
 
-pub(super) fn container_config(
+/// What the runtime is sent of a container in it.
+pub fn container_config(
     node: &str,
     sandbox: &SandboxSpec,
     container: &ContainerSpec,
