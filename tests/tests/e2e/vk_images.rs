@@ -67,7 +67,8 @@ fn events_alike(namespace: &Namespace<'_>, pod: &str, reason: &str) -> anyhow::R
             let of_image = ["Pull", "Image", "BackOff", "Inspect", "Failed"];
             // How long it took.
             let message = message.split_once(" in ").map_or(message, |(before, _)| before);
-            of_image.iter().any(|part| reason.contains(part)).then(|| format!("{reason}: {message}"))
+            let is_meant = reason != "FailedMount" && of_image.iter().any(|part| reason.contains(part));
+            is_meant.then(|| format!("{reason}: {message}"))
         })
     };
     let what = format!("both pods {pod} to have the same events about images");

@@ -190,7 +190,9 @@ impl Reader {
         };
         let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
         let requested_at = Timestamp::now();
-        let asked = api.create_token_request(account, &PostParams::default(), &request).await;
+        let asked =
+            allowed(|| async { api.create_token_request(account, &PostParams::default(), &request).await })
+                .await;
         let status = asked.map_err(|error| chain(&error))?.status.ok_or("the answer has no token")?;
         Ok(Token { text: status.token, requested_at, expires_at: status.expiration_timestamp.0 })
     }
@@ -220,6 +222,21 @@ pub(crate) fn allocatable(node: &Node) -> Amounts {
     node.status.as_ref().and_then(|status| status.allocatable.clone()).unwrap_or_default()
 }
 
+/// Asks for what this node may have because of a pod. The authorizer hears that the pod is here by a watch of its own, and may hear it
+/// later than we: for a moment, no is no answer.
+async fn allowed<T, F>(ask: impl Fn() -> F) -> kube::Result<T>
+where
+    F: Future<Output = kube::Result<T>>,
+{
+    for pause in [100, 200, 400, 800, 1500].map(Duration::from_millis) {
+        match ask().await {
+            Err(kube::Error::Api(status)) if status.is_forbidden() => tokio::time::sleep(pause).await,
+            answer => return answer,
+        }
+    }
+    ask().await
+}
+
 async fn read<T>(
     cache: &watch::Cache<T>,
     api: Api<T>,
@@ -235,7 +252,7 @@ where
         return Ok(object);
     }
     let asked_at = Instant::now();
-    match api.get_opt(name).await {
+    match allowed(|| api.get_opt(name)).await {
         Ok(Some(object)) => Ok(cache.put(namespace, name, asked_at, object)),
         Ok(None) => Err(Missing::NotFound { kind, name: name.to_owned() }),
         Err(error) => Err(Missing::Unreadable { kind, name: name.to_owned(), message: chain(&error) }),
@@ -299,6 +316,24 @@ mod tests {
         };
         assert_eq!(objects.secret("s", true), Err(unreadable));
         assert_eq!(objects.secret("other", true), Ok(None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_allowed_yet_is_asked_for_again_and_what_never_is_is_told() {
+        use std::cell::Cell;
+
+        let no = || kube::core::Status::failure("no relationship found", "Forbidden").with_code(403).boxed();
+        let asked = Cell::new(0);
+        let ask = |yes_from: u32| {
+            asked.set(asked.get() + 1);
+            let answer = if asked.get() < yes_from { Err(kube::Error::Api(no())) } else { Ok(asked.get()) };
+            std::future::ready(answer)
+        };
+        assert_eq!(allowed(|| ask(3)).await.unwrap(), 3);
+        asked.set(0);
+        let refused = allowed(|| ask(u32::MAX)).await.unwrap_err();
+        assert_eq!(chain(&refused), "no relationship found");
+        assert_eq!(asked.get(), 6);
     }
 
     #[test]
