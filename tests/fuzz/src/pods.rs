@@ -33,6 +33,8 @@ const ROOT: &str = "/node";
 const SECRET: &str = "/../hidden-9f3";
 /// How long everything takes that nothing delays, on the pod's own clock.
 const SETTLE: Duration = Duration::from_millis(1500);
+/// So many bytes of JSON; etcd takes hardly more.
+const LARGEST: usize = 1 << 20;
 /// A deleted pod is gone by then.
 const GONE: Duration = Duration::from_mins(2);
 const GRACE_SECONDS: i64 = 3;
@@ -225,8 +227,8 @@ fn edited(rest: &mut Unstructured<'_>) -> Value {
         let what = usize::from(what);
         *found = match found {
             Value::String(_) if what < TEXTS.len() => json!(TEXTS[what]),
-            Value::String(text) if what < 72 => json!(text.repeat(1 << (what - 58))),
-            Value::String(text) if what < 140 => json!(format!("{text}{}", TEXTS[(what - 72) % TEXTS.len()])),
+            Value::String(text) if what < 72 && text.len() < 1 << 9 => json!(text.repeat(1 << (what % 14))),
+            Value::String(text) if what < 140 => json!(format!("{text}{}", TEXTS[what % TEXTS.len()])),
             Value::Number(_) if what < 192 => json!(NUMBERS[what % NUMBERS.len()]),
             Value::Bool(is) if what < 192 => json!(!*is),
             Value::Array(items) if what < 64 => {
@@ -239,6 +241,10 @@ fn edited(rest: &mut Unstructured<'_>) -> Value {
             _ if what > 240 => Value::Null,
             _ => other,
         };
+        // No API server has a larger one.
+        if pod.to_string().len() > LARGEST {
+            break;
+        }
     }
     pod
 }
