@@ -161,6 +161,10 @@ pub fn run(bytes: &[u8]) {
     {
         return;
     }
+    // Nobody could delete it, and the node need not refuse it.
+    if !checks::is_named(&pod) && !checks::leads_away(&pod) {
+        return;
+    }
     cell::inside(move || play(pod, &codes));
 }
 

@@ -49,6 +49,17 @@ pub(super) fn is_named(pod: &Pod) -> bool {
     [&meta.name, &meta.namespace, &meta.uid].into_iter().all(|name| is_name(name.as_deref()))
 }
 
+/// Whether a folder of the pod's name would be elsewhere, or nowhere.
+pub(super) fn leads_away(pod: &Pod) -> bool {
+    let meta = &pod.metadata;
+    [&meta.name, &meta.namespace, &meta.uid].into_iter().flatten().any(|name| {
+        name.is_empty()
+            || name.len() > 253
+            || matches!(name.as_str(), "." | "..")
+            || name.contains(|letter: char| letter == '/' || letter.is_control())
+    })
+}
+
 /// Whether the pod asks for something on the machine outside of its own folder.
 pub(super) fn may_make(pod: &Pod) -> bool {
     pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).any(|volume| volume.host_path.is_some())
