@@ -99,25 +99,36 @@ pub async fn run(
     Ok(elapsed)
 }
 
-/// Removes all sandboxes of a namespace's pods that have been stopped, with what is in them. Their number.
+/// Removes all sandboxes of a namespace's pods that have been stopped, with what is in them, until none is left. Their number at first.
 ///
 /// # Errors
-/// When the runtime refuses.
+/// When the runtime still refuses after a minute.
 pub async fn remove_stopped(
     client: &RuntimeServiceClient<Channel>,
     namespace: &str,
 ) -> anyhow::Result<usize> {
     let mut client = client.clone();
-    let stopped = PodSandboxStateValue { state: PodSandboxState::SandboxNotready.into() };
-    let filter = PodSandboxFilter { state: Some(stopped), ..Default::default() };
-    let request = ListPodSandboxRequest { filter: Some(filter) };
-    let mut listed =
-        client.list_pod_sandbox(request).await.context("ListPodSandbox failed")?.into_inner().items;
-    listed.retain(|sandbox| sandbox.metadata.as_ref().is_some_and(|of| of.namespace == namespace));
-    for sandbox in &listed {
-        remove_sandbox(&mut client, &sandbox.id).await?;
+    let (mut first, begin) = (None, Instant::now());
+    loop {
+        let stopped = PodSandboxStateValue { state: PodSandboxState::SandboxNotready.into() };
+        let filter = PodSandboxFilter { state: Some(stopped), ..Default::default() };
+        let request = ListPodSandboxRequest { filter: Some(filter) };
+        let mut listed =
+            client.list_pod_sandbox(request).await.context("ListPodSandbox failed")?.into_inner().items;
+        listed.retain(|sandbox| sandbox.metadata.as_ref().is_some_and(|of| of.namespace == namespace));
+        let count = *first.get_or_insert(listed.len());
+        if listed.is_empty() {
+            return Ok(count);
+        }
+        for sandbox in &listed {
+            // The node removes them, too: one of both is refused, and the next list tells.
+            if let Err(error) = remove_sandbox(&mut client, &sandbox.id).await
+                && begin.elapsed() > Duration::from_mins(1)
+            {
+                return Err(error);
+            }
+        }
     }
-    Ok(listed.len())
 }
 
 async fn remove_sandbox(client: &mut RuntimeServiceClient<Channel>, id: &str) -> anyhow::Result<()> {
