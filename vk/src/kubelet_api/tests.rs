@@ -48,25 +48,25 @@ impl PodService for Fake {
         "fake"
     }
     async fn version(&self) -> Result<Version, ProviderError> {
-        unimplemented!()
+        unreachable!("no test asks for it")
     }
     async fn ping(&self) -> Result<(), ProviderError> {
-        unimplemented!()
+        unreachable!("no test asks for it")
     }
     fn refuses(&self, _: &Pod) -> Option<String> {
         None
     }
     async fn create(&self, _: &Pod) -> Result<(), ProviderError> {
-        unimplemented!()
+        unreachable!("no test asks for it")
     }
     async fn delete(&self, _: &PodRef, _: u64) -> Result<(), ProviderError> {
-        unimplemented!()
+        unreachable!("no test asks for it")
     }
     async fn list(&self) -> Result<std::collections::BTreeMap<PodRef, ObservedPod>, ProviderError> {
-        unimplemented!()
+        unreachable!("no test asks for it")
     }
     async fn changes(&self) -> Result<Option<BoxStream<'static, String>>, ProviderError> {
-        unimplemented!()
+        unreachable!("no test asks for it")
     }
     fn logs(&self) -> Option<&dyn Logs> {
         Some(self)
