@@ -161,8 +161,14 @@ fn round(cluster: &Cluster, runtime: &Runtime, contender: &Contender, pods: usiz
     // From scratch, so that no round's memory is the one before's.
     cluster.restart(node, component)?;
     wait_ready(cluster, node, component)?;
-    // The node is Ready from before; the process needs a moment to be where it was.
-    std::thread::sleep(std::time::Duration::from_secs(5));
+    // The node is Ready from before, and kwok waits until the lease of the process before has run out.
+    runtime.block_on(async {
+        let server = Server::new(cluster.client().await?);
+        server.create(NAMESPACE, std::iter::once(pod(contender, pods))).await?;
+        server.until(NAMESPACE, "a first pod to run", |seen| seen.running() == 1).await?;
+        server.delete(NAMESPACE, std::iter::once(contender.pod_name(pods))).await?;
+        server.until(NAMESPACE, "the first pod to go", |seen| seen.total() == 0).await
+    })?;
     let idle = process::usage(cluster, node, component)?;
     let machine = cluster.machine(node)?;
     let received = process::received(&machine)?;
@@ -229,16 +235,13 @@ fn limit(cluster: &Cluster, runtime: &Runtime, options: &Options) -> anyhow::Res
         }
         server.delete(NAMESPACE, names()).await
     })?;
-    cluster.kubectl(&[
-        "-n",
-        NAMESPACE,
-        "delete",
-        "pods",
-        "--all",
-        "--force",
-        "--grace-period=0",
-        "--wait=true",
-    ])?;
+    // kubectl would wait for each by itself.
+    let by_force = ["delete", "pods", "--all", "--force", "--grace-period=0", "--wait=false"];
+    cluster.kubectl(&[&["-n", NAMESPACE][..], &by_force].concat())?;
+    runtime.block_on(async {
+        let server = Server::new(cluster.client().await?);
+        server.until(NAMESPACE, "nobody's pods to go", |seen| seen.total() == 0).await
+    })?;
     cluster.kubectl(&["delete", "node", NOBODY]).map(drop)
 }
 
