@@ -4,6 +4,7 @@
 pub mod args;
 mod backoff;
 pub mod config;
+mod durable;
 #[cfg(test)]
 mod fake_api;
 pub mod identity;

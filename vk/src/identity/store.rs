@@ -2,9 +2,7 @@
 //! and readable by their owner alone.
 
 use std::{
-    io::Write as _,
     net::IpAddr,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -13,6 +11,8 @@ use jiff::Timestamp;
 use kube::config::AuthInfo;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use x509_parser::{extensions::GeneralName, prelude::FromDer as _};
+
+use crate::durable;
 
 /// Why the folder or a certificate is of no use.
 #[derive(Debug, thiserror::Error)]
@@ -233,18 +233,7 @@ pub(super) fn read_if_there(path: &Path) -> Result<Option<String>, StoreError> {
 
 /// Replaces the file in one step, readable by its owner alone, and makes its folder.
 pub(super) fn write_atomically(path: &Path, content: &[u8]) -> Result<(), StoreError> {
-    let write = || {
-        let folder = path.parent().unwrap_or(Path::new("/"));
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        let temporary = path.with_extension("new");
-        let _ = std::fs::remove_file(&temporary);
-        let mut file =
-            std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)
-    };
-    write().map_err(|source| StoreError::Write { path: path.to_owned(), source })
+    durable::replace(path, content).map_err(|source| StoreError::Write { path: path.to_owned(), source })
 }
 
 #[cfg(test)]

@@ -6,8 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File},
-    io::{self, Write as _},
+    fs, io,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -16,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::pull;
+use crate::durable;
 
 /// Who may use one image under one name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -150,11 +150,7 @@ impl Access {
 
     /// Whole and on the disk, or as it was.
     fn save(&self, known: &Known) -> io::Result<()> {
-        let fresh = self.path.with_extension("new");
-        let mut file = File::create(&fresh)?;
-        file.write_all(&serde_json::to_vec(known)?)?;
-        file.sync_all()?;
-        fs::rename(&fresh, &self.path)
+        durable::replace(&self.path, &serde_json::to_vec(known)?)
     }
 }
 

@@ -35,6 +35,16 @@ pub(crate) fn all(spec: &PodSpec) -> Vec<Container> {
     spec.ephemeral_containers.iter().flatten().map(container).collect()
 }
 
+/// The same of each container, of whatever kind.
+pub(crate) fn each<'a, T>(
+    spec: &'a PodSpec,
+    own: impl Fn(&'a Container) -> T,
+    ephemeral: impl Fn(&'a EphemeralContainer) -> T,
+) -> impl Iterator<Item = T> {
+    let plain = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    plain.map(own).chain(spec.ephemeral_containers.iter().flatten().map(ephemeral))
+}
+
 /// The pod's container of this name, of whatever kind.
 pub(crate) fn named<'a>(pod: &'a Pod, name: &str) -> Option<Cow<'a, Container>> {
     let spec = pod.spec.as_ref()?;

@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::{
 
 use super::{
     env::{self, Runtime},
+    ephemeral,
     objects::{Missing, Objects, Token},
     resources::{self, Amounts},
 };
@@ -296,10 +297,7 @@ pub(crate) fn fs_group(pod: &Pod) -> Option<i64> {
 /// The user of all containers, if it is one and the pod names it.
 pub(crate) fn only_user(spec: &PodSpec) -> Option<i64> {
     let default = spec.security_context.as_ref().and_then(|context| context.run_as_user);
-    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    let contexts = containers
-        .map(|container| &container.security_context)
-        .chain(spec.ephemeral_containers.iter().flatten().map(|container| &container.security_context));
+    let contexts = ephemeral::each(spec, |own| &own.security_context, |own| &own.security_context);
     let mut users =
         contexts.map(|context| context.as_ref().and_then(|context| context.run_as_user).or(default));
     let first = users.next()??;

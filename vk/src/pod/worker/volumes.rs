@@ -16,6 +16,7 @@ use crate::{
     identity::chain,
     pod::{
         env::Runtime,
+        ephemeral,
         events::Kind,
         objects::{self, Following},
         volumes::{self, Content},
@@ -189,26 +190,17 @@ impl Worker {
 
 fn asks_deep_read_only(pod: &Pod) -> bool {
     let Some(spec) = &pod.spec else { return false };
-    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    let mounts = containers.flat_map(|container| container.volume_mounts.iter().flatten());
-    let debuggers = spec.ephemeral_containers.iter().flatten();
-    let mut mounts = mounts.chain(debuggers.flat_map(|debugger| debugger.volume_mounts.iter().flatten()));
+    let mut mounts =
+        ephemeral::each(spec, |own| &own.volume_mounts, |own| &own.volume_mounts).flatten().flatten();
     mounts.any(|mount| mount.recursive_read_only.as_deref().is_some_and(|mode| mode != "Disabled"))
 }
 
 /// Whether what the node has for pods matters to the pod: to a `resourceFieldRef`, or to the size of a tmpfs.
 fn names_resources(pod: &Pod) -> bool {
     let Some(spec) = &pod.spec else { return false };
-    let debuggers = spec.ephemeral_containers.iter().flatten();
-    let in_env = spec
-        .containers
-        .iter()
-        .chain(spec.init_containers.iter().flatten())
-        .flat_map(|container| container.env.iter().flatten())
-        .chain(debuggers.flat_map(|debugger| debugger.env.iter().flatten()))
-        .any(|variable| {
-            variable.value_from.as_ref().is_some_and(|source| source.resource_field_ref.is_some())
-        });
+    let in_env = ephemeral::each(spec, |own| &own.env, |own| &own.env).flatten().flatten().any(|variable| {
+        variable.value_from.as_ref().is_some_and(|source| source.resource_field_ref.is_some())
+    });
     let of_items = |items: Option<&Vec<k8s_openapi::api::core::v1::DownwardAPIVolumeFile>>| {
         items.into_iter().flatten().any(|item| item.resource_field_ref.is_some())
     };

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::provider::ProviderError;
+use crate::{identity::chain, provider::ProviderError};
 
 /// What a refusal of the runtime means.
 pub(super) fn failure(operation: &'static str, endpoint: &str, status: &tonic::Status) -> ProviderError {
@@ -59,14 +59,8 @@ pub(super) fn absent_is_done<T>(answer: Result<T, ProviderError>) -> Result<(), 
     }
 }
 
-pub(super) fn failed(operation: &'static str, error: &dyn std::error::Error) -> ProviderError {
-    let mut message = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        message = format!("{message}: {error}");
-        cause = error.source();
-    }
-    ProviderError::Failed { operation, message }
+pub(super) fn failed(operation: &'static str, error: &(dyn std::error::Error + 'static)) -> ProviderError {
+    ProviderError::Failed { operation, message: chain(error) }
 }
 
 pub(super) fn io_failed(operation: &'static str, path: &Path, error: &std::io::Error) -> ProviderError {

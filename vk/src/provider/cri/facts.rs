@@ -5,18 +5,17 @@ use std::path::Path;
 use nix::sys::statvfs::{Statvfs, statvfs};
 use spillway_proto::cri as wire;
 
-use super::{CALL_TIMEOUT, Cri};
+use super::Cri;
 use crate::provider::{
     ProviderError,
     facts::{Facts, Handler, Left, NodeImage, Share},
+    images::{Images as _, StoredImage},
 };
 
 impl Cri {
     pub(super) async fn facts(&self) -> Result<Facts, ProviderError> {
         let status = self.status().await?;
-        let request = wire::ListImagesRequest { filter: None };
-        let mut client = self.images.clone();
-        let images = self.call("ListImages", CALL_TIMEOUT, client.list_images(request)).await?;
+        let images = self.stored().await?;
         let image_fs = self.image_fs().await.ok().flatten().and_then(|fs| fs.fs_id);
         let (root, log_root) = (Path::new("/").to_owned(), self.log_root.clone());
         let image_fs = image_fs.map(|fs| fs.mountpoint);
@@ -25,7 +24,10 @@ impl Cri {
         Ok(Facts {
             handlers: status.runtime_handlers.iter().map(handler).collect(),
             supplemental_groups_policy: status.features.map(|features| features.supplemental_groups_policy),
-            images: images.images.into_iter().map(image).collect(),
+            images: images
+                .into_iter()
+                .map(|StoredImage { names, size, .. }| NodeImage { names, size })
+                .collect(),
             left: left.await.unwrap_or_default(),
             ..Facts::default()
         })
@@ -41,10 +43,6 @@ pub(super) fn handler(handler: &wire::RuntimeHandler) -> Handler {
             .as_ref()
             .is_some_and(|features| features.recursive_read_only_mounts),
     }
-}
-
-fn image(image: wire::Image) -> NodeImage {
-    NodeImage { names: image.repo_digests.into_iter().chain(image.repo_tags).collect(), size: image.size }
 }
 
 fn left(root: &Path, log_root: &Path, image_fs: Option<&str>) -> Left {
