@@ -12,7 +12,7 @@ pub mod plan;
 pub mod remains;
 mod rounds;
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{fs, sync::Arc};
 
 use anyhow::{Context as _, bail};
 
@@ -76,7 +76,7 @@ pub fn on(cluster: &Cluster, options: &ChaosOptions) -> anyhow::Result<()> {
         None => u64::try_from(jiff::Timestamp::now().as_microsecond()).unwrap_or_default() % 1_000_000_007,
     };
     println!("seed {seed}: {} faults, {} pods at a time", options.faults, options.pods);
-    cluster.kubectl(&["create", "namespace", NAMESPACE])?;
+    cluster.create_namespace(NAMESPACE)?;
     let outcome = in_namespace(cluster, options, seed).with_context(|| {
         format!("`cargo xtask chaos --seed {seed} --faults {}` repeats the plan", options.faults)
     });
@@ -85,9 +85,6 @@ pub fn on(cluster: &Cluster, options: &ChaosOptions) -> anyhow::Result<()> {
 }
 
 fn in_namespace(cluster: &Cluster, options: &ChaosOptions, seed: u64) -> anyhow::Result<()> {
-    crate::wait_for("the default service account", Duration::from_mins(2), || {
-        cluster.kubectl(&["-n", NAMESPACE, "get", "serviceaccount", "default"]).map(Some)
-    })?;
     let folder = cluster.machine(NODE)?.path(FOLDER);
     fs::create_dir_all(&folder).with_context(|| format!("can't create {}", folder.display()))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;

@@ -279,6 +279,17 @@ impl Cluster {
             .with_context(|| format!("there is no component {name:?} on machine {machine:?}"))
     }
 
+    /// Makes a namespace that takes pods: the API server refuses them until their service account is there.
+    ///
+    /// # Errors
+    /// When it can't be made, or gets no service account.
+    pub fn create_namespace(&self, name: &str) -> anyhow::Result<()> {
+        self.kubectl(&["create", "namespace", name])?;
+        crate::wait_for(&format!("the service account of namespace {name}"), Duration::from_mins(2), || {
+            self.kubectl(&["-n", name, "get", "serviceaccount", "default"]).map(|_| Some(()))
+        })
+    }
+
     /// Loads images into a machine's runtime.
     ///
     /// # Errors

@@ -117,11 +117,7 @@ fn prove_ended(cluster: &Cluster) -> anyhow::Result<()> {
 pub fn on(cluster: &Cluster, options: &DemoOptions, photographs: &Path) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let client = runtime.block_on(cluster.client())?;
-    cluster.kubectl(&["create", "namespace", NAMESPACE])?;
-    // The API server refuses pods until their service account is there.
-    crate::wait_for("the namespace's service account", STEP, || {
-        cluster.kubectl(&["-n", NAMESPACE, "get", "serviceaccount", "default"]).map(Some)
-    })?;
+    cluster.create_namespace(NAMESPACE)?;
     let pods_of_node = || {
         let pods: Api<Pod> = Api::all(client.clone());
         let on_node = ListParams::default().fields(&format!("spec.nodeName={DEDICATED}"));

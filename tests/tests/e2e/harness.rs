@@ -97,13 +97,8 @@ impl Pool {
 
     /// Makes a namespace that goes when the value does.
     pub(crate) fn namespace(&self, name: &str) -> anyhow::Result<Namespace<'_>> {
-        self.cluster.kubectl(&["create", "namespace", name])?;
-        let namespace = Namespace { cluster: &self.cluster, name: name.to_owned() };
-        // Pods are refused until the namespace's service account is there.
-        wait("the default service account", || {
-            namespace.kubectl(&["get", "serviceaccount", "default"]).map(|_| Some(()))
-        })?;
-        Ok(namespace)
+        self.cluster.create_namespace(name)?;
+        Ok(Namespace { cluster: &self.cluster, name: name.to_owned() })
     }
 
     /// Runs a command on a machine.

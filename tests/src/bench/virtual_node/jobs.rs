@@ -44,10 +44,7 @@ pub(super) fn with_cluster(options: &Options, program: &Path, figures: &mut Figu
         bare: true,
         ..cluster::Options::default()
     })?;
-    cluster.kubectl(&["create", "namespace", NAMESPACE])?;
-    crate::wait_for("the default service account", Duration::from_mins(2), || {
-        cluster.kubectl(&["-n", NAMESPACE, "get", "serviceaccount", "default"]).map(Some)
-    })?;
+    cluster.create_namespace(NAMESPACE)?;
     let runtime = super::runtime()?;
     let idle = footprint::at_rest(&cluster, VIRTUAL, "spillway-vk")?;
     if wants_jobs {

@@ -81,12 +81,9 @@ pub(super) fn with_cluster(options: &Options, program: &Path, figures: &mut Figu
         bare: true,
         ..cluster::Options::default()
     })?;
-    cluster.kubectl(&["create", "namespace", NAMESPACE])?;
+    cluster.create_namespace(NAMESPACE)?;
     start_ours(&cluster, program)?;
     start_kwok(&cluster, &stages)?;
-    crate::wait_for("the default service account", std::time::Duration::from_mins(2), || {
-        cluster.kubectl(&["-n", NAMESPACE, "get", "serviceaccount", "default"]).map(Some)
-    })?;
     let runtime = super::runtime()?;
     if options.wants(Part::Noop) {
         compare(&cluster, &runtime, options, figures)?;
