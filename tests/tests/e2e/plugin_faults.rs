@@ -236,6 +236,21 @@ impl Drop for Full<'_> {
     }
 }
 
+/// Waits until no pod that has ended, as the agent's last one, has a cgroup: what it was allowed goes with that.
+fn wait_ended_pods_gone(pool: &Pool) -> anyhow::Result<()> {
+    wait("the cgroups of ended pods to be gone", || {
+        let there = pool.on(DEDICATED, &format!("{} | sort -u", pod_cgroups(pool)))?;
+        let known = pool.cluster.kubectl(&["get", "pods", "-A", "-o", "jsonpath={.items[*].metadata.uid}"])?;
+        Ok(there.split_whitespace().all(|uid| known.contains(uid)).then_some(()))
+    })
+}
+
+/// The command that prints the UIDs of the pods that have a cgroup on the dedicated node, one for each hierarchy.
+fn pod_cgroups(pool: &Pool) -> String {
+    let root = pool.cluster.cgroup_root(DEDICATED);
+    format!("find /sys/fs/cgroup/*{root} /sys/fs/cgroup{root} -type d -name 'pod*' 2>/dev/null | sed 's|.*/pod||'")
+}
+
 /// What the kernel allows pods.
 fn allowed(pool: &Pool) -> anyhow::Result<i64> {
     metric(pool, "spillway_isolation_allowed_entries")?.context("the agent does not say what it allows")
@@ -246,6 +261,7 @@ fn full_disk(pool: &Pool) -> anyhow::Result<()> {
     let gpus = GpuStandin::at(&pool.cluster.machine(DEDICATED)?.path("/opt/spillway-standin"));
     let full = Full::of(pool)?;
     wait_gpus(pool, 2)?;
+    wait_ended_pods_gone(pool)?;
     let nobody = allowed(pool)?;
     holder(&namespace, "steady")?;
     namespace.wait_phase("steady", "Running")?;
@@ -354,10 +370,10 @@ struct Leftovers {
 
 impl Leftovers {
     fn now(pool: &Pool) -> anyhow::Result<Self> {
-        let root = pool.cluster.cgroup_root(DEDICATED);
+        let pod_cgroups = pod_cgroups(pool);
         let script = format!(
             "agent=/proc/$(pidof spillway-agent); ls $agent/fd | wc -l; ls $agent/task | wc -l; awk '/^RssAnon/ {{print $2}}' $agent/status
-             find /sys/fs/cgroup/*{root} /sys/fs/cgroup{root} -type d -name 'pod*' 2>/dev/null | sed 's|.*/pod||' | sort -u | wc -l
+             {pod_cgroups} | sort -u | wc -l
              grep -o '\"PodUID\"' {FOLDER}/kubelet_internal_checkpoint | wc -l"
         );
         let said = pool.on(DEDICATED, &script)?;
