@@ -240,7 +240,8 @@ impl Drop for Full<'_> {
 fn wait_ended_pods_gone(pool: &Pool) -> anyhow::Result<()> {
     wait("the cgroups of ended pods to be gone", || {
         let there = pool.on(DEDICATED, &format!("{} | sort -u", pod_cgroups(pool)))?;
-        let known = pool.cluster.kubectl(&["get", "pods", "-A", "-o", "jsonpath={.items[*].metadata.uid}"])?;
+        let known =
+            pool.cluster.kubectl(&["get", "pods", "-A", "-o", "jsonpath={.items[*].metadata.uid}"])?;
         Ok(there.split_whitespace().all(|uid| known.contains(uid)).then_some(()))
     })
 }
@@ -248,7 +249,9 @@ fn wait_ended_pods_gone(pool: &Pool) -> anyhow::Result<()> {
 /// The command that prints the UIDs of the pods that have a cgroup on the dedicated node, one for each hierarchy.
 fn pod_cgroups(pool: &Pool) -> String {
     let root = pool.cluster.cgroup_root(DEDICATED);
-    format!("find /sys/fs/cgroup/*{root} /sys/fs/cgroup{root} -type d -name 'pod*' 2>/dev/null | sed 's|.*/pod||'")
+    format!(
+        "find /sys/fs/cgroup/*{root} /sys/fs/cgroup{root} -type d -name 'pod*' 2>/dev/null | sed 's|.*/pod||'"
+    )
 }
 
 /// What the kernel allows pods.

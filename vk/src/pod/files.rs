@@ -22,6 +22,8 @@ use super::{
 
 /// Kubernetes keeps this much of a termination message.
 const MAX_MESSAGE_BYTES: usize = 4096;
+/// How notes of starts end, after the attempt.
+const STARTED: &str = ".started";
 /// The link that readers go through; swapping it changes all files at once.
 const DATA: &str = "..data";
 
@@ -195,6 +197,40 @@ impl PodFolder {
 
     pub(crate) fn termination_log(&self, container: &str, attempt: u32) -> PathBuf {
         self.path.join("containers").join(container).join(attempt.to_string())
+    }
+
+    /// Notes that the attempt is about to be started, and no earlier one any more. Written to last longer than this process and the runtime,
+    /// not than the machine, which containers do not survive either.
+    pub(crate) fn note_start(&self, container: &str, attempt: u32) -> Result<(), FilesError> {
+        let folder = self.path.join("containers").join(container);
+        let path = folder.join(format!("{attempt}{STARTED}"));
+        make_dirs(&folder)?;
+        fs::write(&path, "").at("write", &path)?;
+        if let Some(before) = attempt.checked_sub(1) {
+            let _ = fs::remove_file(folder.join(format!("{before}{STARTED}")));
+        }
+        Ok(())
+    }
+
+    /// The last attempt at each container that was about to be started.
+    pub(crate) fn started(&self) -> Result<BTreeMap<String, u32>, FilesError> {
+        let folder = self.path.join("containers");
+        let containers = match fs::read_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+            containers => containers.at("list", &folder)?,
+        };
+        let mut started = BTreeMap::new();
+        for container in containers {
+            let container = container.at("list", &folder)?;
+            let attempts = fs::read_dir(container.path()).at("list", &container.path())?.flatten();
+            let last = attempts
+                .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(STARTED)?.parse().ok())
+                .max();
+            if let (Ok(name), Some(attempt)) = (container.file_name().into_string(), last) {
+                started.insert(name, attempt);
+            }
+        }
+        Ok(started)
     }
 
     /// What a container left as its last words; empty if nothing.

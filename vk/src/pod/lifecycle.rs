@@ -166,6 +166,49 @@ pub(crate) fn with_history(mut seen: ObservedPod, status: Option<&PodStatus>) ->
     seen
 }
 
+/// Containers that the runtime calls "created" although their start was asked for: it died in the middle of that. They may have run.
+pub(crate) fn uncertain(seen: &ObservedPod, started: &BTreeMap<String, u32>) -> Vec<String> {
+    let created = seen.containers.iter().filter(|container| container.state == State::Created);
+    created
+        .filter(|container| started.get(&container.name).is_some_and(|attempt| container.attempt <= *attempt))
+        .map(|container| container.id.clone())
+        .collect()
+}
+
+/// Adds to what is known the attempts whose start was asked for and of which nobody knows anything: they have ended, nobody knows how. None
+/// of them is started again.
+pub(crate) fn with_starts(mut seen: ObservedPod, started: &BTreeMap<String, u32>) -> ObservedPod {
+    for (name, attempt) in started {
+        let is_known = seen.containers.iter().any(|known| known.name == *name && known.attempt >= *attempt);
+        if !is_known {
+            seen.containers.push(observed::Container {
+                id: String::new(),
+                sandbox_id: String::new(),
+                name: name.clone(),
+                attempt: *attempt,
+                state: State::Exited(lost(None)),
+                image: String::new(),
+                image_id: String::new(),
+                user: None,
+                resources: None,
+            });
+        }
+    }
+    seen.containers.sort_by_key(|container| std::cmp::Reverse(container.attempt));
+    seen
+}
+
+/// The end of a container that is gone, in a kubelet's words.
+fn lost(started_at: Option<Timestamp>) -> Exit {
+    Exit {
+        code: 137,
+        reason: "ContainerStatusUnknown".to_owned(),
+        message: "The container could not be located when the pod was terminated".to_owned(),
+        started_at,
+        finished_at: None,
+    }
+}
+
 fn remembered(status: &ContainerStatus, attempt: u32) -> Option<observed::Container> {
     let id_of = |id: &str| id.rsplit('/').next().unwrap_or_default().to_owned();
     let ended = |state: &Option<ContainerState>| {
@@ -181,13 +224,7 @@ fn remembered(status: &ContainerStatus, attempt: u32) -> Option<observed::Contai
     };
     let running = status.state.as_ref().and_then(|state| state.running.as_ref());
     let lost = running.map(|running| {
-        let exit = Exit {
-            code: 137,
-            reason: "ContainerStatusUnknown".to_owned(),
-            message: "The container could not be located when the pod was terminated".to_owned(),
-            started_at: running.started_at.clone().map(|time| time.0),
-            finished_at: None,
-        };
+        let exit = lost(running.started_at.clone().map(|time| time.0));
         (id_of(status.container_id.as_deref().unwrap_or_default()), exit)
     });
     let (id, exit) = lost.or_else(|| ended(&status.state)).or_else(|| ended(&status.last_state))?;

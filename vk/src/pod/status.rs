@@ -297,7 +297,8 @@ fn container_statuses(
             let new = container_status(facts, spec, container, kind, old);
             match old_status(old, &container.name) {
                 Some(old) if kind == Kind::Init && may_not_leave(spec, container, old, &new) => old.clone(),
-                _ => new,
+                Some(old) => as_told(new, old),
+                None => new,
             }
         })
         .collect();
@@ -341,11 +342,14 @@ fn container_status(
         if let Some(previous) = seen.next() {
             status.last_state = Some(state(previous, facts.scheme));
         } else if let Some(old) = old_status(old, &container.name)
-            && old.restart_count == status.restart_count
             && is_running(&status)
         {
             // Its predecessor was removed; what it left is in the last status alone.
-            status.last_state.clone_from(&old.last_state);
+            match status.restart_count.saturating_sub(old.restart_count) {
+                0 => status.last_state.clone_from(&old.last_state),
+                1 if ended_in(old.state.as_ref()).is_some() => status.last_state.clone_from(&old.state),
+                _ => {}
+            }
         }
     }
     let code = newest.and_then(observed::Container::exit).map(|exit| exit.code);
@@ -371,6 +375,7 @@ fn container_status(
                 exit_code: 137,
                 reason: Some("ContainerStatusUnknown".to_owned()),
                 message: Some("The container could not be located when the pod was terminated".to_owned()),
+                container_id: status.container_id.clone(),
                 ..Default::default()
             }),
             ..Default::default()
@@ -392,6 +397,21 @@ fn container_status(
         says(Healths::is_ready)
     };
     status
+}
+
+/// An end that was told stands: whoever has acted on it must not hear of another end of the same container. A runtime that comes back from
+/// the middle of something may know another one.
+fn as_told(mut new: ContainerStatus, old: &ContainerStatus) -> ContainerStatus {
+    for state in [&mut new.state, &mut new.last_state] {
+        let Some(id) = ended_in(state.as_ref()).and_then(|end| end.container_id.as_ref()) else { continue };
+        let told = [&old.state, &old.last_state]
+            .into_iter()
+            .find(|told| ended_in(told.as_ref()).is_some_and(|end| end.container_id.as_ref() == Some(id)));
+        if let Some(told) = told {
+            *state = told.clone();
+        }
+    }
+    new
 }
 
 /// Whether the API server would refuse the whole status for this init container: it has ended and its policy doesn't start it again. A

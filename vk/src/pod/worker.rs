@@ -150,6 +150,8 @@ struct Memory {
     pulls: BTreeMap<String, images::Pull>,
     tokens: Tokens,
     volumes: Option<volumes::Mounted>,
+    /// The last attempt at each container that was about to be started, as noted in the pod's folder; `None`: not read yet.
+    started: Option<BTreeMap<String, u32>>,
     /// Images that are mounted, by volume.
     images: BTreeMap<String, ImagePart>,
     /// Whether the runtime can make mounts within mounts read-only, if the pod asks.
@@ -195,6 +197,7 @@ impl Worker {
                 pulls: BTreeMap::new(),
                 tokens: Tokens::new(),
                 volumes: None,
+                started: None,
                 images: BTreeMap::new(),
                 deep_read_only: None,
                 hosts: None,
@@ -429,10 +432,19 @@ impl Worker {
         Ok((!self.latest.has_changed().unwrap_or(true)).then_some(permit))
     }
 
-    /// What the provider has, and what the API server remembers beyond it.
-    async fn observe(&self, runtime: &dyn ContainerRuntime, pod: &Pod) -> Result<ObservedPod, SyncError> {
-        let seen = runtime.observe(&self.entry.pod.uid).await?;
-        Ok(lifecycle::with_history(seen, pod.status.as_ref()))
+    /// What the provider has, and what the API server and the pod's folder remember beyond it.
+    async fn observe(&mut self, runtime: &dyn ContainerRuntime, pod: &Pod) -> Result<ObservedPod, SyncError> {
+        let mut seen = runtime.observe(&self.entry.pod.uid).await?;
+        let started = match &mut self.memory.started {
+            Some(started) => started,
+            unread => unread.insert(self.folder.started()?),
+        };
+        for id in lifecycle::uncertain(&seen, started) {
+            // Refused while it is being started after all.
+            runtime.remove_container(&id).await?;
+            seen.containers.retain(|container| container.id != id);
+        }
+        Ok(lifecycle::with_starts(lifecycle::with_history(seen, pod.status.as_ref()), started))
     }
 
     async fn refuse(&mut self, pod: &Arc<Pod>, refusal: &Refusal) -> Result<Next, SyncError> {

@@ -418,7 +418,15 @@ impl ContainerRuntime for Cri {
 
     async fn start_container(&self, id: &str) -> Result<(), ProviderError> {
         let request = wire::StartContainerRequest { container_id: id.to_owned() };
-        self.call("StartContainer", CALL_TIMEOUT, self.runtime().start_container(request)).await.map(drop)
+        let answer = self.call("StartContainer", CALL_TIMEOUT, self.runtime().start_container(request)).await;
+        if let Err(ProviderError::Failed { .. } | ProviderError::NotFound { .. }) = answer
+            && self.may("StartContainer").is_ok()
+            && let Ok(tree) = self.tree().await
+        {
+            // To the runtime it has ended. Its process may live all the same, when what held it died in the middle of the call.
+            tree.end_container(id);
+        }
+        answer.map(drop)
     }
 
     async fn stop_container(&self, id: &str, grace_seconds: u64) -> Result<(), ProviderError> {

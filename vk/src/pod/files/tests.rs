@@ -57,6 +57,20 @@ fn folders_have_a_kubelets_modes() {
 }
 
 #[test]
+fn the_last_start_of_each_container_is_noted() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = PodFolder::new(root.path(), "u1");
+    assert_eq!(folder.started().unwrap(), [].into());
+    folder.put_termination_log("made", 7).unwrap();
+    for attempt in [0, 1, 9, 10] {
+        folder.note_start("a", attempt).unwrap();
+    }
+    folder.note_start("b", 0).unwrap();
+    folder.note_start("b", 0).unwrap();
+    assert_eq!(folder.started().unwrap(), [("a".to_owned(), 10), ("b".to_owned(), 0)].into());
+}
+
+#[test]
 fn files_of_a_group_can_be_read_by_it_and_secrets_are_in_memory() {
     let root = tempfile::tempdir().unwrap();
     let folder = PodFolder::new(root.path(), "u1");

@@ -213,6 +213,34 @@ fn what_the_api_server_remembers_is_not_run_again() {
 }
 
 #[test]
+fn an_attempt_that_was_to_be_started_counts_as_run() {
+    let started = [("a".to_owned(), 1), ("b".to_owned(), 0), ("c".to_owned(), 0)].into();
+    let pod = seen(
+        true,
+        vec![
+            container("a", 1, State::Created),
+            container("b", 0, running()),
+            container("d", 0, State::Created),
+        ],
+    );
+    assert_eq!(uncertain(&pod, &started), ["a-1"]);
+    let later = seen(true, vec![container("a", 2, State::Created)]);
+    assert!(uncertain(&later, &started).is_empty(), "it was made and no more");
+
+    let gone = seen(true, vec![container("b", 0, running())]);
+    let known = with_starts(gone, &started);
+    let ends: Vec<_> = known
+        .containers
+        .iter()
+        .map(|c| (c.name.as_str(), c.attempt, c.exit().map(|exit| exit.code)))
+        .collect();
+    assert_eq!(ends, [("a", 1, Some(137)), ("b", 0, None), ("c", 0, Some(137))]);
+    let names = ["a", "b", "c", "d"];
+    assert_eq!(planned(&spec("Never", &[], &names), &known), "start d:0");
+    assert_eq!(planned(&spec("Always", &[], &names), &known), "start a:2, start c:1, start d:0");
+}
+
+#[test]
 fn only_the_last_ended_attempt_is_kept() {
     let pod = seen(
         true,

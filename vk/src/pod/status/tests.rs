@@ -327,6 +327,33 @@ fn a_condemned_or_refused_pod_says_why_and_stays_failed() {
 }
 
 #[test]
+fn an_end_that_was_told_stands_whatever_the_runtime_says_later() {
+    let told = |code: i32| json!({ "terminated": { "exitCode": code, "reason": "Told", "containerID": "containerd://a0" } });
+    let check = |count: i32, state: serde_json::Value, last: serde_json::Value, seen, expected: &str| {
+        let status = json!({ "name": "a", "image": "busybox", "imageID": "", "ready": false, "restartCount": count,
+            "state": state, "lastState": last });
+        let pod = pod(once(), json!({ "phase": "Running", "containerStatuses": [status] }));
+        let status = Case::new(&pod, seen).build().container_statuses.unwrap().remove(0);
+        let ends = [status.state, status.last_state].map(|state| {
+            let end = state.unwrap_or_default().terminated;
+            end.map_or_else(
+                || "-".to_owned(),
+                |end| format!("{}({})", end.reason.unwrap_or_default(), end.exit_code),
+            )
+        });
+        assert_eq!(ends.join(" "), expected);
+    };
+    let ended = || container("a", 0, exited(128));
+    check(0, told(137), json!({}), seen(true, vec![ended()]), "Told(137) -");
+    let next = || seen(true, vec![container("a", 1, running()), ended()]);
+    check(0, told(137), json!({}), next(), "- Told(137)");
+    check(0, json!({ "waiting": {} }), told(137), next(), "- Told(137)");
+    check(1, json!({ "running": {} }), told(137), next(), "- Told(137)");
+    let another = seen(true, vec![container("a", 1, exited(3)), ended()]);
+    check(0, told(137), json!({}), another, "Error(3) Told(137)");
+}
+
+#[test]
 fn readiness_gates_are_for_others_to_open() {
     let mut spec = once();
     spec["readinessGates"] = json!([{ "conditionType": "example.com/gate" }]);

@@ -126,15 +126,16 @@ impl Worker {
         }
     }
 
-    /// Tells the API server that nothing is left, which ends the object.
-    pub(super) async fn delete_object(&self) -> Result<(), SyncError> {
+    /// Tells the API server that nothing is left, which ends the object. Whether it has heard of it: if not, it is gone, which the watch will
+    /// tell; or the API server has just begun, and its own list of pods (that of the `NodeRestriction` plugin) is not there yet.
+    pub(super) async fn delete_object(&self) -> Result<bool, SyncError> {
         self.shared.settings.lead.check().map_err(|error| SyncError::Waiting(error.to_string()))?;
         let params = DeleteParams::default()
             .grace_period(0)
             .preconditions(Preconditions { uid: Some(self.entry.pod.uid.clone()), resource_version: None });
         match self.api().delete(&self.entry.pod.name, &params).await {
-            Ok(_) => Ok(()),
-            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(()),
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(false),
             Err(source) => Err(SyncError::Api { operation: "delete the pod", source }),
         }
     }

@@ -68,8 +68,6 @@ impl Worker {
         service.delete(&self.entry.pod, grace).await?;
         let seen = lifecycle::with_history(service.observe(&self.entry.pod).await?, pod.status.as_ref());
         self.report(pod, &seen, true).await?;
-        self.delete_object().await?;
-        self.memory.settled = true;
-        Ok(Next::IDLE)
+        self.let_go().await
     }
 }

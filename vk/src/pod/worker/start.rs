@@ -216,6 +216,7 @@ impl Worker {
                 Err(error) => return Err(error),
             }
         };
+        self.note_start(start)?;
         match runtime.start_container(&id).await {
             Ok(()) => {
                 self.shared.recorder.container(
@@ -240,6 +241,14 @@ impl Worker {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// From here on the attempt counts as one that has run, unless the runtime knows better: it may die before it says so.
+    fn note_start(&mut self, start: &Start) -> Result<(), SyncError> {
+        self.shared.settings.lead.check().map_err(|error| SyncError::Waiting(error.to_string()))?;
+        self.folder.note_start(&start.name, start.attempt)?;
+        self.memory.started.get_or_insert_default().insert(start.name.clone(), start.attempt);
+        Ok(())
     }
 
     async fn make_container(

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 
-use super::{Next, SyncError, Worker, ending::Ending};
+use super::{Next, RETRY, SyncError, Worker, ending::Ending};
 use crate::{
     pod::{events::Kind, status::Verdict},
     provider::{observed::ObservedPod, runtime::ContainerRuntime},
@@ -59,9 +59,13 @@ impl Worker {
         self.report(pod, &seen, true).await?;
         let _turn = Arc::clone(&self.shared.changes).acquire_owned().await;
         self.give_back(runtime, &seen).await?;
-        self.delete_object().await?;
-        self.memory.settled = true;
-        Ok(Next::IDLE)
+        self.let_go().await
+    }
+
+    /// Lets the object of a pod go of which nothing is left.
+    pub(super) async fn let_go(&mut self) -> Result<Next, SyncError> {
+        self.memory.settled = self.delete_object().await?;
+        Ok(if self.memory.settled { Next::IDLE } else { Next::Within(Some(RETRY.0)) })
     }
 
     /// The pod has no right to run any more: end it and say why. Its containers stay to be looked at.

@@ -147,6 +147,28 @@ async fn a_daemon_killed_between_any_two_calls_finishes_what_it_began() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_may_have_run_is_not_started_again_as_the_same_attempt() {
+    for (policy, daemon_too) in [("Never", false), ("Never", true), ("Always", false), ("Always", true)] {
+        let world = World::new();
+        world.runtime.forget_start();
+        let mut daemon = start(&world);
+        let uid = world.api.create("web", spec(policy));
+        if daemon_too {
+            wait(|| world.runtime.started("main") == 1).await;
+            drop(daemon);
+            daemon = start(&world);
+        }
+        let (state, starts, restarts) = if policy == "Never" { ("state", 1, 0) } else { ("lastState", 2, 1) };
+        let status = || world.api.status(&uid)["containerStatuses"][0].clone();
+        wait(|| status()[state]["terminated"]["reason"] == "ContainerStatusUnknown").await;
+        let expected = if policy == "Never" { "Failed" } else { "Running" };
+        wait(|| world.api.phase(&uid) == expected && world.runtime.started("main") == starts).await;
+        assert_eq!(status()["restartCount"], restarts, "{policy}");
+        drop(daemon);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_killed_while_it_removes_a_pod_leaves_nothing_that_the_next_one_does_not_find() {
     for calls_before_death in 1..12 {
         let world = World::new();
@@ -177,6 +199,17 @@ async fn deletion_tells_the_end_before_the_object_goes() {
     assert_eq!(last["phase"], "Failed");
     assert_eq!(last["containerStatuses"][0]["state"]["terminated"]["exitCode"], 143);
     assert_eq!(world.runtime.grace("main"), Some(5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_server_that_does_not_know_a_pod_yet_is_asked_again_to_let_it_go() {
+    let world = World::new();
+    let _daemon = start(&world);
+    let uid = world.api.create("web", spec("Always"));
+    wait(|| world.api.phase(&uid) == "Running").await;
+    world.api.deny_deletes(2);
+    world.api.delete(&uid, 1);
+    wait(|| world.api.is_gone(&uid) && world.is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

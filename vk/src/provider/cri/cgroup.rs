@@ -117,6 +117,16 @@ impl Tree {
         Ok(())
     }
 
+    /// Kills what is left of a container that does not run.
+    pub(super) fn end_container(&self, id: &str) {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        for hierarchy in cgroup_mounts(&mounts) {
+            for path in of_container(&hierarchy.join(self.branch()), id) {
+                end_processes(&path);
+            }
+        }
+    }
+
     /// Where the node's pods are, and everything under them.
     pub(super) fn branch(&self) -> String {
         match self.driver {
@@ -195,9 +205,18 @@ fn cgroup_mounts(mountinfo: &str) -> Vec<PathBuf> {
 
 fn end_processes(path: &Path) {
     for process in processes(path) {
-        tracing::warn!(process, cgroup = %path.display(), "the runtime has left a process of a pod that is removed: it is killed");
+        tracing::warn!(process, cgroup = %path.display(), "the runtime has left a process of what runs no more: it is killed");
         let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
     }
+}
+
+/// The cgroups of a container: its class's, its pod's, and then one that has its ID in its name, whoever names it.
+fn of_container(branch: &Path, id: &str) -> Vec<PathBuf> {
+    let below = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let pods = below(branch).flat_map(|class| below(&class).collect::<Vec<_>>());
+    pods.flat_map(|pod| below(&pod).collect::<Vec<_>>())
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().contains(id)))
+        .collect()
 }
 
 /// The processes in a cgroup and those below, as our own PID namespace numbers them.
@@ -245,6 +264,20 @@ mod tests {
         fs::write(inner.join("cgroup.procs"), "0\n1\n-1\n34\nx\n").unwrap();
         assert_eq!(processes(folder.path()), [12, 34]);
         assert!(processes(&folder.path().join("nothing")).is_empty());
+    }
+
+    #[test]
+    fn a_containers_cgroup_is_found_by_its_id() {
+        let folder = tempfile::tempdir().unwrap();
+        let one = folder.path().join("besteffort/pod1/abc");
+        let other = folder.path().join("x-burstable.slice/x-burstable-pod2.slice/cri-containerd-abc.scope");
+        for path in [&one, &other, &folder.path().join("guaranteed/pod3/def")] {
+            fs::create_dir_all(path).unwrap();
+        }
+        let mut found = of_container(folder.path(), "abc");
+        found.sort();
+        assert_eq!(found, [one, other]);
+        assert!(of_container(&folder.path().join("nothing"), "abc").is_empty());
     }
 
     #[test]

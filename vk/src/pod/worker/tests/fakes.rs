@@ -76,6 +76,7 @@ struct Machine {
     /// Images that are not there before they are pulled, and with what.
     absent: BTreeMap<String, Option<Credentials>>,
     refuse_updates: Option<String>,
+    forget_start: bool,
 }
 
 /// A container runtime.
@@ -150,6 +151,11 @@ impl Runtime {
     /// What updates of containers are answered with; `None`: they are done.
     pub(super) fn refuse_updates(&self, message: Option<&str>) {
         self.lock().refuse_updates = message.map(str::to_owned);
+    }
+
+    /// The next container that is started runs and ends, and the runtime dies before it takes note.
+    pub(super) fn forget_start(&self) {
+        self.lock().forget_start = true;
     }
 
     pub(super) fn grace(&self, name: &str) -> Option<u64> {
@@ -383,16 +389,21 @@ impl ContainerRuntime for Runtime {
     }
 
     async fn start_container(&self, id: &str) -> Result<(), ProviderError> {
-        {
+        let answer = {
             let mut machine = self.call("start_container");
+            let forget = std::mem::take(&mut machine.forget_start);
             let container = machine.container(id).expect("it was made");
             assert_eq!(container.state, State::Created, "started twice");
-            container.state = State::Running { started_at: Timestamp::now() };
+            if !forget {
+                container.state = State::Running { started_at: Timestamp::now() };
+            }
             let name = container.name.clone();
             machine.story.push(format!("start {name}"));
             machine.starts.push(name);
-        }
-        self.answer(Ok(())).await
+            let (operation, message) = ("start_container", "it died".to_owned());
+            if forget { Err(ProviderError::Unavailable { operation, message }) } else { Ok(()) }
+        };
+        self.answer(answer).await
     }
 
     async fn stop_container(&self, id: &str, grace_seconds: u64) -> Result<(), ProviderError> {

@@ -35,6 +35,8 @@ struct Cluster {
     told: Vec<(u64, Value)>,
     version: u64,
     fail_lists: bool,
+    /// So often what is asked to be deleted is said not to be there.
+    deny_deletes: u32,
     /// Watchers are told nothing.
     silent: bool,
     /// What happened up to this version is forgotten, and how that is said.
@@ -93,6 +95,11 @@ impl Api {
 
     pub(in crate::pod::worker::tests) fn fail_lists(&self, fail: bool) {
         self.lock().fail_lists = fail;
+    }
+
+    /// Begins again, and does not know its pods yet when it is asked to delete one.
+    pub(in crate::pod::worker::tests) fn deny_deletes(&self, times: u32) {
+        self.lock().deny_deletes = times;
     }
 
     /// From now on watchers hear nothing.
@@ -192,6 +199,10 @@ impl Api {
             }
             name_of_call if name_of_call.starts_with("PATCH") && call.path.ends_with("/status") => {
                 cluster.patch(name, &call.body)
+            }
+            name_of_call if name_of_call.starts_with("DELETE") && cluster.deny_deletes > 0 => {
+                cluster.deny_deletes -= 1;
+                Answer::status(404, "NotFound")
             }
             name_of_call if name_of_call.starts_with("DELETE") => {
                 let uid = call.body["preconditions"]["uid"].as_str().unwrap_or_default().to_owned();
