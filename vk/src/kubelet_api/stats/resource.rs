@@ -75,7 +75,8 @@ pub(super) fn encode(usage: Option<&Usage>) -> String {
             let reference = [("namespace", pod.pod.namespace.as_str()), ("pod", pod.pod.name.as_str())];
             add(&mut families, POD, &reference, &pod.total);
             for container in &pod.containers {
-                let labels = [("container", container.name.as_str()), reference[0], reference[1]];
+                // The order means nothing, but some (the virtual-kubelet project's tests) look for the pod in the second place.
+                let labels = [reference[0], reference[1], ("container", container.name.as_str())];
                 add(&mut families, CONTAINER, &labels, &container.total);
                 families.add(START, &labels, unix(container.created_at), None);
                 if container.total.memory.is_some() {
