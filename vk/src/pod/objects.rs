@@ -60,18 +60,61 @@ pub(crate) fn of_volumes(pod: &Pod) -> References {
     found
 }
 
+/// Where a container's environment leads to.
+struct EnvSource<'a> {
+    is_secret: bool,
+    name: &'a str,
+    optional: Option<bool>,
+}
+
+fn env_sources(container: &Container) -> impl Iterator<Item = EnvSource<'_>> {
+    let source = |is_secret, name, optional| EnvSource { is_secret, name, optional };
+    let whole = container.env_from.iter().flatten().flat_map(move |from| {
+        let config_map = from.config_map_ref.as_ref().map(|map| source(false, &*map.name, map.optional));
+        config_map
+            .into_iter()
+            .chain(from.secret_ref.as_ref().map(|secret| source(true, &*secret.name, secret.optional)))
+    });
+    let variables = container.env.iter().flatten().filter_map(|variable| variable.value_from.as_ref());
+    whole.chain(variables.flat_map(move |from| {
+        let config_map = from.config_map_key_ref.as_ref().map(|map| source(false, &*map.name, map.optional));
+        config_map
+            .into_iter()
+            .chain(from.secret_key_ref.as_ref().map(|secret| source(true, &*secret.name, secret.optional)))
+    }))
+}
+
 /// All that a container's environment names.
 pub(crate) fn of_env(container: &Container) -> References {
     let mut found = References::default();
-    for source in container.env_from.iter().flatten() {
-        found.config_maps.extend(source.config_map_ref.as_ref().map(|source| source.name.clone()));
-        found.secrets.extend(source.secret_ref.as_ref().map(|source| source.name.clone()));
-    }
-    for source in container.env.iter().flatten().filter_map(|variable| variable.value_from.as_ref()) {
-        found.config_maps.extend(source.config_map_key_ref.as_ref().map(|source| source.name.clone()));
-        found.secrets.extend(source.secret_key_ref.as_ref().map(|source| source.name.clone()));
+    for source in env_sources(container) {
+        let names = if source.is_secret { &mut found.secrets } else { &mut found.config_maps };
+        names.insert(source.name.to_owned());
     }
     found
+}
+
+/// What of that is not there, as events: reason and message, in the words of the virtual-kubelet library. Whether what can't be read is
+/// there nobody knows.
+pub(crate) fn not_found(container: &Container, objects: &Objects) -> BTreeSet<(&'static str, String)> {
+    let event = |EnvSource { is_secret, name, optional }: EnvSource<'_>| {
+        let optional = optional.unwrap_or(false);
+        let found = if is_secret {
+            objects.secret(name, optional).map(|secret| secret.is_some())
+        } else {
+            objects.config_map(name, optional).map(|map| map.is_some())
+        };
+        let reason = match (found, is_secret) {
+            (Ok(false), true) => "OptionalSecretNotFound",
+            (Ok(false), false) => "OptionalConfigMapNotFound",
+            (Err(Missing::NotFound { .. }), true) => "MandatorySecretNotFound",
+            (Err(Missing::NotFound { .. }), false) => "MandatoryConfigMapNotFound",
+            _ => return None,
+        };
+        let kind = if is_secret { "secret" } else { "configmap" };
+        Some((reason, format!("{kind} {name:?} not found")))
+    };
+    env_sources(container).filter_map(event).collect()
 }
 
 /// What the references led to.
@@ -316,6 +359,39 @@ mod tests {
         };
         assert_eq!(objects.secret("s", true), Err(unreadable));
         assert_eq!(objects.secret("other", true), Ok(None));
+    }
+
+    #[test]
+    fn what_is_not_there_is_told_by_kind_and_need() {
+        let source = |kind: &str, name: &str, optional: bool| serde_json::json!({ "name": "X", "valueFrom": { kind: { "name": name, "key": "k", "optional": optional } } });
+        let container: Container = serde_json::from_value(serde_json::json!({
+            "name": "c",
+            "env": [
+                source("secretKeyRef", "a", false), source("secretKeyRef", "a", true), source("secretKeyRef", "b", false),
+                source("secretKeyRef", "unreadable", true), source("configMapKeyRef", "c", true),
+            ],
+            "envFrom": [{ "configMapRef": { "name": "d" } }],
+        }))
+        .unwrap();
+        let unreadable = Missing::Unreadable { kind: "secret", name: "x".into(), message: "no".into() };
+        let objects = Objects {
+            secrets: [("b".to_owned(), Ok(Arc::default())), ("unreadable".to_owned(), Err(unreadable))]
+                .into(),
+            ..Default::default()
+        };
+        let told: Vec<_> = not_found(&container, &objects)
+            .into_iter()
+            .map(|(reason, text)| format!("{reason}: {text}"))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                "MandatoryConfigMapNotFound: configmap \"d\" not found",
+                "MandatorySecretNotFound: secret \"a\" not found",
+                "OptionalConfigMapNotFound: configmap \"c\" not found",
+                "OptionalSecretNotFound: secret \"a\" not found",
+            ]
+        );
     }
 
     #[tokio::test(start_paused = true)]

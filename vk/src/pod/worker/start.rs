@@ -282,6 +282,9 @@ impl Worker {
         let references = objects::of_env(container);
         let objects =
             self.shared.reader.load(&self.entry.pod.namespace, &references, self.memory.first_seen).await;
+        for (reason, message) in objects::not_found(container, &objects) {
+            self.shared.recorder.container(pod, &start.name, Kind::Warning, reason, &message);
+        }
         let mut runtime_values = self.runtime_values(pod, pod_ips.clone()).await?;
         runtime_values.env_files = self.env_files(container).await?;
         let services = self.service_env(pod).await?;
