@@ -339,17 +339,20 @@ fn container_status(
         status.resources =
             Some(given::resources(container, newest, facts.memory_requests.get(&container.name)));
         status.user = newest.user.as_ref().map(user);
-        if let Some(previous) = seen.next() {
-            status.last_state = Some(state(previous, facts.scheme));
-        } else if let Some(old) = old_status(old, &container.name)
-            && is_running(&status)
-        {
-            // Its predecessor was removed; what it left is in the last status alone.
-            match status.restart_count.saturating_sub(old.restart_count) {
-                0 => status.last_state.clone_from(&old.last_state),
-                1 if ended_in(old.state.as_ref()).is_some() => status.last_state.clone_from(&old.state),
-                _ => {}
-            }
+        let previous = seen.next();
+        let is_last = previous.is_some_and(|previous| previous.attempt + 1 == newest.attempt);
+        // If its predecessor was removed, what that left is in the last status alone.
+        let told =
+            old_status(old, &container.name).filter(|_| !is_last && is_running(&status)).and_then(|old| {
+                match status.restart_count.saturating_sub(old.restart_count) {
+                    0 => old.last_state.clone(),
+                    1 => last_exit(old)
+                        .map(|end| ContainerState { terminated: Some(end.clone()), ..Default::default() }),
+                    _ => None,
+                }
+            });
+        if let Some(state) = told.or_else(|| previous.map(|previous| state(previous, facts.scheme))) {
+            status.last_state = Some(state);
         }
     }
     let code = newest.and_then(observed::Container::exit).map(|exit| exit.code);

@@ -354,6 +354,31 @@ fn an_end_that_was_told_stands_whatever_the_runtime_says_later() {
 }
 
 #[test]
+fn the_last_state_is_that_of_the_attempt_before_whoever_knows_it() {
+    let check = |old: serde_json::Value, before: &[u32], expected: &str| {
+        let pod = pod(once(), json!({ "phase": "Running", "containerStatuses": [old] }));
+        let left = before.iter().map(|attempt| container("a", *attempt, exited(91)));
+        let seen = seen(true, [container("a", 2, running())].into_iter().chain(left).collect());
+        let status = Case::new(&pod, seen).build().container_statuses.unwrap().remove(0);
+        let end = status.last_state.unwrap().terminated;
+        let end = end.map_or_else(|| "-".to_owned(), |end| format!("{}", end.exit_code));
+        assert_eq!(end, expected, "{before:?}");
+    };
+    let status = |count: i32, state: &serde_json::Value, last: &serde_json::Value| {
+        json!({ "name": "a", "image": "busybox", "imageID": "", "ready": false, "restartCount": count,
+            "state": state, "lastState": last })
+    };
+    let ended = |code: i32| json!({ "terminated": { "exitCode": code } });
+    let (runs, waits, none) = (json!({ "running": {} }), json!({ "waiting": {} }), json!({}));
+    check(status(1, &runs, &none), &[1, 0], "91");
+    check(status(1, &ended(137), &ended(91)), &[0], "137");
+    check(status(1, &waits, &ended(137)), &[0], "137");
+    check(status(2, &runs, &ended(137)), &[0], "137");
+    check(status(1, &ended(137), &ended(91)), &[], "137");
+    check(status(0, &ended(3), &none), &[0], "91");
+}
+
+#[test]
 fn readiness_gates_are_for_others_to_open() {
     let mut spec = once();
     spec["readinessGates"] = json!([{ "conditionType": "example.com/gate" }]);
