@@ -342,15 +342,8 @@ fn container_status(
         let previous = seen.next();
         let is_last = previous.is_some_and(|previous| previous.attempt + 1 == newest.attempt);
         // If its predecessor was removed, what that left is in the last status alone.
-        let told =
-            old_status(old, &container.name).filter(|_| !is_last && is_running(&status)).and_then(|old| {
-                match status.restart_count.saturating_sub(old.restart_count) {
-                    0 => old.last_state.clone(),
-                    1 => last_exit(old)
-                        .map(|end| ContainerState { terminated: Some(end.clone()), ..Default::default() }),
-                    _ => None,
-                }
-            });
+        let told = old_status(old, &container.name).filter(|_| !is_last);
+        let told = told.and_then(|old| end_before(old, status.restart_count));
         if let Some(state) = told.or_else(|| previous.map(|previous| state(previous, facts.scheme))) {
             status.last_state = Some(state);
         }
@@ -415,6 +408,20 @@ fn as_told(mut new: ContainerStatus, old: &ContainerStatus) -> ContainerStatus {
         }
     }
     new
+}
+
+/// The end of the attempt before this one, if it was told.
+fn end_before(old: &ContainerStatus, attempt: i32) -> Option<ContainerState> {
+    match attempt.saturating_sub(old.restart_count) {
+        0 => {
+            // While it waits, its own end is its last.
+            let waits = old.state.as_ref().is_some_and(|state| state.waiting.is_some());
+            let end = ended_in(old.last_state.as_ref())?;
+            (!waits || end.container_id != old.container_id).then(|| old.last_state.clone()).flatten()
+        }
+        1 => Some(ContainerState { terminated: Some(last_exit(old)?.clone()), ..Default::default() }),
+        _ => None,
+    }
 }
 
 /// Whether the API server would refuse the whole status for this init container: it has ended and its policy doesn't start it again. A

@@ -358,11 +358,14 @@ fn the_last_state_is_that_of_the_attempt_before_whoever_knows_it() {
     let check = |old: serde_json::Value, before: &[u32], expected: &str| {
         let pod = pod(once(), json!({ "phase": "Running", "containerStatuses": [old] }));
         let left = before.iter().map(|attempt| container("a", *attempt, exited(91)));
-        let seen = seen(true, [container("a", 2, running())].into_iter().chain(left).collect());
-        let status = Case::new(&pod, seen).build().container_statuses.unwrap().remove(0);
-        let end = status.last_state.unwrap().terminated;
-        let end = end.map_or_else(|| "-".to_owned(), |end| format!("{}", end.exit_code));
-        assert_eq!(end, expected, "{before:?}");
+        let left: Vec<_> = left.collect();
+        for state in [running(), exited(7)] {
+            let seen = seen(true, [container("a", 2, state)].into_iter().chain(left.clone()).collect());
+            let status = Case::new(&pod, seen).build().container_statuses.unwrap().remove(0);
+            let end = status.last_state.unwrap().terminated;
+            let end = end.map_or_else(|| "-".to_owned(), |end| format!("{}", end.exit_code));
+            assert_eq!(end, expected, "{before:?}");
+        }
     };
     let status = |count: i32, state: &serde_json::Value, last: &serde_json::Value| {
         json!({ "name": "a", "image": "busybox", "imageID": "", "ready": false, "restartCount": count,
@@ -376,6 +379,7 @@ fn the_last_state_is_that_of_the_attempt_before_whoever_knows_it() {
     check(status(2, &runs, &ended(137)), &[0], "137");
     check(status(1, &ended(137), &ended(91)), &[], "137");
     check(status(0, &ended(3), &none), &[0], "91");
+    check(status(2, &waits, &ended(7)), &[], "-");
 }
 
 #[test]
