@@ -4,7 +4,7 @@
 //!
 //! Bad or slow clients are bounded: handshakes and request heads in time, heads in size, connections in number.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -79,6 +79,15 @@ pub trait PodSource: Send + Sync {
     fn get(&self, namespace: &str, name: &str) -> Option<Arc<Pod>>;
     /// All of them.
     fn list(&self) -> Vec<Arc<Pod>>;
+    /// How many of them are in each phase.
+    fn phases(&self) -> HashMap<String, usize> {
+        let mut phases = HashMap::new();
+        for pod in self.list() {
+            let phase = pod.status.as_ref().and_then(|status| status.phase.clone());
+            *phases.entry(phase.unwrap_or_else(|| "Pending".to_owned())).or_default() += 1;
+        }
+        phases
+    }
     /// What their probes have found.
     fn probed(&self) -> Vec<Probed> {
         Vec::new()
@@ -92,6 +101,10 @@ impl PodSource for Pods {
 
     fn list(&self) -> Vec<Arc<Pod>> {
         Self::list(self)
+    }
+
+    fn phases(&self) -> HashMap<String, usize> {
+        Self::phases(self)
     }
 
     fn probed(&self) -> Vec<Probed> {

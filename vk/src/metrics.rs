@@ -168,11 +168,9 @@ impl Collector for PodPhases {
             // All phases, so that one without pods is a zero and not a gap.
             let mut phases: BTreeMap<&str, i64> =
                 ["Pending", "Running", "Succeeded", "Failed"].into_iter().map(|phase| (phase, 0)).collect();
-            for pod in pods.list() {
-                let phase =
-                    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending");
-                if let Some(count) = phases.get_mut(phase) {
-                    *count += 1;
+            for (phase, found) in pods.phases() {
+                if let Some(count) = phases.get_mut(phase.as_str()) {
+                    *count += i64::try_from(found).unwrap_or(i64::MAX);
                 }
             }
             for (phase, count) in phases {

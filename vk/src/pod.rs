@@ -25,6 +25,7 @@ mod probe;
 mod pull;
 pub(crate) mod resources;
 mod run;
+mod slim;
 mod spec;
 mod status;
 mod storage;
@@ -33,7 +34,13 @@ pub mod subpath;
 mod volumes;
 mod worker;
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use k8s_openapi::api::core::v1::Pod;
 
@@ -127,6 +134,11 @@ impl Pods {
     /// The newest state of all pods that the API server has.
     pub fn list(&self) -> Vec<Arc<Pod>> {
         self.store.pods()
+    }
+
+    /// How many of these are in each phase.
+    pub fn phases(&self) -> HashMap<String, usize> {
+        self.store.phases()
     }
 
     /// What the pods' probes have found, where they are asked here and not by the provider.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::Arc,
     time::Duration,
 };
@@ -28,8 +29,9 @@ use super::{
     ledger::{Ledger, Need},
     objects::Reader,
     ports::Ports,
+    slim::SlimPod,
     status,
-    worker::{Entry, Shared, Worker},
+    worker::{End, Entry, Shared, Worker},
 };
 use crate::{
     backoff::Backoff,
@@ -43,6 +45,8 @@ use crate::{
 
 /// The provider's complete list is read this often where there is no news.
 const POLL: Duration = Duration::from_secs(1);
+/// Calls that write pods under way at a time. An API server on two cores does no more per second with more of them, and each needs a connection.
+const WRITES: usize = 16;
 
 type Listed = BTreeMap<PodRef, ObservedPod>;
 
@@ -55,7 +59,7 @@ enum News {
 }
 
 enum Done {
-    Worker(String),
+    Worker(String, End),
     Part(&'static str),
 }
 
@@ -94,6 +98,7 @@ impl Pods {
             probed: Arc::clone(&self.probed),
             services,
             changes: Arc::new(Semaphore::new(self.settings.concurrent_changes.max(1))),
+            writes: Semaphore::new(WRITES),
             access: Access::new(root),
             devices: Devices::new(self.settings.devices.clone(), &self.settings.root_dir),
             ledger: Ledger::default(),
@@ -106,7 +111,7 @@ impl Pods {
         tasks.spawn(tend_images(Arc::clone(&shared)));
         let mut crew =
             Crew { pods: Arc::clone(&self), shared, tasks, uids: HashMap::new(), stop: stop.clone() };
-        let api: Api<Pod> = Api::all(self.client.clone());
+        let api: Api<SlimPod> = Api::all(self.client.clone());
         let of_node = format!("spec.nodeName={}", self.settings.node_name);
         let watched = watching::watch(api, watcher::Config::default().fields(&of_node)).default_backoff();
         let mut watched = std::pin::pin!(watched);
@@ -145,10 +150,10 @@ struct Known {
     initial: BTreeSet<String>,
     /// The API server has given a complete list.
     complete: bool,
-    /// The provider's last complete list.
+    /// The provider's last complete list, until nothing follows from it any more.
     listed: Option<Listed>,
     /// What each pod looked like in it.
-    looks: HashMap<String, Vec<String>>,
+    looks: HashMap<String, u64>,
     /// Leftover folders were looked for.
     swept: bool,
 }
@@ -166,35 +171,51 @@ impl Crew {
         let uid = entry.pod.uid.clone();
         let worker = Worker::new(Arc::clone(&self.shared), entry);
         let stop = self.stop.clone();
-        let task = self.tasks.spawn(async move { Done::Worker(worker.run(stop).await) }.in_current_span());
+        let work = async move {
+            let (uid, end) = worker.run(stop).await;
+            Done::Worker(uid, end)
+        };
+        let task = self.tasks.spawn(work.in_current_span());
         self.uids.insert(task.id(), uid);
     }
 
-    fn wake(&self, uid: &str) {
-        if let Some(entry) = self.pods.store.get(uid) {
-            entry.wake.notify_one();
+    /// Hires a worker for a pod that needs one.
+    fn see_to(&mut self, idle: Option<Arc<Entry>>) {
+        if let Some(entry) = idle {
+            self.hire(entry);
         }
     }
 
-    fn take(&mut self, event: watcher::Event<Pod>, known: &mut Known) {
+    fn wake(&mut self, uid: &str) {
+        let idle = self.pods.store.wake(uid);
+        self.see_to(idle);
+    }
+
+    fn gone(&mut self, uid: &str) {
+        let idle = self.pods.store.gone(uid);
+        self.see_to(idle);
+    }
+
+    fn take(&mut self, event: watcher::Event<SlimPod>, known: &mut Known) {
         match event {
             watcher::Event::Init => known.initial.clear(),
-            watcher::Event::InitApply(pod) => {
+            watcher::Event::InitApply(SlimPod(pod)) => {
                 known.initial.extend(pod.metadata.uid.clone());
                 self.put(pod);
             }
             watcher::Event::InitDone => {
                 for uid in self.pods.store.uids() {
                     if !known.initial.contains(&uid) {
-                        self.pods.store.gone(&uid);
+                        self.gone(&uid);
                     }
                 }
+                known.initial.clear();
                 known.complete = true;
             }
-            watcher::Event::Apply(pod) => self.put(pod),
-            watcher::Event::Delete(pod) => {
+            watcher::Event::Apply(SlimPod(pod)) => self.put(pod),
+            watcher::Event::Delete(SlimPod(pod)) => {
                 if let Some(uid) = &pod.metadata.uid {
-                    self.pods.store.gone(uid);
+                    self.gone(uid);
                 }
             }
         }
@@ -205,25 +226,25 @@ impl Crew {
         let started = pod.status.as_ref().is_some_and(|status| status.start_time.is_some());
         if let (Some(uid), Some(spec)) = (&pod.metadata.uid, &pod.spec)
             && started
+            && matches!(self.shared.provider, Provider::Runtime(_))
             && !status::is_terminal(pod.status.as_ref())
-            && self.pods.store.get(uid).is_none()
+            && !self.pods.store.contains(uid)
         {
             self.shared.ledger.hold(uid, Need::of(spec));
             self.shared.ports.hold(uid, spec);
         }
-        if let Some(entry) = self.pods.store.put(pod) {
-            self.hire(entry);
-        }
+        let idle = self.pods.store.put(pod);
+        self.see_to(idle);
     }
 
     /// Wakes the pods that look another way than in the list before.
-    fn compare(&self, listed: &Listed, known: &mut Known) {
-        let looks: HashMap<String, Vec<String>> =
+    fn compare(&mut self, listed: &Listed, known: &mut Known) {
+        let looks: HashMap<String, u64> =
             listed.iter().map(|(pod, seen)| (pod.uid.clone(), look(seen))).collect();
-        let empty = Vec::new();
+        let nothing = look(&ObservedPod::default());
         for uid in self.pods.store.uids() {
             let (before, now) = (known.looks.get(&uid), looks.get(&uid));
-            if before.unwrap_or(&empty) != now.unwrap_or(&empty) {
+            if before.unwrap_or(&nothing) != now.unwrap_or(&nothing) {
                 self.wake(&uid);
             }
         }
@@ -235,42 +256,50 @@ impl Crew {
     async fn clean_up(&mut self, known: &mut Known) {
         let Some(listed) = known.listed.as_ref().filter(|_| known.complete) else { return };
         let mut orphans: Vec<PodRef> =
-            listed.keys().filter(|pod| self.pods.store.get(&pod.uid).is_none()).cloned().collect();
+            listed.keys().filter(|pod| !self.pods.store.contains(&pod.uid)).cloned().collect();
         if !known.swept {
             // Folders of pods that never got a sandbox, or no longer have one.
             for uid in files::pod_uids(&self.shared.settings.root_dir) {
                 let listed = orphans.iter().any(|pod| pod.uid == uid);
-                if !listed && self.pods.store.get(&uid).is_none() {
+                if !listed && !self.pods.store.contains(&uid) {
                     orphans.push(PodRef { uid, namespace: String::new(), name: String::new() });
                 }
             }
         }
         if orphans.is_empty() {
             known.swept = true;
+            // All that it says is known now.
+            known.listed = None;
             return;
         }
         // Killing is not taken back: ask again.
-        let api: Api<Pod> = Api::all(self.shared.client.clone());
+        let api: Api<SlimPod> = Api::all(self.shared.client.clone());
         let of_node = format!("spec.nodeName={}", self.shared.settings.node_name);
         let wanted = match api.list(&ListParams::default().fields(&of_node)).await {
-            Ok(list) => list.items.into_iter().filter_map(|pod| pod.metadata.uid).collect::<BTreeSet<_>>(),
+            Ok(list) => list.items.into_iter().filter_map(|pod| pod.0.metadata.uid).collect::<BTreeSet<_>>(),
             Err(error) => {
                 tracing::warn!(%error, orphans = orphans.len(), "pods that nobody wants stay until the API server answers");
                 return;
             }
         };
         known.swept = true;
+        known.listed = None;
         for orphan in orphans.into_iter().filter(|orphan| !wanted.contains(&orphan.uid)) {
             tracing::info!(pod = %orphan, pod.uid = orphan.uid, "the API server has no such pod: it is ended and removed");
-            if let Some(entry) = self.pods.store.put_orphan(orphan) {
-                self.hire(entry);
-            }
+            let idle = self.pods.store.put_orphan(orphan);
+            self.see_to(idle);
         }
     }
 
     fn end(&mut self, ended: Result<(Id, Done), tokio::task::JoinError>) -> Result<(), PodsError> {
         match ended {
-            Ok((id, Done::Worker(uid))) => {
+            Ok((id, Done::Worker(uid, End::Rest(seen)))) => {
+                self.uids.remove(&id);
+                let idle = self.pods.store.rest(&uid, &seen);
+                self.see_to(idle);
+                Ok(())
+            }
+            Ok((id, Done::Worker(uid, End::Gone))) => {
                 self.uids.remove(&id);
                 self.pods.store.remove(&uid);
                 self.shared.free(&uid);
@@ -283,9 +312,8 @@ impl Crew {
                 // A pod that makes its worker panic must not take the others along.
                 let uid = self.uids.remove(&error.id()).ok_or(PodsError::Ended("a part of the pods"))?;
                 tracing::error!(pod.uid = uid, %error, "the worker of a pod panicked; it starts anew");
-                if let Some(entry) = self.pods.store.get(&uid) {
-                    self.hire(entry);
-                }
+                let idle = self.pods.store.worked(&uid);
+                self.see_to(idle);
                 Ok(())
             }
         }
@@ -293,20 +321,22 @@ impl Crew {
 }
 
 /// IDs and states, enough to see a difference.
-fn look(seen: &ObservedPod) -> Vec<String> {
-    let sandboxes = seen.sandboxes.iter().map(|sandbox| format!("{} {}", sandbox.id, sandbox.ready));
+fn look(seen: &ObservedPod) -> u64 {
+    let sandboxes = seen.sandboxes.iter().map(|sandbox| (&*sandbox.id, u8::from(sandbox.ready)));
     let containers = seen.containers.iter().map(|container| {
         let state = match container.state {
-            State::Created => "created",
-            State::Running { .. } => "running",
-            State::Exited(_) => "exited",
-            State::Unknown => "unknown",
+            State::Created => 2,
+            State::Running { .. } => 3,
+            State::Exited(_) => 4,
+            State::Unknown => 5,
         };
-        format!("{} {state}", container.id)
+        (&*container.id, state)
     });
-    let mut look: Vec<String> = sandboxes.chain(containers).collect();
-    look.sort();
-    look
+    let mut look: Vec<(&str, u8)> = sandboxes.chain(containers).collect();
+    look.sort_unstable();
+    let mut hasher = DefaultHasher::new();
+    look.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// What is on record of images that are gone, and of pulls that were not seen to their end.
@@ -368,6 +398,7 @@ async fn listen(provider: Provider, tell: mpsc::Sender<News>, every: Duration) -
         // The stream is asked for first, and the list read once more when it surely flows: so nothing falls between them.
         let mut relist = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
         let mut delays = [POLL].into_iter();
+        let mut listing = true;
         loop {
             let said = tokio::select! {
                 biased;
@@ -375,10 +406,11 @@ async fn listen(provider: Provider, tell: mpsc::Sender<News>, every: Duration) -
                     Some(uid) => News::Changed(uid),
                     None => break,
                 },
-                () = &mut relist => {
+                () = &mut relist, if listing => {
                     relist.set(tokio::time::sleep(delays.next().unwrap_or(every)));
                     match list(&provider).await {
                         Ok(listed) => {
+                            listing = !tells_everything(&provider);
                             tend(&provider, &listed).await;
                             News::Listed(listed)
                         }
@@ -412,6 +444,10 @@ async fn changes(provider: &Provider) -> Result<BoxStream<'static, String>, Prov
             Ok(service.changes().await?.unwrap_or_else(|| futures::stream::empty().boxed()))
         }
     }
+}
+
+fn tells_everything(provider: &Provider) -> bool {
+    matches!(provider, Provider::PodService(service) if service.tells_everything())
 }
 
 async fn list(provider: &Provider) -> Result<Listed, ProviderError> {

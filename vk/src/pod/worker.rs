@@ -53,7 +53,7 @@ use crate::{
     },
 };
 
-pub(super) use report::is_newer;
+pub(super) use report::{is_newer, version};
 use teardown::Sentence;
 
 /// First and longest wait after something went wrong.
@@ -76,6 +76,8 @@ pub(super) struct Shared {
     pub(super) services: reflector::Store<Service>,
     /// How many pods are being started or removed.
     pub(super) changes: Arc<Semaphore>,
+    /// How many calls that write pods are under way: each takes a connection of its own.
+    pub(super) writes: Semaphore,
     /// Who may use which image.
     pub(super) access: Access,
     /// Who has which device.
@@ -101,11 +103,13 @@ impl Shared {
     }
 }
 
+/// The newest object; `None`: the API server has it no more.
+pub(super) type Latest = Option<Arc<Pod>>;
+
 /// What the registry of pods and a pod's worker share.
 pub(super) struct Entry {
     pub(super) pod: PodRef,
-    /// The newest object; `None`: the API server has it no more.
-    pub(super) latest: watch::Sender<Option<Arc<Pod>>>,
+    pub(super) latest: watch::Sender<Latest>,
     /// The provider's side may have changed.
     pub(super) wake: Arc<Notify>,
 }
@@ -130,6 +134,8 @@ enum Next {
     Within(Option<Duration>),
     /// Look again at once.
     Again,
+    /// Nothing is to be done before there is news, and nothing has to be remembered until then.
+    Rest,
     /// Nothing is left of the pod anywhere.
     Gone,
 }
@@ -170,11 +176,19 @@ struct Memory {
     settled: bool,
 }
 
+/// How a worker has ended.
+pub(super) enum End {
+    /// Nothing is left of the pod, or the worker was stopped.
+    Gone,
+    /// Nothing is to be done before there is news after this.
+    Rest(watch::Receiver<Latest>),
+}
+
 /// The task of one pod.
 pub(super) struct Worker {
     shared: Arc<Shared>,
     entry: Arc<Entry>,
-    latest: watch::Receiver<Option<Arc<Pod>>>,
+    latest: watch::Receiver<Latest>,
     folder: PodFolder,
     prober: Prober,
     memory: Memory,
@@ -212,16 +226,16 @@ impl Worker {
         }
     }
 
-    /// Looks after the pod until nothing is left of it, or until stopped.
-    pub(super) async fn run(mut self, stop: CancellationToken) -> String {
+    /// Looks after the pod until nothing is left of it or to be done, or until stopped.
+    pub(super) async fn run(mut self, stop: CancellationToken) -> (String, End) {
         loop {
             let next = tokio::select! {
                 () = stop.cancelled() => break,
-                // On the heap for as long as it takes: a step's state is many times what a pod at rest needs.
-                next = Box::pin(self.step()) => next,
+                next = self.step() => next,
             };
             let within = match next {
                 Next::Gone => break,
+                Next::Rest => return (self.entry.pod.uid.clone(), End::Rest(self.latest)),
                 Next::Again => continue,
                 Next::Within(within) => within,
             };
@@ -232,7 +246,7 @@ impl Worker {
                 () = sleep(within) => {}
             }
         }
-        self.entry.pod.uid.clone()
+        (self.entry.pod.uid.clone(), End::Gone)
     }
 
     async fn step(&mut self) -> Next {
@@ -241,10 +255,13 @@ impl Worker {
             return Next::Within(Some(RETRY.1));
         }
         let latest = self.latest.borrow_and_update().clone();
+        // On the heap for as long as it takes: a step's state is many times what a pod at rest needs.
         let result = match (&latest, self.shared.provider.clone()) {
-            (Some(pod), Provider::Runtime(runtime)) => self.sync(pod, runtime.as_ref()).await,
-            (None, Provider::Runtime(runtime)) => self.remove_all(runtime.as_ref()).await,
-            (pod, Provider::PodService(service)) => self.sync_service(pod.as_ref(), service.as_ref()).await,
+            (Some(pod), Provider::Runtime(runtime)) => Box::pin(self.sync(pod, runtime.as_ref())).await,
+            (None, Provider::Runtime(runtime)) => Box::pin(self.remove_all(runtime.as_ref())).await,
+            (pod, Provider::PodService(service)) => {
+                Box::pin(self.sync_service(pod.as_ref(), service.as_ref())).await
+            }
         };
         match result {
             Ok(next) => {

@@ -2,10 +2,10 @@
 //! smallest example of a provider that is given whole pods.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     hash::{DefaultHasher, Hash as _, Hasher as _},
     net::{IpAddr, Ipv4Addr},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
@@ -29,14 +29,36 @@ pub struct None(Mutex<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    pods: BTreeMap<PodRef, ObservedPod>,
+    pods: HashMap<Box<str>, Remembered>,
     addresses: HashSet<IpAddr>,
+}
+
+/// What [`ObservedPod`] follows from, in a tenth of its memory.
+#[derive(Debug)]
+struct Remembered {
+    namespace: Box<str>,
+    name: Box<str>,
+    address: IpAddr,
+    since: Timestamp,
+    containers: Box<[Claimed]>,
+}
+
+/// A container that is said to run, or to have run.
+#[derive(Debug)]
+struct Claimed {
+    name: Box<str>,
+    image: Box<str>,
+    runs: bool,
 }
 
 impl None {
     /// Nothing runs yet.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -60,34 +82,38 @@ impl PodService for None {
     }
 
     async fn create(&self, pod: &Pod) -> Result<(), ProviderError> {
-        let reference = reference(pod);
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !state.pods.contains_key(&reference) {
-            let address = address_in_status(pod).unwrap_or_else(|| state.new_address(&reference.uid));
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let mut state = self.lock();
+        if !state.pods.contains_key(uid) {
+            let address = address_in_status(pod).unwrap_or_else(|| state.new_address(uid));
             state.addresses.insert(address);
-            let observed = observed(pod, &reference, address);
-            state.pods.insert(reference, observed);
+            state.pods.insert(uid.into(), Remembered::new(pod, address));
         }
         Ok(())
     }
 
     async fn delete(&self, pod: &PodRef, _: u64) -> Result<(), ProviderError> {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let removed = state.pods.remove(pod);
-        for address in removed.iter().flat_map(|removed| &removed.sandboxes).flat_map(|sandbox| &sandbox.ips)
-        {
-            state.addresses.remove(address);
+        let mut state = self.lock();
+        if let Some(removed) = state.pods.remove(&*pod.uid) {
+            state.addresses.remove(&removed.address);
         }
         Ok(())
     }
 
     async fn list(&self) -> Result<BTreeMap<PodRef, ObservedPod>, ProviderError> {
-        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).pods.clone())
+        Ok(self.lock().pods.iter().map(|(uid, pod)| (pod.reference(uid), pod.observed(uid))).collect())
     }
 
     async fn observe(&self, pod: &PodRef) -> Result<ObservedPod, ProviderError> {
-        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(state.pods.get(pod).cloned().unwrap_or_default())
+        Ok(self.lock().pods.get(&*pod.uid).map(|found| found.observed(&pod.uid)).unwrap_or_default())
+    }
+
+    fn tells_everything(&self) -> bool {
+        true
+    }
+
+    fn runs_processes(&self) -> bool {
+        false
     }
 
     async fn changes(&self) -> Result<Option<BoxStream<'static, String>>, ProviderError> {
@@ -112,61 +138,67 @@ impl Inner {
     }
 }
 
-fn reference(pod: &Pod) -> PodRef {
-    let metadata = &pod.metadata;
-    PodRef {
-        uid: metadata.uid.clone().unwrap_or_default(),
-        namespace: metadata.namespace.clone().unwrap_or_default(),
-        name: metadata.name.clone().unwrap_or_default(),
-    }
-}
-
 /// From before a restart of ours: an address that clients have seen doesn't change.
 fn address_in_status(pod: &Pod) -> Option<IpAddr> {
     pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok()
 }
 
-fn observed(pod: &Pod, reference: &PodRef, address: IpAddr) -> ObservedPod {
-    let started_at = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.start_time.as_ref())
-        .map_or_else(Timestamp::now, |time| time.0);
-    let sandbox = Sandbox {
-        id: reference.uid.clone(),
-        attempt: 0,
-        ready: true,
-        created_at: started_at,
-        ips: vec![address],
-    };
-    let container = |spec: &ContainerSpec, state| Container {
-        id: format!("{}-{}", reference.uid, spec.name),
-        sandbox_id: reference.uid.clone(),
-        name: spec.name.clone(),
-        attempt: 0,
-        state,
-        image: spec.image.clone().unwrap_or_default(),
-        image_id: String::new(),
-        user: Option::None,
-        resources: Option::None,
-    };
-    let running = || State::Running { started_at };
-    let ended = || {
+impl Remembered {
+    fn new(pod: &Pod, address: IpAddr) -> Self {
+        let boxed = |text: &Option<String>| text.as_deref().unwrap_or_default().into();
+        let claimed = |spec: &ContainerSpec, runs| Claimed {
+            name: spec.name.as_str().into(),
+            image: boxed(&spec.image),
+            runs,
+        };
+        let init = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+        let init = init.map(|spec| claimed(spec, spec.restart_policy.as_deref() == Some("Always")));
+        let main = pod.spec.iter().flat_map(|spec| &spec.containers).map(|spec| claimed(spec, true));
+        let started = pod.status.as_ref().and_then(|status| status.start_time.as_ref());
+        Self {
+            namespace: boxed(&pod.metadata.namespace),
+            name: boxed(&pod.metadata.name),
+            address,
+            since: started.map_or_else(Timestamp::now, |time| time.0),
+            containers: init.chain(main).collect(),
+        }
+    }
+
+    fn reference(&self, uid: &str) -> PodRef {
+        PodRef { uid: uid.to_owned(), namespace: self.namespace.to_string(), name: self.name.to_string() }
+    }
+
+    fn observed(&self, uid: &str) -> ObservedPod {
+        let sandbox = Sandbox {
+            id: uid.to_owned(),
+            attempt: 0,
+            ready: true,
+            created_at: self.since,
+            ips: vec![self.address],
+        };
+        let container = |claimed: &Claimed| Container {
+            id: format!("{uid}-{}", claimed.name),
+            sandbox_id: uid.to_owned(),
+            name: claimed.name.to_string(),
+            attempt: 0,
+            state: if claimed.runs { State::Running { started_at: self.since } } else { self.ended() },
+            image: claimed.image.to_string(),
+            image_id: String::new(),
+            user: Option::None,
+            resources: Option::None,
+        };
+        ObservedPod { sandboxes: vec![sandbox], containers: self.containers.iter().map(container).collect() }
+    }
+
+    fn ended(&self) -> State {
         State::Exited(Exit {
             code: 0,
             reason: "Completed".to_owned(),
             message: String::new(),
-            started_at: Some(started_at),
-            finished_at: Some(started_at),
+            started_at: Some(self.since),
+            finished_at: Some(self.since),
         })
-    };
-    let init = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
-    let init = init.map(|spec| {
-        let is_sidecar = spec.restart_policy.as_deref() == Some("Always");
-        container(spec, if is_sidecar { running() } else { ended() })
-    });
-    let main = pod.spec.iter().flat_map(|spec| &spec.containers).map(|spec| container(spec, running()));
-    ObservedPod { sandboxes: vec![sandbox], containers: init.chain(main).collect() }
+    }
 }
 
 #[cfg(test)]
@@ -174,6 +206,12 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    fn reference(pod: &Pod) -> PodRef {
+        let text = |field: &Option<String>| field.clone().unwrap();
+        let metadata = &pod.metadata;
+        PodRef { uid: text(&metadata.uid), namespace: text(&metadata.namespace), name: text(&metadata.name) }
+    }
 
     #[tokio::test]
     async fn a_pod_runs_from_create_to_delete_and_keeps_its_address_over_a_restart() {

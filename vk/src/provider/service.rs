@@ -46,6 +46,17 @@ pub trait PodService: Send + Sync {
         Ok(self.list().await?.remove(pod).unwrap_or_default())
     }
 
+    /// Whether pods change only while [`PodService::changes`] tells it, this process being away or not. Then the complete list is read when
+    /// a stream begins, and not again and again.
+    fn tells_everything(&self) -> bool {
+        false
+    }
+
+    /// Whether anything runs in the pods. Where nothing does, no exit code has to be told before a deleted pod's object goes.
+    fn runs_processes(&self) -> bool {
+        true
+    }
+
     /// UIDs of pods that changed, from now on. May end at any time; whoever listens then calls [`PodService::list`] and starts
     /// again. `None`: there is no such stream, the list must be polled.
     async fn changes(&self) -> Result<Option<BoxStream<'static, String>>, ProviderError>;

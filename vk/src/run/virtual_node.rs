@@ -1,7 +1,7 @@
 //! One virtual node of the process: what it needs for as long as it lives, and what runs only while this process may act for it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     net::{IpAddr, UdpSocket},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -346,6 +346,10 @@ impl PodSource for CurrentPods {
 
     fn list(&self) -> Vec<Arc<Pod>> {
         self.current().map(|pods| pods.list()).unwrap_or_default()
+    }
+
+    fn phases(&self) -> HashMap<String, usize> {
+        self.current().map(|pods| pods.phases()).unwrap_or_default()
     }
 
     fn probed(&self) -> Vec<Probed> {

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use http::HeaderValue;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::{
-    Api,
+    Api, Resource as _,
     api::{DeleteParams, Patch, PatchParams, Preconditions},
 };
 use serde_json::{Value, json};
@@ -15,21 +16,23 @@ use crate::{
     pod::{
         ephemeral,
         probe::Healths,
+        slim::SlimPod,
         status::{self, Facts},
-        store,
     },
     provider::{
         LogOptions, Provider,
-        observed::{ObservedPod, State},
+        observed::{ObservedPod, PodRef, State},
     },
 };
 
 /// Kubernetes' limits on what a log gives to a termination message.
 const LOG_LINES: u64 = 80;
 const LOG_BYTES: u64 = 2048;
+/// Asks the API server for an object's metadata alone.
+const METADATA_ONLY: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
 
 impl Worker {
-    fn api(&self) -> Api<Pod> {
+    fn api(&self) -> Api<SlimPod> {
         Api::namespaced(self.shared.client.clone(), &self.entry.pod.namespace)
     }
 
@@ -92,6 +95,7 @@ impl Worker {
     /// Writes a status, if it is another than the last.
     pub(super) async fn write(&mut self, pod: &Arc<Pod>, wanted: &PodStatus) -> Result<(), SyncError> {
         let Some(mut patch) = patch(&self.entry.pod.uid, pod.status.as_ref(), wanted) else { return Ok(()) };
+        let _turn = self.shared.writes.acquire().await;
         let lead = &self.shared.settings.lead;
         lead.check().map_err(|error| SyncError::Waiting(error.to_string()))?;
         if lead.is_elected() {
@@ -99,15 +103,15 @@ impl Worker {
             patch["metadata"]["resourceVersion"] = json!(pod.metadata.resource_version);
         }
         let params = PatchParams { field_manager: Some("spillway-vk".to_owned()), ..Default::default() };
-        match self.api().patch_status(&self.entry.pod.name, &params, &Patch::Strategic(patch)).await {
-            Ok(mut written) => {
-                store::slim(&mut written);
+        let (api, name, patch) = (self.api(), &self.entry.pod.name, Patch::Strategic(patch));
+        // On the heap while it is under way: many wait for their turn.
+        match Box::pin(api.patch_status(name, &params, &patch)).await {
+            Ok(SlimPod(written)) => {
                 let written = Arc::new(written);
                 // For others to read; our own news is no reason to look again.
                 self.entry.latest.send_if_modified(|latest| {
-                    let Some(have) = latest.as_ref().filter(|have| is_newer(&written, have)) else {
-                        return false;
-                    };
+                    let newer = |have: &&Arc<Pod>| is_newer(version(&written), version(have));
+                    let Some(have) = latest.as_ref().filter(newer) else { return false };
                     // But with it may come others' news, which the watch will then not tell as such.
                     let news = is_other(&written, have);
                     *latest = Some(Arc::clone(&written));
@@ -129,15 +133,25 @@ impl Worker {
     /// Tells the API server that nothing is left, which ends the object. Whether it has heard of it: if not, it is gone, which the watch will
     /// tell; or the API server has just begun, and its own list of pods (that of the `NodeRestriction` plugin) is not there yet.
     pub(super) async fn delete_object(&self) -> Result<bool, SyncError> {
+        let _turn = self.shared.writes.acquire().await;
         self.shared.settings.lead.check().map_err(|error| SyncError::Waiting(error.to_string()))?;
         let params = DeleteParams::default()
             .grace_period(0)
             .preconditions(Preconditions { uid: Some(self.entry.pod.uid.clone()), resource_version: None });
-        match self.api().delete(&self.entry.pod.name, &params).await {
-            Ok(_) => Ok(true),
+        match Box::pin(self.ask_for_deletion(&params)).await {
+            Ok(()) => Ok(true),
             Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => Ok(false),
             Err(source) => Err(SyncError::Api { operation: "delete the pod", source }),
         }
+    }
+
+    /// The answer would hold the whole pod, which is of no use any more: its metadata will do.
+    async fn ask_for_deletion(&self, params: &DeleteParams) -> kube::Result<()> {
+        let PodRef { namespace, name, .. } = &self.entry.pod;
+        let pods = kube::core::Request::new(Pod::url_path(&(), Some(namespace)));
+        let mut request = pods.delete(name, params).map_err(kube::Error::BuildRequest)?;
+        request.headers_mut().insert(http::header::ACCEPT, HeaderValue::from_static(METADATA_ONLY));
+        self.shared.client.request_text(request).await.map(drop)
     }
 
     /// Adds containers' last words to how they ended.
@@ -203,14 +217,14 @@ fn is_of_another(status: &kube::core::Status) -> bool {
             .is_some_and(|details| details.causes.iter().any(|cause| cause.field == "metadata.uid"))
 }
 
+/// The version of a pod's object.
+pub(in crate::pod) fn version(pod: &Pod) -> Option<u128> {
+    pod.metadata.resource_version.as_deref()?.parse().ok()
+}
+
 /// Whether one version of an object is newer. Kubernetes promises that these numbers can be compared.
-pub(in crate::pod) fn is_newer(a: &Pod, b: &Pod) -> bool {
-    let version =
-        |pod: &Pod| pod.metadata.resource_version.as_deref().and_then(|text| text.parse::<u128>().ok());
-    match (version(a), version(b)) {
-        (Some(a), Some(b)) => a > b,
-        _ => true,
-    }
+pub(in crate::pod) fn is_newer(a: Option<u128>, b: Option<u128>) -> bool {
+    a.zip(b).is_none_or(|(a, b)| a > b)
 }
 
 /// The strategic merge patch from the old status to the wanted one; `None`: they say the same.
@@ -305,8 +319,9 @@ mod tests {
         let pod = |version: &str| -> Pod {
             serde_json::from_value(json!({ "metadata": { "resourceVersion": version } })).unwrap()
         };
-        assert!(is_newer(&pod("10"), &pod("9")));
-        assert!(!is_newer(&pod("9"), &pod("10")));
-        assert!(!is_newer(&pod("9"), &pod("9")));
+        let is_newer = |a, b| is_newer(version(&pod(a)), version(&pod(b)));
+        assert!(is_newer("10", "9"));
+        assert!(!is_newer("9", "10"));
+        assert!(!is_newer("9", "9"));
     }
 }

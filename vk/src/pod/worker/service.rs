@@ -1,10 +1,10 @@
 //! The same pod on a provider that is given whole pods.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::Pod;
 
-use super::{Next, SyncError, Worker};
+use super::{Next, RETRY, SyncError, Worker};
 use crate::{
     pod::{
         admission::Refusal,
@@ -14,6 +14,9 @@ use crate::{
     },
     provider::PodService,
 };
+
+/// An object that was let go and is still there after so long is let go again.
+const GOES_WITHIN: Duration = Duration::from_secs(10);
 
 impl Worker {
     /// One step: as [`Worker::sync`] and [`Worker::remove_all`], with everything between left to the service.
@@ -30,13 +33,13 @@ impl Worker {
             return self.delete_from_service(pod, service).await;
         }
         if status::is_terminal(pod.status.as_ref()) {
-            return Ok(Next::IDLE);
+            return Ok(Next::Rest);
         }
         let mut seen = service.observe(&self.entry.pod).await?;
         if seen.is_empty() {
             if let Some(message) = service.refuses(pod) {
                 let refusal = Refusal { reason: "PodFeatureUnsupported".to_owned(), message };
-                return self.refuse(pod, &refusal).await;
+                return self.refuse(pod, &refusal).await.map(|_| Next::Rest);
             }
             if let Err(error) = service.create(pod).await {
                 self.shared.recorder.pod(pod, Kind::Warning, "FailedCreatePod", &error.to_string());
@@ -53,21 +56,34 @@ impl Worker {
         }
         let seen = lifecycle::with_history(seen, pod.status.as_ref());
         self.report(pod, &seen, false).await?;
-        Ok(Next::IDLE)
+        Ok(Next::Rest)
     }
 
+    /// Little is remembered: how far it is shows on both sides.
     async fn delete_from_service(
         &mut self,
         pod: &Arc<Pod>,
         service: &dyn PodService,
     ) -> Result<Next, SyncError> {
-        if self.memory.settled {
-            return Ok(Next::IDLE);
-        }
         let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(0).max(0).unsigned_abs();
         service.delete(&self.entry.pod, grace).await?;
-        let seen = lifecycle::with_history(service.observe(&self.entry.pod).await?, pod.status.as_ref());
-        self.report(pod, &seen, true).await?;
-        self.let_go().await
+        let is_held = pod.metadata.finalizers.as_ref().is_some_and(|finalizers| !finalizers.is_empty());
+        // Whoever holds the object waits to read that the pod has ended.
+        if service.runs_processes() || is_held {
+            let seen = lifecycle::with_history(service.observe(&self.entry.pod).await?, pod.status.as_ref());
+            self.report(pod, &seen, true).await?;
+        }
+        // Without grace it was let go already, by us or by force: that is written first, and then the object goes, sooner than another call
+        // would reach it.
+        match (grace, is_held) {
+            (0, true) => Ok(Next::Rest),
+            (0, false) if !self.memory.settled => {
+                self.memory.settled = true;
+                Ok(Next::Within(Some(GOES_WITHIN)))
+            }
+            _ if self.delete_object().await? => Ok(Next::Rest),
+            // It is gone, or the API server does not know it yet.
+            _ => Ok(Next::Within(Some(RETRY.0))),
+        }
     }
 }

@@ -7,6 +7,7 @@ mod health;
 mod joining;
 mod pulling;
 mod resizing;
+mod services;
 mod watching;
 
 use std::{sync::Arc, time::Duration};

@@ -26,6 +26,8 @@ struct Cluster {
     pods: BTreeMap<String, Value>,
     gone: BTreeMap<String, Value>,
     writes: BTreeMap<String, usize>,
+    /// Deletions without grace that were asked for.
+    deletions: BTreeMap<String, usize>,
     events: Vec<String>,
     messages: Vec<String>,
     watchers: Vec<mpsc::UnboundedSender<Value>>,
@@ -135,6 +137,10 @@ impl Api {
         self.lock().writes.get(uid).copied().unwrap_or(0)
     }
 
+    pub(in crate::pod::worker::tests) fn deletions(&self, uid: &str) -> usize {
+        self.lock().deletions.get(uid).copied().unwrap_or(0)
+    }
+
     pub(in crate::pod::worker::tests) fn events(&self) -> Vec<String> {
         self.lock().events.clone()
     }
@@ -206,10 +212,11 @@ impl Api {
             }
             name_of_call if name_of_call.starts_with("DELETE") => {
                 let uid = call.body["preconditions"]["uid"].as_str().unwrap_or_default().to_owned();
+                *cluster.deletions.entry(uid.clone()).or_default() += 1;
                 if cluster.pods.get(&uid).is_none_or(|pod| pod["metadata"]["name"] != name) {
                     return Answer::status(409, "Conflict");
                 }
-                cluster.remove(&uid);
+                cluster.let_go(&uid);
                 Answer::ok(
                     json!({ "kind": "Status", "apiVersion": "v1", "status": "Success", "metadata": {} }),
                 )
@@ -232,6 +239,19 @@ impl Cluster {
         pod["metadata"]["resourceVersion"] = json!(self.version.to_string());
         self.tell(kind, &pod);
         self.pods.insert(uid.to_owned(), pod);
+    }
+
+    /// Without grace: that is written first, and then the object goes, unless a finalizer holds it.
+    fn let_go(&mut self, uid: &str) {
+        let mut pod = self.pods[uid].clone();
+        let is_held = pod["metadata"]["finalizers"].as_array().is_some_and(|held| !held.is_empty());
+        if pod["metadata"]["deletionGracePeriodSeconds"] != 0 {
+            pod["metadata"]["deletionGracePeriodSeconds"] = json!(0);
+            self.put(uid, pod, "MODIFIED");
+        }
+        if !is_held {
+            self.remove(uid);
+        }
     }
 
     fn remove(&mut self, uid: &str) {

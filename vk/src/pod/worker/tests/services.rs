@@ -1,0 +1,128 @@
+//! Pods on a provider that is given whole pods.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use futures::{FutureExt as _, stream::BoxStream};
+use k8s_openapi::api::core::v1::Pod;
+
+use super::*;
+use crate::provider::{
+    PodService, ProviderError, Version,
+    none::None as Nothing,
+    observed::{ObservedPod, PodRef},
+};
+
+/// Says that what it is given runs.
+#[derive(Default)]
+struct Cloud(Nothing);
+
+#[async_trait]
+impl PodService for Cloud {
+    fn name(&self) -> &'static str {
+        "cloud"
+    }
+
+    async fn version(&self) -> Result<Version, ProviderError> {
+        self.0.version().await
+    }
+
+    async fn ping(&self) -> Result<(), ProviderError> {
+        Ok(())
+    }
+
+    fn refuses(&self, _: &Pod) -> Option<String> {
+        None
+    }
+
+    async fn create(&self, pod: &Pod) -> Result<(), ProviderError> {
+        self.0.create(pod).await
+    }
+
+    async fn delete(&self, pod: &PodRef, grace_seconds: u64) -> Result<(), ProviderError> {
+        self.0.delete(pod, grace_seconds).await
+    }
+
+    async fn list(&self) -> Result<BTreeMap<PodRef, ObservedPod>, ProviderError> {
+        self.0.list().await
+    }
+
+    async fn changes(&self) -> Result<Option<BoxStream<'static, String>>, ProviderError> {
+        self.0.changes().await
+    }
+}
+
+fn start_with(world: &World, service: Arc<dyn PodService>) -> Daemon {
+    let settings = Settings {
+        root_dir: world.folder.path().to_owned(),
+        ..Settings::new("vk", vec!["10.0.0.1".parse().unwrap()])
+    };
+    let pods = Arc::new(Pods::new(world.api.client(), Provider::PodService(service), settings));
+    let mut task = JoinSet::new();
+    task.spawn(Arc::clone(&pods).run(CancellationToken::new()));
+    Daemon { pods, _task: task }
+}
+
+fn finalizer(names: &'static [&'static str]) -> impl FnOnce(&mut serde_json::Value) {
+    move |pod| pod["metadata"]["finalizers"] = json!(names)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_nothing_runs_a_pod_is_two_calls() {
+    let world = World::new();
+    let provider = Arc::new(Nothing::new());
+    let daemon = start_with(&world, Arc::clone(&provider) as _);
+    let uid = world.api.create("web", spec("Always"));
+    wait(|| world.api.phase(&uid) == "Running").await;
+    let known = || daemon.pods.get("ns", "web").map(|pod| serde_json::to_value(&pod.status).unwrap());
+    wait(|| known() == Some(world.api.status(&uid))).await;
+
+    world.api.delete(&uid, 30);
+    wait(|| world.api.is_gone(&uid) && daemon.pods.list().is_empty()).await;
+    assert_eq!((world.api.writes(&uid), world.api.deletions(&uid)), (1, 1));
+    assert_eq!(world.api.last_status(&uid)["phase"], "Running", "nothing has ended in it");
+    wait(|| provider.list().now_or_never().unwrap().unwrap().is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_holds_the_object_reads_that_the_pod_has_ended() {
+    let world = World::new();
+    let daemon = start_with(&world, Arc::new(Nothing::new()));
+    let uid = world.api.create("web", spec("Never"));
+    world.api.change(&uid, finalizer(&["example.com/a", "example.com/b"]));
+    wait(|| world.api.phase(&uid) == "Running").await;
+    world.api.delete(&uid, 30);
+    wait(|| world.api.phase(&uid) == "Failed" && world.api.deletions(&uid) == 1).await;
+
+    let writes = world.api.writes(&uid);
+    world.api.change(&uid, finalizer(&["example.com/b"]));
+    let generation = || daemon.pods.get("ns", "web").and_then(|pod| pod.metadata.generation);
+    wait(|| generation() == Some(3)).await;
+    world.api.vanish(&uid);
+    wait(|| daemon.pods.list().is_empty()).await;
+    assert_eq!(world.api.deletions(&uid), 1, "it was let go already");
+    assert!(world.api.writes(&uid) <= writes + 1, "but for the generation that was seen, nothing is new");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_a_pod_ended_that_ran_is_told_before_its_object_goes() {
+    let world = World::new();
+    let daemon = start_with(&world, Arc::new(Cloud::default()));
+    let uid = world.api.create("web", spec("Never"));
+    wait(|| world.api.phase(&uid) == "Running").await;
+    world.api.delete(&uid, 30);
+    wait(|| world.api.is_gone(&uid) && daemon.pods.list().is_empty()).await;
+    assert_eq!(world.api.last_status(&uid)["phase"], "Failed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_is_used_again_at_once_is_another_pod() {
+    let world = World::new();
+    let daemon = start_with(&world, Arc::new(Nothing::new()));
+    for _ in 0..20 {
+        let uid = world.api.create("web", spec("Always"));
+        wait(|| world.api.phase(&uid) == "Running").await;
+        world.api.vanish(&uid);
+    }
+    wait(|| daemon.pods.list().is_empty()).await;
+}
