@@ -67,7 +67,7 @@ fn measure_cri_loop(pods: usize) -> anyhow::Result<()> {
     );
     for in_flight in [1, 2, 4, 8] {
         let elapsed: Duration = runtime.block_on(async {
-            let client = cri_loop::connect(&machine.live_path("/run/containerd/containerd.sock")).await?;
+            let client = cri_loop::connect(&machine).await?;
             cri_loop::run(&client, &workload, pods, in_flight, cri_loop::Removal::Within).await
         })?;
         let seconds = elapsed.as_secs_f64();

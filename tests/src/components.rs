@@ -18,6 +18,9 @@ pub const KUBERNETES_VERSION: &str = "v1.35.4";
 /// Version of containerd that `tests/cluster/containerd/go.mod` pins.
 const CONTAINERD_VERSION: &str = "v2.2.9";
 
+/// Version of the crate `youki`, which only a benchmark needs.
+const YOUKI_VERSION: &str = "0.7.0";
+
 /// A program that must be there, and the Debian package that brings it.
 const TOOLS: &[(&str, &str)] = &[
     ("/usr/sbin/runc", "runc"),
@@ -240,6 +243,30 @@ pub fn ensure_kwok() -> anyhow::Result<PathBuf> {
     require_root()?;
     build(&KWOK, &go_version()?, &folder())?;
     sources(&KWOK, "sigs.k8s.io/kwok")
+}
+
+/// Makes youki ready, a low-level container runtime, and tells where it is.
+///
+/// # Errors
+/// When it can't be built.
+pub fn ensure_youki() -> anyhow::Result<PathBuf> {
+    let root = folder().join(format!("youki-{YOUKI_VERSION}"));
+    let program = root.join("bin/youki");
+    if program.exists() {
+        return Ok(program);
+    }
+    eprintln!("building youki from source (about 4 min on two cores, once)");
+    let output = Command::new("cargo")
+        .args(["install", "youki", "--version", YOUKI_VERSION, "--locked", "--no-default-features"])
+        .args(["--features", "v1,v2", "--root"])
+        .arg(&root)
+        .stdin(Stdio::null())
+        .output()
+        .context("can't run cargo install")?;
+    if !output.status.success() {
+        bail!("cargo install youki failed:\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(program)
 }
 
 /// Where the sources of a dependency of a module are.

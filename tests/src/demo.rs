@@ -337,7 +337,7 @@ fn show_logs(cluster: &Cluster, progress: &Progress) -> anyhow::Result<()> {
 /// Seconds that the bare loop takes on the virtual node's runtime.
 async fn bare_loop(cluster: &Cluster, pods: usize) -> anyhow::Result<f64> {
     let machine = cluster.machine(VIRTUAL)?;
-    let client = cri_loop::connect(&machine.live_path("/run/containerd/containerd.sock")).await?;
+    let client = cri_loop::connect(&machine).await?;
     let logs = Path::new("/var/log/cri-loop");
     let logs_here = machine.path("/var/log/cri-loop");
     fs::create_dir_all(&logs_here).with_context(|| format!("can't create {}", logs_here.display()))?;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -10,14 +10,17 @@ use anyhow::{Context as _, bail};
 use futures::{StreamExt as _, TryStreamExt as _};
 use hyper_util::rt::TokioIo;
 use spillway_proto::cri::{
-    ContainerConfig, ContainerMetadata, ContainerState, ContainerStatusRequest, CreateContainerRequest,
-    ImageSpec, KeyValue, LinuxContainerConfig, LinuxPodSandboxConfig, ListPodSandboxRequest, Mount,
-    PodSandboxConfig, PodSandboxFilter, PodSandboxMetadata, PodSandboxState, PodSandboxStateValue,
-    RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest,
-    StopPodSandboxRequest, runtime_service_client::RuntimeServiceClient,
+    Container, ContainerConfig, ContainerFilter, ContainerMetadata, ContainerState, ContainerStatusRequest,
+    CreateContainerRequest, ImageSpec, KeyValue, LinuxContainerConfig, LinuxPodSandboxConfig,
+    ListContainersRequest, ListPodSandboxRequest, Mount, PodSandbox, PodSandboxConfig, PodSandboxFilter,
+    PodSandboxMetadata, PodSandboxState, PodSandboxStateValue, RemoveContainerRequest,
+    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopPodSandboxRequest,
+    runtime_service_client::RuntimeServiceClient,
 };
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
+
+use crate::cluster::machine::Machine;
 
 /// How often a container is looked at until it has ended.
 const POLL: Duration = Duration::from_millis(20);
@@ -42,12 +45,13 @@ pub struct Workload {
     pub logs: PathBuf,
 }
 
-/// A connection to a container runtime.
+/// A connection to a machine's container runtime.
 ///
 /// # Errors
-/// When nothing answers on the socket.
-pub async fn connect(socket: &Path) -> anyhow::Result<RuntimeServiceClient<Channel>> {
-    let path = socket.to_owned();
+/// When nothing answers on its socket.
+pub async fn connect(machine: &Machine) -> anyhow::Result<RuntimeServiceClient<Channel>> {
+    let socket = machine.live_path("/run/containerd/containerd.sock");
+    let path = socket.clone();
     let connector = tower::service_fn(move |_| {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
@@ -56,6 +60,20 @@ pub async fn connect(socket: &Path) -> anyhow::Result<RuntimeServiceClient<Chann
     let channel = Endpoint::from_static("http://localhost").connect_with_connector(connector).await;
     let channel = channel.with_context(|| format!("no container runtime answers on {}", socket.display()))?;
     Ok(RuntimeServiceClient::new(channel))
+}
+
+/// All sandboxes and containers that a runtime has, whosever they are.
+///
+/// # Errors
+/// When the runtime doesn't answer.
+pub async fn listed(
+    client: &mut RuntimeServiceClient<Channel>,
+) -> anyhow::Result<(Vec<PodSandbox>, Vec<Container>)> {
+    let request = ListPodSandboxRequest { filter: Some(PodSandboxFilter::default()) };
+    let sandboxes = client.list_pod_sandbox(request).await.context("ListPodSandbox failed")?.into_inner();
+    let request = ListContainersRequest { filter: Some(ContainerFilter::default()) };
+    let containers = client.list_containers(request).await.context("ListContainers failed")?.into_inner();
+    Ok((sandboxes.items, containers.containers))
 }
 
 /// When what a round has made is removed.

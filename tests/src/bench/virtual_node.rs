@@ -8,6 +8,7 @@ mod footprint;
 mod jobs;
 mod noop;
 mod process;
+mod runtimes;
 mod summary;
 
 use std::{
@@ -27,6 +28,8 @@ const NAMESPACE: &str = "bench";
 pub enum Part {
     /// Jobs of real pods, against the kubelet and the CRI loop.
     Jobs,
+    /// The same Jobs on the virtual node with a cheaper low-level runtime, by a `RuntimeClass`.
+    Runtimes,
     /// Pods of provider `none`, against kwok.
     Noop,
     /// Memory and CPU time, at rest.
@@ -78,7 +81,7 @@ pub fn run(options: &Options, binaries: &Path) -> anyhow::Result<()> {
     let profile = binaries.file_name().map(|name| name.display().to_string()).unwrap_or_default();
     println!("spillway-vk: {profile} build of {} KiB; load of the machine before: {}", size >> 10, load());
     let mut figures = Figures::default();
-    let real = [Part::Jobs, Part::Footprint, Part::Adoption];
+    let real = [Part::Jobs, Part::Runtimes, Part::Footprint, Part::Adoption];
     if real.iter().any(|part| options.wants(*part)) {
         jobs::with_cluster(options, &program, &mut figures)?;
     }
@@ -97,6 +100,14 @@ pub fn run(options: &Options, binaries: &Path) -> anyhow::Result<()> {
 fn load() -> String {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split_whitespace().take(3).collect::<Vec<_>>().join(" ")
+}
+
+/// Who comes second finds warmer caches: in turns.
+fn in_turns<T>(round: u16, mut both: [T; 2]) -> [T; 2] {
+    if round % 2 == 1 {
+        both.reverse();
+    }
+    both
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

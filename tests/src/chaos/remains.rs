@@ -9,9 +9,9 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use spillway_proto::cri::{
-    ContainerFilter, ContainerState, LinuxPodSandboxConfig, ListContainersRequest, ListPodSandboxRequest,
-    PodSandboxConfig, PodSandboxFilter, PodSandboxMetadata, PodSandboxState, RemovePodSandboxRequest,
-    RunPodSandboxRequest, StopPodSandboxRequest,
+    ContainerState, LinuxPodSandboxConfig, ListPodSandboxRequest, PodSandboxConfig, PodSandboxFilter,
+    PodSandboxMetadata, PodSandboxState, RemovePodSandboxRequest, RunPodSandboxRequest,
+    StopPodSandboxRequest,
 };
 
 use super::faults::{pod_cgroups, uid_of};
@@ -79,10 +79,10 @@ async fn in_runtime(
     node: &str,
     remains: &mut Remains,
 ) -> anyhow::Result<BTreeSet<String>> {
-    let mut client = cri_loop::connect(&machine.live_path("/run/containerd/containerd.sock")).await?;
+    let mut client = cri_loop::connect(machine).await?;
     let mut ids = BTreeSet::new();
-    let all = ListPodSandboxRequest { filter: Some(PodSandboxFilter::default()) };
-    for sandbox in client.list_pod_sandbox(all).await.context("ListPodSandbox failed")?.into_inner().items {
+    let (sandboxes, containers) = cri_loop::listed(&mut client).await?;
+    for sandbox in sandboxes {
         ids.insert(sandbox.id.clone());
         if sandbox.labels.get(MARK).is_some_and(|of| of == node) {
             let uid = sandbox.labels.get(UID).cloned().unwrap_or_default();
@@ -90,10 +90,7 @@ async fn in_runtime(
             remains.by_pod.entry(uid).or_default().insert(format!("{ready} sandbox {}", sandbox.id));
         }
     }
-    let all = ListContainersRequest { filter: Some(ContainerFilter::default()) };
-    for container in
-        client.list_containers(all).await.context("ListContainers failed")?.into_inner().containers
-    {
+    for container in containers {
         ids.insert(container.id.clone());
         if container.labels.get(MARK).is_some_and(|of| of == node) {
             let of = |label: &str| container.labels.get(label).cloned().unwrap_or_default();
@@ -169,7 +166,7 @@ impl Foreign {
             "100000",
         ];
         machine.run("ctr", &run)?;
-        let mut client = cri_loop::connect(&machine.live_path("/run/containerd/containerd.sock")).await?;
+        let mut client = cri_loop::connect(&machine).await?;
         let config = PodSandboxConfig {
             metadata: Some(PodSandboxMetadata {
                 name: FOREIGN.to_owned(),
@@ -203,8 +200,7 @@ impl Foreign {
             "somebody else's container was {:?} and is {task:?}",
             self.task
         );
-        let mut client =
-            cri_loop::connect(&self.machine.live_path("/run/containerd/containerd.sock")).await?;
+        let mut client = cri_loop::connect(&self.machine).await?;
         let filter = PodSandboxFilter { id: self.sandbox.clone(), ..Default::default() };
         let listed =
             client.list_pod_sandbox(ListPodSandboxRequest { filter: Some(filter) }).await?.into_inner().items;
@@ -235,8 +231,7 @@ impl Foreign {
             "ctr -n k8s.io tasks kill -s KILL {FOREIGN} || true; ctr -n k8s.io tasks delete -f {FOREIGN} || true; \
              ctr -n k8s.io containers delete {FOREIGN}"
         ))?;
-        let mut client =
-            cri_loop::connect(&self.machine.live_path("/run/containerd/containerd.sock")).await?;
+        let mut client = cri_loop::connect(&self.machine).await?;
         client.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: self.sandbox.clone() }).await?;
         client.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: self.sandbox.clone() }).await?;
         Ok(())

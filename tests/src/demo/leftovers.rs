@@ -8,7 +8,6 @@ use std::{
 };
 
 use anyhow::Context as _;
-use spillway_proto::cri::{ContainerFilter, ListContainersRequest, ListPodSandboxRequest, PodSandboxFilter};
 
 use super::workload::{JOB, NAMESPACE};
 use crate::{
@@ -80,19 +79,12 @@ pub async fn on_dedicated(cluster: &Cluster, node: &str) -> anyhow::Result<Count
 
 /// Sandboxes and containers that a runtime knows: all of them, or the Job's.
 async fn in_runtime(machine: &Machine, of_job: bool) -> anyhow::Result<(usize, usize)> {
-    let socket = machine.live_path("/run/containerd/containerd.sock");
-    let mut client = cri_loop::connect(&socket).await?;
-    let sandboxes =
-        client.list_pod_sandbox(ListPodSandboxRequest { filter: Some(PodSandboxFilter::default()) });
-    let sandboxes = sandboxes.await.context("ListPodSandbox failed")?.into_inner().items;
+    let (sandboxes, containers) = cri_loop::listed(&mut cri_loop::connect(machine).await?).await?;
     let job = sandboxes.iter().filter(|sandbox| {
         let label = |name: &str| sandbox.labels.get(name).map(String::as_str);
         !of_job || label("batch.kubernetes.io/job-name") == Some(JOB)
     });
     let wanted: Vec<_> = job.map(|sandbox| sandbox.id.clone()).collect();
-    let containers =
-        client.list_containers(ListContainersRequest { filter: Some(ContainerFilter::default()) });
-    let containers = containers.await.context("ListContainers failed")?.into_inner().containers;
     let of_wanted =
         containers.iter().filter(|container| !of_job || wanted.contains(&container.pod_sandbox_id)).count();
     Ok((wanted.len(), of_wanted))

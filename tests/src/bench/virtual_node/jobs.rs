@@ -13,7 +13,12 @@ use kube::{
 use serde_json::json;
 use tokio::{runtime::Runtime, time::Instant};
 
-use super::{NAMESPACE, Options, Part, adoption, footprint, load, process, summary, summary::Figures};
+use super::{
+    NAMESPACE, Options, Part, adoption, footprint, in_turns, load,
+    process::{self, Spent},
+    runtimes, summary,
+    summary::Figures,
+};
 use crate::{
     bench::{cri_loop, sleepers},
     cluster::{self, Cluster, node, serverless},
@@ -50,6 +55,9 @@ pub(super) fn with_cluster(options: &Options, program: &Path, figures: &mut Figu
     if wants_jobs {
         compare(&cluster, &runtime, options, figures)?;
     }
+    if options.wants(Part::Runtimes) {
+        runtimes::compare(&cluster, &runtime, options)?;
+    }
     if options.wants(Part::Footprint) || options.wants(Part::Adoption) {
         footprint::real(&cluster, &runtime, options, idle, figures)?;
     }
@@ -60,14 +68,16 @@ pub(super) fn with_cluster(options: &Options, program: &Path, figures: &mut Figu
 }
 
 /// What one Job has shown, in pods per second since the first was bound.
-#[derive(Debug, Clone, Copy, Default)]
-struct Rates {
-    running: f64,
-    succeeded: f64,
+#[derive(Debug, Clone, Default)]
+pub(super) struct Rates {
+    pub(super) running: f64,
+    pub(super) succeeded: f64,
     /// Seconds that the median pod needed.
-    to_run: f64,
-    /// Of the node's process: seconds of CPU time for each pod.
-    cpu: f64,
+    pub(super) to_run: f64,
+    /// And from then to its end.
+    pub(super) to_end: f64,
+    /// CPU time from the Job's creation to the last pod's end.
+    pub(super) spent: Spent,
 }
 
 fn compare(
@@ -80,25 +90,23 @@ fn compare(
     let mut bare: BTreeMap<(usize, bool), Vec<f64>> = BTreeMap::new();
     for round in 0..options.rounds {
         for pods in &options.pods {
-            // Who comes second finds warmer caches: in turns.
-            let nodes = if round % 2 == 0 { [VIRTUAL, REAL] } else { [REAL, VIRTUAL] };
-            for node in nodes {
-                let rates = job(cluster, runtime, node, usize::from(*pods))
-                    .with_context(|| format!("in a Job of {pods} on {node}"))?;
-                let Rates { running, succeeded, .. } = rates;
-                cluster.say(&format!(
-                    "round {round}: {pods} pods on {node}: {running:.2}/s Running, {succeeded:.2}/s Succeeded; load {}",
-                    load()
-                ));
+            for node in in_turns(round, [VIRTUAL, REAL]) {
+                let rates = job(cluster, runtime, node, None, usize::from(*pods))?;
+                cluster.say(&format!("round {round}: {pods} pods on {node}: {}", rates.told()));
                 found.entry((*pods, node)).or_default().push(rates);
             }
         }
         let loops = options.pods.first().copied().map_or(1, usize::from);
-        for in_flight in IN_FLIGHT {
-            for removal in [cri_loop::Removal::Within, cri_loop::Removal::After] {
+        for removal in [cri_loop::Removal::Within, cri_loop::Removal::After] {
+            let within = removal == cri_loop::Removal::Within;
+            // The first round finds out how many in flight are best.
+            let best = best(&bare, within).map(|(best, _)| best);
+            for in_flight in IN_FLIGHT.into_iter().filter(|number| best.is_none_or(|best| best == *number)) {
                 let rate = bare_loop(cluster, runtime, loops, in_flight, removal)?;
-                let within = removal == cri_loop::Removal::Within;
-                cluster.say(&format!("round {round}: bare loop, {in_flight} in flight, removal within: {within}: {rate:.2}/s; load {}", load()));
+                cluster.say(&format!(
+                    "round {round}: bare loop, {in_flight} in flight, removal within: {within}: {rate:.2}/s; load {}",
+                    load()
+                ));
                 bare.entry((in_flight, within)).or_default().push(rate);
             }
         }
@@ -107,11 +115,12 @@ fn compare(
     Ok(())
 }
 
+/// What was measured in each round, or the best of the first.
 fn best(bare: &BTreeMap<(usize, bool), Vec<f64>>, within: bool) -> Option<(usize, &Vec<f64>)> {
-    let of =
-        bare.iter().filter(|((_, of), _)| *of == within).map(|((in_flight, _), rates)| (*in_flight, rates));
-    of.max_by(|(_, a), (_, b)| {
-        summary::median(a).unwrap_or(0.0).total_cmp(&summary::median(b).unwrap_or(0.0))
+    let of = bare.iter().filter(|((_, of), _)| *of == within);
+    of.map(|((in_flight, _), rates)| (*in_flight, rates)).max_by(|(_, a), (_, b)| {
+        let middle = |rates: &[f64]| summary::median(rates).unwrap_or(0.0);
+        a.len().cmp(&b.len()).then(middle(a).total_cmp(&middle(b)))
     })
 }
 
@@ -130,18 +139,12 @@ fn print(
         options.rounds,
         load()
     );
-    println!("  {:34}{:>12}{:>12}{:>12}{:>12}", "", "Running/s", "Succeeded/s", "to run, s", "CPU ms/pod");
+    println!("{}", header());
     for pods in &options.pods {
         for node in [VIRTUAL, REAL] {
-            let middle = |of: fn(&Rates) -> f64| summary::median(&all(*pods, node, of)).unwrap_or(f64::NAN);
-            println!(
-                "  {:34}{:12.2}{:12.2}{:12.2}{:12.1}",
-                format!("{pods} pods on {node}"),
-                middle(|rates| rates.running),
-                middle(|rates| rates.succeeded),
-                middle(|rates| rates.to_run),
-                middle(|rates| rates.cpu) * 1000.0
-            );
+            if let Some(rounds) = found.get(&(*pods, node)) {
+                println!("{}", row(&format!("{pods} pods on {node}"), rounds));
+            }
         }
         let ours = all(*pods, VIRTUAL, |rates| rates.succeeded);
         over_kubelet.extend(summary::ratio(&ours, &all(*pods, REAL, |rates| rates.succeeded)));
@@ -154,6 +157,13 @@ fn print(
             summary::ratio(&running(VIRTUAL), &running(REAL)).unwrap_or(f64::NAN),
             over_kubelet.last().copied().unwrap_or(f64::NAN)
         );
+    }
+    for pods in &options.pods {
+        for node in [VIRTUAL, REAL] {
+            let rounds = found.get(&(*pods, node)).into_iter().flatten();
+            let spent = Spent::median(&rounds.map(|rates| &rates.spent).collect::<Vec<_>>());
+            println!("  CPU ms per pod, {pods} on {node}: {}", spent.per_pod(count(usize::from(*pods))));
+        }
     }
     for ((in_flight, within), rates) in bare {
         let what = if *within { "removal within" } else { "removal after" };
@@ -169,23 +179,46 @@ fn print(
     );
 }
 
-/// Runs one Job and removes it, and everything that it left.
-fn job(cluster: &Cluster, runtime: &Runtime, node: &str, pods: usize) -> anyhow::Result<Rates> {
-    let component = if node == VIRTUAL { "spillway-vk" } else { "kubelet" };
-    let before = process::usage(cluster, node, component)?;
-    let socket = cluster.machine(node)?.live_path("/run/containerd/containerd.sock");
-    runtime.block_on(async {
-        let client = cluster.client().await?;
-        let timeline = tokio::time::timeout(LIMIT, Box::pin(follow(client, node, pods)))
-            .await
-            .with_context(|| format!("it took longer than {} s", LIMIT.as_secs()))??;
-        // What is left must not be somebody's work in the next measurement. A kubelet removes sandboxes once a minute.
-        let containers = cri_loop::connect(&socket).await?;
-        cri_loop::remove_stopped(&containers, NAMESPACE).await?;
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        let used = process::usage(cluster, node, component)?.cpu - before.cpu;
-        timeline.rates(pods, used).context("not all pods were seen to end")
-    })
+pub(super) fn header() -> String {
+    format!("  {:34}{:>12}{:>12}{:>12}{:>12}", "", "Running/s", "Succeeded/s", "to run, s", "to end, s")
+}
+
+/// The medians of some rounds.
+pub(super) fn row(what: &str, rounds: &[Rates]) -> String {
+    let middle = |of: fn(&Rates) -> f64| {
+        summary::median(&rounds.iter().map(of).collect::<Vec<_>>()).unwrap_or(f64::NAN)
+    };
+    format!(
+        "  {what:34}{:12.2}{:12.2}{:12.2}{:12.2}",
+        middle(|rates| rates.running),
+        middle(|rates| rates.succeeded),
+        middle(|rates| rates.to_run),
+        middle(|rates| rates.to_end)
+    )
+}
+
+/// Runs one Job and removes it, and everything that it left. `class`: its pods' `RuntimeClass`.
+pub(super) fn job(
+    cluster: &Cluster,
+    runtime: &Runtime,
+    node: &str,
+    class: Option<&str>,
+    pods: usize,
+) -> anyhow::Result<Rates> {
+    let machine = cluster.machine(node)?;
+    runtime
+        .block_on(async {
+            let job = sleeping_job(node, class, pods)?;
+            let rates = tokio::time::timeout(LIMIT, Box::pin(follow(cluster, job, pods)))
+                .await
+                .with_context(|| format!("it took longer than {} s", LIMIT.as_secs()))??;
+            // What is left must not be somebody's work in the next measurement. A kubelet removes sandboxes once a minute.
+            let containers = cri_loop::connect(&machine).await?;
+            cri_loop::remove_stopped(&containers, NAMESPACE).await?;
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            anyhow::Ok(rates)
+        })
+        .with_context(|| format!("in a Job of {pods} on {node}"))
 }
 
 /// When each pod got how far, in seconds.
@@ -215,35 +248,47 @@ impl Timeline {
         Ok(())
     }
 
-    fn rates(&self, pods: usize, cpu: f64) -> Option<Rates> {
+    fn rates(&self, pods: usize, spent: Spent) -> Option<Rates> {
         let begin = self.bound.values().copied().reduce(f64::min)?;
         let rate = |times: &BTreeMap<String, f64>| {
             let end = times.values().copied().reduce(f64::max).filter(|_| times.len() == pods)?;
             Some(count(pods) / (end - begin))
         };
-        let waits: Vec<f64> =
-            self.running.iter().filter_map(|(uid, at)| Some(at - self.bound.get(uid)?)).collect();
+        let between = |from: &BTreeMap<String, f64>, to: &BTreeMap<String, f64>| {
+            let waits = to.iter().filter_map(|(uid, at)| Some(at - from.get(uid)?));
+            summary::median(&waits.collect::<Vec<_>>())
+        };
         Some(Rates {
             running: rate(&self.running)?,
             succeeded: rate(&self.succeeded)?,
-            to_run: summary::median(&waits)?,
-            cpu: cpu / count(pods),
+            to_run: between(&self.bound, &self.running)?,
+            to_end: between(&self.running, &self.succeeded)?,
+            spent,
         })
     }
 }
 
+impl Rates {
+    /// For the progress of a run.
+    pub(super) fn told(&self) -> String {
+        format!("{:.2}/s Running, {:.2}/s Succeeded; load {}", self.running, self.succeeded, load())
+    }
+}
+
 /// Creates the Job, follows its pods to their end, deletes it and waits until no pod is left.
-async fn follow(client: Client, node: &str, pods: usize) -> anyhow::Result<Timeline> {
+async fn follow(cluster: &Cluster, job: Job, pods: usize) -> anyhow::Result<Rates> {
+    let client: Client = cluster.client().await?;
     let api: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
     let jobs: Api<Job> = Api::namespaced(client, NAMESPACE);
     let mut events = pin!(watcher(api, watcher::Config::default()));
     let mut timeline = Timeline::default();
     let begin = Instant::now();
-    let (mut created, mut deleted, mut gone) = (false, false, 0);
+    let before = process::spent(cluster)?;
+    let (mut created, mut found, mut gone) = (false, None, 0);
     while let Some(event) = events.next().await {
         match event? {
             watcher::Event::InitDone if !created => {
-                jobs.create(&PostParams::default(), &sleeping_job(node, pods)?).await?;
+                jobs.create(&PostParams::default(), &job).await?;
                 created = true;
             }
             watcher::Event::Init | watcher::Event::InitDone => {}
@@ -253,23 +298,24 @@ async fn follow(client: Client, node: &str, pods: usize) -> anyhow::Result<Timel
             watcher::Event::Delete(_) => {
                 gone += 1;
                 if gone == pods {
-                    return Ok(timeline);
+                    return found.context("pods went before all of them had ended");
                 }
             }
         }
-        if timeline.succeeded.len() == pods && !deleted {
-            deleted = true;
+        if timeline.succeeded.len() == pods && found.is_none() {
+            found = timeline.rates(pods, process::spent(cluster)?.since(&before));
             jobs.delete("sleepers", &DeleteParams::background()).await?;
         }
     }
     bail!("the watch of pods ended")
 }
 
-fn sleeping_job(node: &str, pods: usize) -> anyhow::Result<Job> {
+fn sleeping_job(node: &str, class: Option<&str>, pods: usize) -> anyhow::Result<Job> {
     Ok(serde_json::from_value(json!({
         "metadata": { "name": "sleepers" },
         "spec": { "completions": pods, "parallelism": pods, "backoffLimit": 0, "template": { "spec": {
             "restartPolicy": "Never",
+            "runtimeClassName": class,
             "nodeSelector": { "kubernetes.io/hostname": node },
             "tolerations": [{ "key": "virtual-kubelet.io/provider", "operator": "Exists" }],
             "containers": [{ "name": "main", "image": image::BUSYBOX, "imagePullPolicy": "Never",
@@ -286,9 +332,9 @@ fn bare_loop(
     removal: cri_loop::Removal,
 ) -> anyhow::Result<f64> {
     let workload = sleepers(cluster, VIRTUAL)?;
-    let socket = cluster.machine(VIRTUAL)?.live_path("/run/containerd/containerd.sock");
+    let machine = cluster.machine(VIRTUAL)?;
     let elapsed = runtime.block_on(async {
-        let client = cri_loop::connect(&socket).await?;
+        let client = cri_loop::connect(&machine).await?;
         cri_loop::run(&client, &workload, pods, in_flight, removal).await
     })?;
     Ok(count(pods) / elapsed.as_secs_f64())
@@ -306,6 +352,20 @@ mod tests {
     }
 
     #[test]
+    fn the_bare_loops_best_is_what_each_round_has() {
+        let mut bare = BTreeMap::from([
+            ((4, true), vec![5.0]),
+            ((8, true), vec![6.0]),
+            ((16, true), vec![5.5]),
+            ((4, false), vec![9.0]),
+        ]);
+        assert_eq!(best(&bare, true).unwrap().0, 8);
+        bare.get_mut(&(8, true)).unwrap().push(3.0);
+        assert_eq!(best(&bare, true).unwrap().0, 8, "a worse second round changes nothing");
+        assert!(best(&BTreeMap::new(), true).is_none());
+    }
+
+    #[test]
     fn rates_count_from_the_first_binding_to_the_last_end() {
         let mut timeline = Timeline::default();
         for (at, pod) in [
@@ -318,11 +378,11 @@ mod tests {
         ] {
             timeline.take(&pod, at).unwrap();
         }
-        assert!(timeline.rates(2, 0.0).is_none(), "b has not ended");
+        assert!(timeline.rates(2, Spent::default()).is_none(), "b has not ended");
         // Nobody saw it Running.
         timeline.take(&pod("b", Some("n"), "Succeeded"), 5.0).unwrap();
-        let rates = timeline.rates(2, 0.5).unwrap();
-        assert_eq!((rates.running, rates.succeeded, rates.to_run, rates.cpu), (0.5, 0.5, 2.5, 0.25));
+        let rates = timeline.rates(2, Spent::default()).unwrap();
+        assert_eq!((rates.running, rates.succeeded, rates.to_run, rates.to_end), (0.5, 0.5, 2.5, 0.75));
         assert!(timeline.take(&pod("c", Some("n"), "Failed"), 6.0).is_err());
     }
 }

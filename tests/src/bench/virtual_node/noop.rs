@@ -10,8 +10,7 @@ use tokio::{runtime::Runtime, time::Instant};
 use super::{
     NAMESPACE, Options, Part, adoption,
     api::{Requests, Server},
-    footprint::{self, AtRest},
-    load, process, summary,
+    footprint, in_turns, load, process, summary,
     summary::Figures,
 };
 use crate::{
@@ -40,6 +39,8 @@ const OURS: Contender = Contender { node: "noop-1", component: "spillway-vk" };
 const KWOK: Contender = Contender { node: "kwok-1", component: "kwok" };
 /// What is tried to find how many status patches the API server can do.
 const IN_FLIGHT: [usize; 3] = [4, 8, 16];
+/// How many pods come and go beside those that rest.
+const CHURNING: usize = 100;
 /// A node that nobody looks after.
 const NOBODY: &str = "nobody-1";
 
@@ -74,7 +75,7 @@ type Look<'a> = &'a dyn Fn(&Round) -> f64;
 
 /// Everything that is measured where nothing runs, on one cluster.
 pub(super) fn with_cluster(options: &Options, program: &Path, figures: &mut Figures) -> anyhow::Result<()> {
-    let stages = components::ensure_kwok()?.join("kustomize/stage");
+    let kwok = options.wants(Part::Noop).then(components::ensure_kwok).transpose()?;
     let cluster = Cluster::up(&cluster::Options {
         nodes: Vec::new(),
         serverless: Vec::new(),
@@ -83,16 +84,14 @@ pub(super) fn with_cluster(options: &Options, program: &Path, figures: &mut Figu
     })?;
     cluster.create_namespace(NAMESPACE)?;
     start_ours(&cluster, program)?;
-    start_kwok(&cluster, &stages)?;
     let runtime = super::runtime()?;
-    if options.wants(Part::Noop) {
+    if let Some(sources) = kwok {
+        start_kwok(&cluster, &sources.join("kustomize/stage"))?;
         compare(&cluster, &runtime, options, figures)?;
         limit(&cluster, &runtime, options)?;
     }
     if options.wants(Part::Footprint) || options.wants(Part::Adoption) {
-        for contender in [OURS, KWOK] {
-            full(&cluster, &runtime, options, &contender, figures)?;
-        }
+        full(&cluster, &runtime, options, figures)?;
     }
     cluster.down()
 }
@@ -106,8 +105,7 @@ fn compare(
     let pods = usize::from(options.noop_pods);
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for index in 0..options.rounds {
-        let turns = if index % 2 == 0 { [OURS, KWOK] } else { [KWOK, OURS] };
-        for contender in turns {
+        for contender in in_turns(index, [OURS, KWOK]) {
             let round = round(cluster, runtime, &contender, pods)
                 .with_context(|| format!("with {pods} no-op pods of {}", contender.component))?;
             cluster.say(&format!(
@@ -242,50 +240,47 @@ fn limit(cluster: &Cluster, runtime: &Runtime, options: &Options) -> anyhow::Res
     cluster.kubectl(&["delete", "node", NOBODY]).map(drop)
 }
 
-/// All pods at rest, and their adoption.
+/// All pods at rest, others that come and go beside them, and their adoption.
 fn full(
     cluster: &Cluster,
     runtime: &Runtime,
     options: &Options,
-    contender: &Contender,
     figures: &mut Figures,
 ) -> anyhow::Result<()> {
     let pods = usize::from(options.noop_pods);
-    let Contender { node, component } = *contender;
+    let Contender { node, component } = OURS;
     cluster.restart(node, component)?;
     wait_ready(cluster, node, component)?;
     let idle = footprint::at_rest(cluster, node, component)?;
-    let client = || async { anyhow::Ok(Server::new(cluster.client().await?)) };
+    let fresh: Vec<Pod> = (pods..pods + CHURNING).map(|index| pod(&OURS, index)).collect();
+    let alone = footprint::churn(cluster, runtime, (node, component), &fresh, 0)?;
+    cluster.say(&format!("starting {pods} no-op pods"));
     runtime.block_on(async {
-        let server = client().await?;
-        server.create(NAMESPACE, (0..pods).map(|index| pod(contender, index))).await?;
+        let server = Server::new(cluster.client().await?);
+        server.create(NAMESPACE, (0..pods).map(|index| pod(&OURS, index))).await?;
         server.until(NAMESPACE, "all pods Running", |seen| seen.running() == pods).await
     })?;
     let received = process::received(&cluster.machine(node)?)?;
     let full = footprint::at_rest(cluster, node, component)?;
     let received = process::received(&cluster.machine(node)?)? - received;
+    let beside = footprint::churn(cluster, runtime, (node, component), &fresh, pods)?;
+    let after = footprint::at_rest(cluster, node, component)?;
     let growth = footprint::growth_kib(&idle, &full, pods);
     println!(
         "\nMemory and CPU time of {component} where nothing runs; load {}\n\n{}",
         load(),
         footprint::header()
     );
-    let print = |what: &str, at_rest: &AtRest| println!("{}", at_rest.row(what));
-    print("started, no pods", &idle);
-    print(&format!("{pods} no-op pods"), &full);
+    println!("{}", idle.row("started, no pods"));
+    println!("{}", full.row(&format!("{pods} no-op pods")));
+    println!("{}", after.row("the same, after more came and went"));
     println!("  growth {growth:.1} KiB per pod; received in 30 s at rest: {:.1} KiB", received / 1024.0);
-    let is_ours = contender.node == OURS.node;
-    if is_ours {
-        figures.rss_kib_per_pod = Some(figures.rss_kib_per_pod.unwrap_or(0.0).max(growth));
-    }
+    println!("{}\n{}", alone.told(0), beside.told(pods));
+    figures.rss_kib_per_pod = Some(figures.rss_kib_per_pod.unwrap_or(0.0).max(growth));
     if options.wants(Part::Adoption) {
-        let seconds = adoption::noop(cluster, runtime, options, contender)?;
-        if is_ours {
-            figures.adopt_noop_s = Some(seconds);
-        }
+        figures.adopt_noop_s = Some(adoption::noop(cluster, runtime, options, &OURS)?);
     }
-    cluster.kubectl(&["-n", NAMESPACE, "delete", "pods", "--all", "--wait=false"])?;
-    runtime.block_on(async { client().await?.until(NAMESPACE, "no pods", |seen| seen.total() == 0).await })
+    Ok(())
 }
 
 /// A small pod, bound already.

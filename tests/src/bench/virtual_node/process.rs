@@ -1,9 +1,10 @@
 //! What a process has and has used, as the kernel counts it.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::Context as _;
 
+use super::summary;
 use crate::{
     bench::footprint::{self, Memory},
     cluster::{Cluster, machine::Machine},
@@ -55,6 +56,72 @@ fn cpu_seconds(stat: &str) -> Option<f64> {
     Some((user + system) / TICKS)
 }
 
+/// Seconds of CPU time by who has used them.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Spent {
+    /// The cluster's components; those of the same name together.
+    components: BTreeMap<String, f64>,
+    /// The whole machine.
+    all: f64,
+}
+
+/// What has been used until now.
+pub(super) fn spent(cluster: &Cluster) -> anyhow::Result<Spent> {
+    let text = fs::read_to_string("/proc/stat").context("can't read /proc/stat")?;
+    let mut spent =
+        Spent { all: busy(&text).context("/proc/stat doesn't tell CPU time")?, ..Spent::default() };
+    for process in cluster.processes() {
+        let Some(id) = process.id.filter(|id| id.alive()) else { continue };
+        let text = fs::read_to_string(format!("/proc/{}/stat", id.pid)).unwrap_or_default();
+        *spent.components.entry(process.name).or_default() += cpu_seconds(&text).unwrap_or_default();
+    }
+    Ok(spent)
+}
+
+/// Reads the first line of `/proc/stat` (proc(5)): all but waiting, and what others took.
+fn busy(stat: &str) -> Option<f64> {
+    let fields: Vec<f64> =
+        stat.lines().next()?.strip_prefix("cpu ")?.split_whitespace().flat_map(str::parse).collect();
+    let [user, nice, system, _idle, _wait, interrupts, soft, ..] = fields[..] else { return None };
+    Some((user + nice + system + interrupts + soft) / TICKS)
+}
+
+impl Spent {
+    pub(super) fn since(&self, before: &Self) -> Self {
+        let less =
+            |(name, now): (&String, &f64)| (name.clone(), now - before.components.get(name).unwrap_or(&0.0));
+        Self { components: self.components.iter().map(less).collect(), all: self.all - before.all }
+    }
+
+    /// Of each the median.
+    pub(super) fn median(rounds: &[&Self]) -> Self {
+        let middle = |of: &dyn Fn(&Self) -> f64| {
+            summary::median(&rounds.iter().map(|round| of(round)).collect::<Vec<_>>())
+        };
+        let names = rounds.iter().flat_map(|round| round.components.keys().cloned());
+        let of = |name: &str| middle(&|round| round.components.get(name).copied().unwrap_or(0.0));
+        Self {
+            components: names.filter_map(|name| Some((name.clone(), of(&name)?))).collect(),
+            all: middle(&|round| round.all).unwrap_or(0.0),
+        }
+    }
+
+    /// For people, in milliseconds; the largest first.
+    pub(super) fn per_pod(&self, pods: f64) -> String {
+        let one = |seconds: f64| format!("{:.0}", seconds / pods * 1000.0);
+        let mut components: Vec<_> = self.components.iter().collect();
+        components.sort_by(|a, b| b.1.total_cmp(a.1));
+        let listed = components.iter().map(|(name, seconds)| format!("{name} {}", one(**seconds)));
+        let rest = self.all - self.components.values().sum::<f64>();
+        format!(
+            "all {} = {}, shims, runtime, network plugins and what else runs here {}",
+            one(self.all),
+            listed.collect::<Vec<_>>().join(", "),
+            one(rest)
+        )
+    }
+}
+
 /// Bytes that a machine has received by its cable.
 pub(super) fn received(machine: &Machine) -> anyhow::Result<f64> {
     let path = format!("/proc/{}/net/dev", machine.first.pid);
@@ -79,5 +146,21 @@ mod tests {
         let dev = "Inter-|   Receive\n face |bytes    packets\n    lo: 5 1 0\n  eth0: 1234 5 0 0\n";
         assert_eq!(received_in(dev, "eth0"), Some(1234.0));
         assert_eq!(received_in(dev, "eth1"), None);
+        assert_eq!(busy("cpu  100 50 30 9999 7 10 10 0 0 0\ncpu0 1 1 1 1\n"), Some(2.0));
+        assert_eq!(busy("intr 5"), None);
+    }
+
+    #[test]
+    fn time_is_told_by_who_used_it() {
+        let spent =
+            |ours: f64, all: f64| Spent { components: BTreeMap::from([("vk".to_owned(), ours)]), all };
+        let round = spent(3.0, 10.0).since(&spent(1.0, 4.0));
+        assert_eq!(round, spent(2.0, 6.0));
+        let middle = Spent::median(&[&round, &spent(1.0, 9.0), &spent(5.0, 3.0)]);
+        assert_eq!(middle, round);
+        assert_eq!(
+            middle.per_pod(10.0),
+            "all 600 = vk 200, shims, runtime, network plugins and what else runs here 400"
+        );
     }
 }
