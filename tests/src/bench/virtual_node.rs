@@ -81,17 +81,23 @@ pub fn run(options: &Options, binaries: &Path) -> anyhow::Result<()> {
     let profile = binaries.file_name().map(|name| name.display().to_string()).unwrap_or_default();
     println!("spillway-vk: {profile} build of {} KiB; load of the machine before: {}", size >> 10, load());
     let mut figures = Figures::default();
-    let real = [Part::Jobs, Part::Runtimes, Part::Footprint, Part::Adoption];
-    if real.iter().any(|part| options.wants(*part)) {
-        jobs::with_cluster(options, &program, &mut figures)?;
-    }
-    if [Part::Noop, Part::Footprint, Part::Adoption].iter().any(|part| options.wants(*part)) {
-        noop::with_cluster(options, &program, &mut figures)?;
-    }
+    let measured = measure(options, &program, &mut figures);
+    // What was measured before something failed took its time.
     println!("\nSummary; load of the machine at the end: {}\n{}", load(), figures.table());
     if let Some(path) = &options.json {
         let text = serde_json::to_string_pretty(&figures.json())?;
         fs::write(path, text + "\n").with_context(|| format!("can't write {}", path.display()))?;
+    }
+    measured
+}
+
+fn measure(options: &Options, program: &Path, figures: &mut Figures) -> anyhow::Result<()> {
+    let wants = |parts: &[Part]| parts.iter().any(|part| options.wants(*part));
+    if wants(&[Part::Jobs, Part::Runtimes, Part::Footprint, Part::Adoption]) {
+        jobs::with_cluster(options, program, figures)?;
+    }
+    if wants(&[Part::Noop, Part::Footprint, Part::Adoption]) {
+        noop::with_cluster(options, program, figures)?;
     }
     Ok(())
 }

@@ -63,19 +63,23 @@ pub(super) fn growth_kib(idle: &AtRest, full: &AtRest, pods: usize) -> f64 {
 }
 
 /// What pods cost that come and go while others rest: the same whatever the number of the others, if no work is done for all pods.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Churn {
     /// Milliseconds of CPU time per pod.
     cpu_ms: f64,
     /// KiB per pod that the machine received.
     received_kib: f64,
+    /// Of the API server, per pod.
+    calls: f64,
+    which: String,
 }
 
 impl Churn {
-    pub(super) fn told(self, others: usize) -> String {
-        let Self { cpu_ms, received_kib } = self;
+    pub(super) fn told(&self, others: usize) -> String {
+        let Self { cpu_ms, received_kib, calls, which } = self;
         format!(
-            "  a pod that comes and goes beside {others} others: {cpu_ms:.1} ms of CPU time, {received_kib:.1} KiB received"
+            "  a pod that comes and goes beside {others} others: {cpu_ms:.1} ms of CPU time, {received_kib:.1} KiB received, \
+             {calls:.1} API calls: {which}"
         )
     }
 }
@@ -90,20 +94,25 @@ pub(super) fn churn(
 ) -> anyhow::Result<Churn> {
     let wires = || received(&cluster.machine(machine)?);
     let (before, bytes) = (usage(cluster, machine, name)?, wires()?);
-    runtime.block_on(async {
+    let pods = count(fresh.len());
+    let requests = runtime.block_on(async {
         let server = Server::new(cluster.client().await?);
+        let before = server.requests().await?;
         server.create(NAMESPACE, fresh.iter().cloned()).await?;
         let all = others + fresh.len();
         server.until(NAMESPACE, "more pods Running", |seen| seen.running() == all).await?;
         server.delete(NAMESPACE, fresh.iter().filter_map(|pod| pod.metadata.name.clone())).await?;
-        server.until(NAMESPACE, "the others alone", |seen| seen.total() == others).await
+        server.until(NAMESPACE, "the others alone", |seen| seen.total() == others).await?;
+        // What is cleared away afterwards, and late events, are part of it.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let own = [("POST pods", pods), ("DELETE pods", pods)];
+        anyhow::Ok(server.requests().await?.since(&before, &own))
     })?;
-    // What is cleared away afterwards is part of it.
-    std::thread::sleep(Duration::from_secs(3));
-    let per_pod = 1.0 / count(fresh.len());
     Ok(Churn {
-        cpu_ms: (usage(cluster, machine, name)?.cpu - before.cpu) * 1000.0 * per_pod,
-        received_kib: (wires()? - bytes) / 1024.0 * per_pod,
+        cpu_ms: (usage(cluster, machine, name)?.cpu - before.cpu) * 1000.0 / pods,
+        received_kib: (wires()? - bytes) / 1024.0 / pods,
+        calls: requests.total() / pods,
+        which: requests.per_pod(pods),
     })
 }
 

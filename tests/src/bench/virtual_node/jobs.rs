@@ -1,6 +1,11 @@
 //! Jobs of real pods, on the virtual node and on a real kubelet in turns, and a bare loop over the CRI beside them.
 
-use std::{collections::BTreeMap, path::Path, pin::pin, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    pin::pin,
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 use futures::StreamExt as _;
@@ -8,7 +13,7 @@ use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use kube::{
     Api, Client,
     api::{DeleteParams, PostParams},
-    runtime::watcher,
+    runtime::{WatchStreamExt as _, watcher},
 };
 use serde_json::json;
 use tokio::{runtime::Runtime, time::Instant};
@@ -280,31 +285,42 @@ async fn follow(cluster: &Cluster, job: Job, pods: usize) -> anyhow::Result<Rate
     let client: Client = cluster.client().await?;
     let api: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
     let jobs: Api<Job> = Api::namespaced(client, NAMESPACE);
-    let mut events = pin!(watcher(api, watcher::Config::default()));
+    let mut events = pin!(watcher(api, watcher::Config::default()).default_backoff());
     let mut timeline = Timeline::default();
     let begin = Instant::now();
     let before = process::spent(cluster)?;
-    let (mut created, mut found, mut gone) = (false, None, 0);
+    let (mut created, mut listing, mut found) = (false, false, None);
+    let mut present = BTreeSet::new();
     while let Some(event) = events.next().await {
-        match event? {
-            watcher::Event::InitDone if !created => {
+        match event {
+            Ok(watcher::Event::Init) => {
+                listing = true;
+                present.clear();
+            }
+            Ok(watcher::Event::InitDone) if !created => {
                 jobs.create(&PostParams::default(), &job).await?;
-                created = true;
+                (created, listing) = (true, false);
             }
-            watcher::Event::Init | watcher::Event::InitDone => {}
-            watcher::Event::Apply(pod) | watcher::Event::InitApply(pod) => {
+            Ok(watcher::Event::InitDone) => listing = false,
+            Ok(watcher::Event::Apply(pod) | watcher::Event::InitApply(pod)) => {
                 timeline.take(&pod, begin.elapsed().as_secs_f64())?;
+                present.extend(pod.metadata.uid);
             }
-            watcher::Event::Delete(_) => {
-                gone += 1;
-                if gone == pods {
-                    return found.context("pods went before all of them had ended");
-                }
+            Ok(watcher::Event::Delete(pod)) => {
+                present.remove(&pod.metadata.uid.unwrap_or_default());
             }
+            Err(error) => eprintln!("the watch of pods broke and begins anew: {error}"),
         }
         if timeline.succeeded.len() == pods && found.is_none() {
-            found = timeline.rates(pods, process::spent(cluster)?.since(&before));
+            let rates = timeline.rates(pods, process::spent(cluster)?.since(&before));
+            found = Some(rates.context("not all pods were seen to start")?);
             jobs.delete("sleepers", &DeleteParams::background()).await?;
+        }
+        if present.is_empty()
+            && !listing
+            && let Some(rates) = found.take()
+        {
+            return Ok(rates);
         }
     }
     bail!("the watch of pods ended")
