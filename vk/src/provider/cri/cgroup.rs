@@ -6,10 +6,15 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 use cgroups_rs::fs::{
-    Cgroup, cgroup_builder::CgroupBuilder, cpu::CpuController, hierarchies, memory::MemController,
+    Cgroup, Hierarchy,
+    cgroup_builder::CgroupBuilder,
+    cpu::CpuController,
+    hierarchies::{V1, V2, is_cgroup2_unified_mode},
+    memory::MemController,
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -27,6 +32,8 @@ const BRANCH: &str = "spillway";
 /// Why a pod's cgroup could not be made or removed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CgroupError {
+    #[error("can't read /proc/self/mountinfo, which tells where cgroups are")]
+    Mounts(#[source] io::Error),
     #[error("can't make cgroup {path}")]
     Create { path: String, source: cgroups_rs::fs::error::Error },
     #[error("can't set {what} of cgroup {path}")]
@@ -49,11 +56,44 @@ pub(super) enum Driver {
 pub(super) struct Tree {
     root: String,
     driver: Driver,
+    machine: OnceLock<Machine>,
+}
+
+/// The machine's hierarchies. They stay as they are, and are looked up once: the table of mounts grows with the pods, and with it the time
+/// that the kernel takes to write it.
+#[derive(Debug, Clone)]
+struct Machine {
+    /// `None`: there is one hierarchy of version 2 for all.
+    v1: Option<V1>,
+    /// Where they are mounted.
+    mounts: Vec<PathBuf>,
+}
+
+impl Machine {
+    fn look() -> io::Result<Self> {
+        let mounts = cgroup_mounts(&fs::read_to_string("/proc/self/mountinfo")?);
+        Ok(Self { v1: (!is_cgroup2_unified_mode()).then(V1::new), mounts })
+    }
+
+    fn hierarchy(&self) -> Box<dyn Hierarchy> {
+        match &self.v1 {
+            Some(v1) => Box::new(v1.clone()),
+            None => Box::new(V2::new()),
+        }
+    }
 }
 
 impl Tree {
     pub(super) fn new(root: &str, driver: Driver) -> Self {
-        Self { root: root.trim_matches('/').to_owned(), driver }
+        Self { root: root.trim_matches('/').to_owned(), driver, machine: OnceLock::new() }
+    }
+
+    fn machine(&self) -> Result<&Machine, CgroupError> {
+        if let Some(machine) = self.machine.get() {
+            return Ok(machine);
+        }
+        let machine = Machine::look().map_err(CgroupError::Mounts)?;
+        Ok(self.machine.get_or_init(|| machine))
     }
 
     /// How the runtime is told where the pod is: `cgroup_parent` of the sandbox.
@@ -79,7 +119,7 @@ impl Tree {
         let controllers = ["cpu", "cpuset", "memory", "pids"].map(str::to_owned).to_vec();
         let made = CgroupBuilder::new(&path)
             .set_specified_controllers(controllers)
-            .build(hierarchies::auto())
+            .build(self.machine()?.hierarchy())
             .map_err(|source| CgroupError::Create { path: path.clone(), source })?;
         limit(&made, cgroup.limits).map_err(|(what, source)| CgroupError::Limit { what, path, source })
     }
@@ -91,7 +131,8 @@ impl Tree {
         }
         let path = self.path(uid, cgroup.qos);
         let controllers = ["cpu", "memory"].map(str::to_owned).to_vec();
-        let found = Cgroup::load_with_specified_controllers(hierarchies::auto(), &path, controllers);
+        let hierarchy = self.machine()?.hierarchy();
+        let found = Cgroup::load_with_specified_controllers(hierarchy, &path, controllers);
         limit(&found, cgroup.limits).map_err(|(what, source)| CgroupError::Limit { what, path, source })
     }
 
@@ -102,8 +143,7 @@ impl Tree {
         if self.driver == Driver::Systemd {
             return Ok(());
         }
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        for hierarchy in cgroup_mounts(&mounts) {
+        for hierarchy in &self.machine()?.mounts {
             for qos in [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort] {
                 let path = hierarchy.join(self.path(uid, qos));
                 remove_tree(&path).map_err(|source| {
@@ -312,6 +352,15 @@ mod tests {
             cgroup_mounts(text),
             [PathBuf::from("/sys/fs/cgroup/cpu"), PathBuf::from("/sys/fs/cgroup/unified")]
         );
+    }
+
+    #[test]
+    fn the_machines_hierarchies_are_looked_up_once() {
+        let tree = Tree::new("/", Driver::Cgroupfs);
+        let first: *const Machine = tree.machine().unwrap();
+        assert!(std::ptr::eq(first, tree.machine().unwrap()));
+        // What is not there is removed, wherever the machine has its cgroups.
+        tree.remove("no-such-pod-of-a-test").unwrap();
     }
 
     #[test]
