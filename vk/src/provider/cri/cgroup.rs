@@ -159,8 +159,8 @@ impl Tree {
 
     /// Kills what is left of a container that does not run.
     pub(super) fn end_container(&self, id: &str) {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        for hierarchy in cgroup_mounts(&mounts) {
+        let Ok(machine) = self.machine() else { return };
+        for hierarchy in &machine.mounts {
             for path in of_container(&hierarchy.join(self.branch()), id) {
                 end_processes(&path);
             }
