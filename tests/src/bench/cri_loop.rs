@@ -24,6 +24,8 @@ use crate::cluster::machine::Machine;
 
 /// How often a container is looked at until it has ended.
 const POLL: Duration = Duration::from_millis(20);
+/// What is left is removed with so many calls at a time.
+const REMOVED_AT_ONCE: usize = 4;
 /// How long one container may run.
 const LIMIT: Duration = Duration::from_mins(5);
 
@@ -138,13 +140,15 @@ pub async fn remove_stopped(
         if listed.is_empty() {
             return Ok(count);
         }
-        for sandbox in &listed {
-            // The node removes them, too: one of both is refused, and the next list tells.
-            if let Err(error) = remove_sandbox(&mut client, &sandbox.id).await
-                && begin.elapsed() > Duration::from_mins(1)
-            {
-                return Err(error);
-            }
+        // The node removes them, too: one of both is refused, and the next list tells.
+        let removals = listed.into_iter().map(|sandbox| {
+            let mut client = client.clone();
+            async move { remove_sandbox(&mut client, &sandbox.id).await }
+        });
+        let removed: Vec<_> =
+            futures::stream::iter(removals).buffer_unordered(REMOVED_AT_ONCE).collect().await;
+        if begin.elapsed() > Duration::from_mins(1) {
+            removed.into_iter().collect::<anyhow::Result<()>>()?;
         }
     }
 }

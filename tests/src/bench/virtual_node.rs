@@ -66,6 +66,11 @@ impl Options {
         self.only.is_empty() || self.only.contains(&part)
     }
 
+    /// Pods where a rate is enough, and the size of a Job says nothing more.
+    fn few(&self) -> usize {
+        self.pods.first().copied().map_or(1, usize::from).min(60)
+    }
+
     fn real_pods(&self) -> usize {
         self.pods.last().copied().map_or(1, usize::from)
     }

@@ -101,13 +101,12 @@ fn compare(
                 found.entry((*pods, node)).or_default().push(rates);
             }
         }
-        let loops = options.pods.first().copied().map_or(1, usize::from);
-        for removal in [cri_loop::Removal::Within, cri_loop::Removal::After] {
-            let within = removal == cri_loop::Removal::Within;
+        for within in [true, false] {
+            let removal = if within { cri_loop::Removal::Within } else { cri_loop::Removal::After };
             // The first round finds out how many in flight are best.
-            let best = best(&bare, within).map(|(best, _)| best);
+            let best = best(&bare, true).filter(|_| !within || round > 0).map(|(best, _)| best);
             for in_flight in IN_FLIGHT.into_iter().filter(|number| best.is_none_or(|best| best == *number)) {
-                let rate = bare_loop(cluster, runtime, loops, in_flight, removal)?;
+                let rate = bare_loop(cluster, runtime, options.few(), in_flight, removal)?;
                 cluster.say(&format!(
                     "round {round}: bare loop, {in_flight} in flight, removal within: {within}: {rate:.2}/s; load {}",
                     load()

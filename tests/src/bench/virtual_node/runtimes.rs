@@ -21,7 +21,7 @@ const CLASS: &str = "youki";
 /// Measures both in turns.
 pub(super) fn compare(cluster: &Cluster, runtime: &Runtime, options: &Options) -> anyhow::Result<()> {
     offer(cluster)?;
-    let pods = options.pods.first().copied().map_or(1, usize::from);
+    let pods = options.few();
     let (mut default, mut other) = (Vec::new(), Vec::new());
     for round in 0..options.rounds {
         for class in in_turns(round, [None, Some(CLASS)]) {
