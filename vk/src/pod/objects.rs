@@ -94,25 +94,34 @@ pub(crate) fn of_env(container: &Container) -> References {
     found
 }
 
+/// Whether one of those is there; an error if it must be.
+fn look_up(source: &EnvSource<'_>, objects: &Objects) -> Result<bool, Missing> {
+    let optional = source.optional.unwrap_or(false);
+    if source.is_secret {
+        objects.secret(source.name, optional).map(|secret| secret.is_some())
+    } else {
+        objects.config_map(source.name, optional).map(|map| map.is_some())
+    }
+}
+
+/// Why the container's environment can't be had, if one of the objects that it needs is missing.
+pub(crate) fn missing(container: &Container, objects: &Objects) -> Option<Missing> {
+    env_sources(container).find_map(|source| look_up(&source, objects).err())
+}
+
 /// What of that is not there, as events: reason and message, in the words of the virtual-kubelet library. Whether what can't be read is
 /// there nobody knows.
 pub(crate) fn not_found(container: &Container, objects: &Objects) -> BTreeSet<(&'static str, String)> {
-    let event = |EnvSource { is_secret, name, optional }: EnvSource<'_>| {
-        let optional = optional.unwrap_or(false);
-        let found = if is_secret {
-            objects.secret(name, optional).map(|secret| secret.is_some())
-        } else {
-            objects.config_map(name, optional).map(|map| map.is_some())
-        };
-        let reason = match (found, is_secret) {
+    let event = |source: EnvSource<'_>| {
+        let reason = match (look_up(&source, objects), source.is_secret) {
             (Ok(false), true) => "OptionalSecretNotFound",
             (Ok(false), false) => "OptionalConfigMapNotFound",
             (Err(Missing::NotFound { .. }), true) => "MandatorySecretNotFound",
             (Err(Missing::NotFound { .. }), false) => "MandatoryConfigMapNotFound",
             _ => return None,
         };
-        let kind = if is_secret { "secret" } else { "configmap" };
-        Some((reason, format!("{kind} {name:?} not found")))
+        let kind = if source.is_secret { "secret" } else { "configmap" };
+        Some((reason, format!("{kind} {:?} not found", source.name)))
     };
     env_sources(container).filter_map(event).collect()
 }

@@ -14,9 +14,10 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container as ContainerSpec, Pod};
 
 use super::{
-    ProviderError, Version,
+    ProviderError, Stats, Version,
     observed::{Container, Exit, ObservedPod, PodRef, Sandbox, State},
     service::PodService,
+    usage::{ContainerUsage, Cpu, GroupUsage, MachineUsage, Memory, PodUsage, Usage},
 };
 
 /// Addresses are made up from 198.18.0.0/15, which RFC 2544 sets aside for tests: nothing answers there, and nothing else is there.
@@ -24,8 +25,12 @@ const FIRST_ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const ADDRESSES: u32 = (1 << 17) - 2;
 
 /// Remembers what it was asked to run. After a restart it remembers nothing and is asked again.
-#[derive(Debug, Default)]
-pub struct None(Mutex<Inner>);
+#[derive(Debug)]
+pub struct None {
+    pods: Mutex<Inner>,
+    /// When it began.
+    since: Timestamp,
+}
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -51,6 +56,12 @@ struct Claimed {
     runs: bool,
 }
 
+impl Default for None {
+    fn default() -> Self {
+        Self { pods: Mutex::default(), since: Timestamp::now() }
+    }
+}
+
 impl None {
     /// Nothing runs yet.
     pub fn new() -> Self {
@@ -58,7 +69,7 @@ impl None {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -119,6 +130,28 @@ impl PodService for None {
     async fn changes(&self) -> Result<Option<BoxStream<'static, String>>, ProviderError> {
         // Nothing ever changes but by create and delete, whose caller knows.
         Ok(Some(Box::pin(futures::stream::pending())))
+    }
+
+    fn stats(&self) -> Option<&dyn Stats> {
+        Some(self)
+    }
+}
+
+/// What runs nothing uses nothing.
+#[async_trait]
+impl Stats for None {
+    async fn usage(&self) -> Result<Usage, ProviderError> {
+        let nothing = GroupUsage {
+            time: Timestamp::now(),
+            cpu: Some(Cpu::default()),
+            memory: Some(Memory::default()),
+            ..GroupUsage::default()
+        };
+        let mut pods: Vec<PodUsage> =
+            self.lock().pods.iter().map(|(uid, pod)| pod.usage(uid, &nothing)).collect();
+        pods.sort_by(|one, other| one.pod.uid.cmp(&other.pod.uid));
+        let machine = MachineUsage { booted_at: self.since, total: nothing, ..MachineUsage::default() };
+        Ok(Usage { machine, pods, problems: Vec::new() })
     }
 }
 
@@ -190,6 +223,25 @@ impl Remembered {
         ObservedPod { sandboxes: vec![sandbox], containers: self.containers.iter().map(container).collect() }
     }
 
+    fn usage(&self, uid: &str, nothing: &GroupUsage) -> PodUsage {
+        let container = |claimed: &Claimed| ContainerUsage {
+            id: format!("{uid}-{}", claimed.name),
+            name: claimed.name.to_string(),
+            image: claimed.image.to_string(),
+            created_at: self.since,
+            total: nothing.clone(),
+            ..ContainerUsage::default()
+        };
+        PodUsage {
+            pod: self.reference(uid),
+            sandbox_id: uid.to_owned(),
+            created_at: self.since,
+            total: nothing.clone(),
+            containers: self.containers.iter().filter(|claimed| claimed.runs).map(container).collect(),
+            ..PodUsage::default()
+        }
+    }
+
     fn ended(&self) -> State {
         State::Exited(Exit {
             code: 0,
@@ -233,6 +285,9 @@ mod tests {
         assert_eq!(observed.container("setup").unwrap().exit().unwrap().code, 0);
         assert!(observed.container("proxy").unwrap().is_running());
         assert!(observed.container("web").unwrap().is_running());
+        let usage = provider.stats().unwrap().usage().await.unwrap();
+        let names: Vec<_> = usage.pods[0].containers.iter().map(|container| &*container.name).collect();
+        assert_eq!((usage.pods.len(), names), (1, vec!["proxy", "web"]), "what runs, and no more");
         let first = observed.sandbox().unwrap().ips[0];
         assert!(first.to_string().starts_with("198.1"), "{first}");
 
@@ -282,6 +337,6 @@ mod tests {
         for pod in [new, old] {
             next.delete(&reference(pod), 0).await.unwrap();
         }
-        assert!(next.0.lock().unwrap().addresses.is_empty());
+        assert!(next.lock().addresses.is_empty());
     }
 }

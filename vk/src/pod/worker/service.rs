@@ -10,6 +10,7 @@ use crate::{
         admission::Refusal,
         events::Kind,
         lifecycle,
+        objects::{self, Missing, References},
         status::{self, Waiting},
     },
     provider::PodService,
@@ -41,13 +42,14 @@ impl Worker {
                 let refusal = Refusal { reason: "PodFeatureUnsupported".to_owned(), message };
                 return self.refuse(pod, &refusal).await.map(|_| Next::Rest);
             }
+            if let Some(missing) = self.missing(pod).await {
+                self.all_wait(pod, "CreateContainerConfigError", &missing.to_string());
+                self.report(pod, &seen, false).await?;
+                return Ok(Next::Within(Some(self.memory.start_again.delay())));
+            }
             if let Err(error) = service.create(pod).await {
                 self.shared.recorder.pod(pod, Kind::Warning, "FailedCreatePod", &error.to_string());
-                for container in pod.spec.iter().flat_map(|spec| &spec.containers) {
-                    let why =
-                        Waiting { reason: "CreateContainerError".to_owned(), message: error.to_string() };
-                    self.memory.waiting.insert(container.name.clone(), why);
-                }
+                self.all_wait(pod, "CreateContainerError", &error.to_string());
                 self.report(pod, &seen, false).await?;
                 return Err(error.into());
             }
@@ -57,6 +59,30 @@ impl Worker {
         let seen = lifecycle::with_history(seen, pod.status.as_ref());
         self.report(pod, &seen, false).await?;
         Ok(Next::Rest)
+    }
+
+    fn all_wait(&mut self, pod: &Pod, reason: &str, message: &str) {
+        for container in pod.spec.iter().flat_map(|spec| &spec.containers) {
+            let why = Waiting { reason: reason.to_owned(), message: message.to_owned() };
+            self.memory.waiting.insert(container.name.clone(), why);
+        }
+    }
+
+    /// What the pod's variables need and can't have (yet). What is not there is told as events.
+    async fn missing(&self, pod: &Arc<Pod>) -> Option<Missing> {
+        let spec = pod.spec.as_ref()?;
+        let mut first = None;
+        for container in spec.init_containers.iter().flatten().chain(&spec.containers) {
+            let references = objects::of_env(container);
+            if references == References::default() {
+                continue;
+            }
+            let namespace = &self.entry.pod.namespace;
+            let found = self.shared.reader.load(namespace, &references, self.memory.first_seen).await;
+            self.tell_not_found(pod, container, &found);
+            first = first.or_else(|| objects::missing(container, &found));
+        }
+        first
     }
 
     /// Little is remembered: how far it is shows on both sides.

@@ -15,7 +15,8 @@ use crate::{
         env, ephemeral,
         events::Kind,
         lifecycle::Start,
-        network, objects,
+        network,
+        objects::{self, Objects},
         probe::is_sidecar,
         spec,
         status::{Waiting, primary_first},
@@ -282,9 +283,7 @@ impl Worker {
         let references = objects::of_env(container);
         let objects =
             self.shared.reader.load(&self.entry.pod.namespace, &references, self.memory.first_seen).await;
-        for (reason, message) in objects::not_found(container, &objects) {
-            self.shared.recorder.container(pod, &start.name, Kind::Warning, reason, &message);
-        }
+        self.tell_not_found(pod, container, &objects);
         let mut runtime_values = self.runtime_values(pod, pod_ips.clone()).await?;
         runtime_values.env_files = self.env_files(container).await?;
         let services = self.service_env(pod).await?;
@@ -344,6 +343,13 @@ impl Worker {
             Ok(id) => Ok(id),
             Err(ProviderError::Failed { message, .. }) => Err(waits("CreateContainerError", message)),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Which secrets and config maps that the container's variables name are not there.
+    pub(super) fn tell_not_found(&self, pod: &Pod, container: &Container, objects: &Objects) {
+        for (reason, message) in objects::not_found(container, objects) {
+            self.shared.recorder.container(pod, &container.name, Kind::Warning, reason, &message);
         }
     }
 

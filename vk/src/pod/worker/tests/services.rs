@@ -126,3 +126,25 @@ async fn a_name_that_is_used_again_at_once_is_another_pod() {
     }
     wait(|| daemon.pods.list().is_empty()).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_waits_for_the_secrets_that_it_must_have_and_for_no_others() {
+    let world = World::new();
+    let provider = Arc::new(Nothing::new());
+    let _daemon = start_with(&world, Arc::clone(&provider) as _);
+    let with = |secret: &str, optional: bool| {
+        let source = json!({ "secretKeyRef": { "name": secret, "key": "k", "optional": optional } });
+        let mut spec = spec("Always");
+        spec["containers"][0]["env"] = json!([{ "name": "X", "valueFrom": source }]);
+        spec
+    };
+    let waits = world.api.create("waits", with("needed", false));
+    let runs = world.api.create("runs", with("nice", true));
+    let reason = || world.api.status(&waits)["containerStatuses"][0]["state"]["waiting"].clone();
+    wait(|| reason()["reason"] == "CreateContainerConfigError" && world.api.phase(&runs) == "Running").await;
+    assert_eq!(reason()["message"], "secret \"needed\" not found");
+    for event in ["MandatorySecretNotFound", "OptionalSecretNotFound"] {
+        wait(|| world.api.events().iter().any(|told| told == event)).await;
+    }
+    assert_eq!(provider.list().await.unwrap().len(), 1);
+}
