@@ -231,6 +231,8 @@ fn resize(pool: &Pool, namespace: &Namespace<'_>) -> anyhow::Result<()> {
     wait_alike(namespace, "web", "can't have so much", |pod| {
         pod["conditions"]["PodResizePending"][1] == "Infeasible" && pod["generation"] == 5
     })?;
+    // Events on their way go with the process.
+    wait_same_resize_events(namespace)?;
     // What was given holds whoever restarts.
     pool.cluster.kill(VIRTUAL, "spillway-vk")?;
     pool.cluster.start(VIRTUAL, "spillway-vk")?;
@@ -256,6 +258,10 @@ fn resize(pool: &Pool, namespace: &Namespace<'_>) -> anyhow::Result<()> {
     ask("main", json!({ "memory": "40Mi" }), json!({ "memory": "80Mi" }))?;
     wait_alike(namespace, "web", "has enough again", |pod| settled(pod, 8))?;
 
+    wait_same_resize_events(namespace)
+}
+
+fn wait_same_resize_events(namespace: &Namespace<'_>) -> anyhow::Result<()> {
     let mut told = Vec::new();
     wait("the same events about resizes", || {
         told = vec![resize_events(namespace, "web-real")?, resize_events(namespace, "web-virtual")?];
