@@ -199,7 +199,8 @@ fn play(pod: Pod, codes: &[i32]) {
             api.delete(GRACE_SECONDS);
             let deleted = tokio::time::Instant::now();
             while !api.is_gone() {
-                assert!(deleted.elapsed() < GONE, "a deleted pod is still there: {:?}", api.events());
+                let (events, pod) = (api.events(), &life.pod);
+                assert!(deleted.elapsed() < GONE, "a deleted pod is still there: {events:?} {pod:?}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }

@@ -174,6 +174,8 @@ struct Memory {
     evicted: Option<Sentence>,
     /// Everything of a pod that has ended was given back.
     settled: bool,
+    /// The API server was told that nothing is left of the pod.
+    let_go: bool,
 }
 
 /// How a worker has ended.
@@ -220,6 +222,7 @@ impl Worker {
                 storage_at: None,
                 evicted: None,
                 settled: false,
+                let_go: false,
             },
             shared,
             entry,

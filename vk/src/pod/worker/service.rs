@@ -103,8 +103,8 @@ impl Worker {
         // would reach it.
         match (grace, is_held) {
             (0, true) => Ok(Next::Rest),
-            (0, false) if !self.memory.settled => {
-                self.memory.settled = true;
+            (0, false) if !self.memory.let_go => {
+                self.memory.let_go = true;
                 Ok(Next::Within(Some(GOES_WITHIN)))
             }
             _ if self.delete_object().await? => Ok(Next::Rest),

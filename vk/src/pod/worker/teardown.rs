@@ -48,7 +48,7 @@ impl Worker {
         pod: &Arc<Pod>,
         runtime: &dyn ContainerRuntime,
     ) -> Result<Next, SyncError> {
-        if self.memory.settled && runtime.observe(&self.entry.pod.uid).await?.is_empty() {
+        if self.memory.let_go && runtime.observe(&self.entry.pod.uid).await?.is_empty() {
             // Somebody's finalizer holds the object.
             return Ok(Next::IDLE);
         }
@@ -63,9 +63,9 @@ impl Worker {
     }
 
     /// Lets the object of a pod go of which nothing is left.
-    pub(super) async fn let_go(&mut self) -> Result<Next, SyncError> {
-        self.memory.settled = self.delete_object().await?;
-        Ok(if self.memory.settled { Next::IDLE } else { Next::Within(Some(RETRY.0)) })
+    async fn let_go(&mut self) -> Result<Next, SyncError> {
+        self.memory.let_go = self.delete_object().await?;
+        Ok(if self.memory.let_go { Next::IDLE } else { Next::Within(Some(RETRY.0)) })
     }
 
     /// The pod has no right to run any more: end it and say why. Its containers stay to be looked at.

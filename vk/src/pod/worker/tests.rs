@@ -214,6 +214,17 @@ async fn an_api_server_that_does_not_know_a_pod_yet_is_asked_again_to_let_it_go(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_somebody_else_called_ended_goes_when_it_is_deleted() {
+    let world = World::new();
+    let uid = world.api.create("web", spec("Always"));
+    world.api.change(&uid, |pod| pod["status"]["phase"] = "Failed".into());
+    let daemon = start(&world);
+    wait(|| daemon.pods.get("ns", "web").is_some() && world.runtime.calls("observe") >= 2).await;
+    world.api.delete(&uid, 1);
+    wait(|| world.api.is_gone(&uid) && world.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_name_used_again_while_the_old_pod_ends_is_another_pod() {
     let world = World::new();
     let _daemon = start(&world);
