@@ -95,7 +95,8 @@ fn told(life: &Life) {
         let is_refused = last["phase"] == "Failed" && text(&last["reason"]) && text(&last["message"]);
         assert!(
             is_refused || is_warned || (has_history && has_ended(last)),
-            "nothing is done, and nothing said: {last}"
+            "nothing is done, and nothing said: {last} {:?}",
+            life.pod
         );
         return;
     }

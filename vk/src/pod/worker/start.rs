@@ -66,14 +66,23 @@ impl Worker {
             self.shared.recorder.pod(pod, Kind::Normal, "SandboxChanged", message);
         }
         self.mount_volumes(pod, self.memory.first_seen).await?;
-        let sandbox = self.sandbox_spec(pod, attempt).await?;
+        let tell = |why: &str| {
+            let message = format!("Failed to create pod sandbox: {why}");
+            self.shared.recorder.pod(pod, Kind::Warning, "FailedCreatePodSandBox", &message);
+        };
+        let sandbox = match self.sandbox_spec(pod, attempt).await {
+            Err(error @ (SyncError::Waiting(_) | SyncError::Api { source: kube::Error::Api(_), .. })) => {
+                tell(&chain(&error));
+                return Err(error);
+            }
+            sandbox => sandbox?,
+        };
         match runtime.create_sandbox(&sandbox).await {
             Ok(_) => Ok(()),
             // An earlier call of ours is at it, or has done it unheard: the next look finds it.
             Err(error @ ProviderError::Exists { .. }) => Err(error.into()),
             Err(error) => {
-                let message = format!("Failed to create pod sandbox: {}", error.message());
-                self.shared.recorder.pod(pod, Kind::Warning, "FailedCreatePodSandBox", &message);
+                tell(&error.message());
                 Err(error.into())
             }
         }

@@ -271,6 +271,17 @@ async fn what_can_not_be_done_is_refused_and_never_started() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_runtime_class_that_is_gone_is_told() {
+    let world = World::new();
+    let _daemon = start(&world);
+    let mut spec = spec("Always");
+    spec["runtimeClassName"] = "gone".into();
+    world.api.create("web", spec);
+    wait(|| world.api.events().iter().any(|reason| reason == "FailedCreatePodSandBox")).await;
+    assert_eq!(world.runtime.calls("create_sandbox"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn init_containers_come_first_and_restarts_are_counted() {
     let world = World::new();
     let _daemon = start(&world);
