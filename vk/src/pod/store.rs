@@ -58,7 +58,7 @@ impl Packed {
 impl Kept {
     fn pod(&self) -> Option<Arc<Pod>> {
         match self {
-            Self::Worked(entry) => entry.latest.borrow().clone(),
+            Self::Worked(entry) => entry.told(),
             Self::Resting(packed) => packed.pod(),
         }
     }
@@ -206,7 +206,7 @@ impl Store {
 
 fn work(pods: &mut HashMap<Box<str>, Kept>, pod: PodRef, latest: Latest) -> Arc<Entry> {
     let uid = pod.uid.clone().into_boxed_str();
-    let entry = Arc::new(Entry { pod, latest: watch::Sender::new(latest), wake: Arc::default() });
+    let entry = Arc::new(Entry::new(pod, latest));
     pods.insert(uid, Kept::Worked(Arc::clone(&entry)));
     entry
 }
@@ -242,6 +242,20 @@ mod tests {
         assert_eq!(version(&store), None);
         assert_eq!(store.pods().len(), 0);
         assert_eq!(store.uids().len(), 2, "until nothing is left of them");
+    }
+
+    #[test]
+    fn who_asks_hears_what_is_being_told() {
+        let store = Store::default();
+        let entry = store.put(pod("a", 5, "2026-01-01T00:00:00Z")).unwrap();
+        let phase =
+            || store.by_name("ns", "web").unwrap().status.as_ref().and_then(|status| status.phase.clone());
+        assert_eq!(phase(), None);
+        *entry.telling() = serde_json::from_value(json!({ "phase": "Running" })).unwrap();
+        assert_eq!(phase().as_deref(), Some("Running"));
+        assert_eq!(version(&store).as_deref(), Some("5"));
+        *entry.telling() = None;
+        assert_eq!(phase(), None);
     }
 
     #[test]

@@ -17,12 +17,12 @@ mod volumes;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, PodSpec, Service};
+use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus, Service};
 use kube::{Client, runtime::reflector};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -110,8 +110,30 @@ pub(super) type Latest = Option<Arc<Pod>>;
 pub(super) struct Entry {
     pub(super) pod: PodRef,
     pub(super) latest: watch::Sender<Latest>,
+    /// The status that is on its way to the API server, which may have told it to others before we hear of that.
+    telling: Mutex<Option<PodStatus>>,
     /// The provider's side may have changed.
     pub(super) wake: Arc<Notify>,
+}
+
+impl Entry {
+    pub(super) fn new(pod: PodRef, latest: Latest) -> Self {
+        Self { pod, latest: watch::Sender::new(latest), telling: Mutex::default(), wake: Arc::default() }
+    }
+
+    pub(super) fn telling(&self) -> MutexGuard<'_, Option<PodStatus>> {
+        self.telling.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The pod with the status that others may have heard of by now; `None`: the API server has it no more.
+    pub(super) fn told(&self) -> Latest {
+        let latest = self.latest.borrow().clone()?;
+        let status = self.telling().clone();
+        Some(match status {
+            Some(status) => Arc::new(Pod { status: Some(status), ..Pod::clone(&latest) }),
+            None => latest,
+        })
+    }
 }
 
 /// Why a step was not taken.
@@ -457,7 +479,11 @@ impl Worker {
         let mut seen = runtime.observe(&self.entry.pod.uid).await?;
         let started = match &mut self.memory.started {
             Some(started) => started,
-            unread => unread.insert(self.folder.started()?),
+            unread => {
+                let folder = self.folder.clone();
+                let started = tokio::task::spawn_blocking(move || folder.started()).await;
+                unread.insert(started.map_err(|error| SyncError::Waiting(error.to_string()))??)
+            }
         };
         for id in lifecycle::uncertain(&seen, started) {
             // Refused while it is being started after all.

@@ -104,8 +104,10 @@ impl Worker {
         }
         let params = PatchParams { field_manager: Some("spillway-vk".to_owned()), ..Default::default() };
         let (api, name, patch) = (self.api(), &self.entry.pod.name, Patch::Strategic(patch));
+        // Whoever hears of it from the API server may ask us (for a log) before its answer reaches us.
+        *self.entry.telling() = Some(wanted.clone());
         // On the heap while it is under way: many wait for their turn.
-        match Box::pin(api.patch_status(name, &params, &patch)).await {
+        let result = match Box::pin(api.patch_status(name, &params, &patch)).await {
             Ok(SlimPod(written)) => {
                 let written = Arc::new(written);
                 // For others to read; our own news is no reason to look again.
@@ -127,7 +129,9 @@ impl Worker {
                 Ok(())
             }
             Err(source) => Err(SyncError::Api { operation: "take the pod's status", source }),
-        }
+        };
+        *self.entry.telling() = None;
+        result
     }
 
     /// Tells the API server that nothing is left, which ends the object. Whether it has heard of it: if not, it is gone, which the watch will

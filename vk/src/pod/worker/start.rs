@@ -226,7 +226,7 @@ impl Worker {
                 Err(error) => return Err(error),
             }
         };
-        self.note_start(start)?;
+        self.note_start(start).await?;
         match runtime.start_container(&id).await {
             Ok(()) => {
                 self.shared.recorder.container(
@@ -254,9 +254,11 @@ impl Worker {
     }
 
     /// From here on the attempt counts as one that has run, unless the runtime knows better: it may die before it says so.
-    fn note_start(&mut self, start: &Start) -> Result<(), SyncError> {
+    async fn note_start(&mut self, start: &Start) -> Result<(), SyncError> {
         self.shared.settings.lead.check().map_err(|error| SyncError::Waiting(error.to_string()))?;
-        self.folder.note_start(&start.name, start.attempt)?;
+        let (folder, name, attempt) = (self.folder.clone(), start.name.clone(), start.attempt);
+        let noted = tokio::task::spawn_blocking(move || folder.note_start(&name, attempt)).await;
+        noted.map_err(|error| SyncError::Waiting(error.to_string()))??;
         self.memory.started.get_or_insert_default().insert(start.name.clone(), start.attempt);
         Ok(())
     }
