@@ -199,7 +199,7 @@ pub(crate) fn with_starts(mut seen: ObservedPod, started: &BTreeMap<String, u32>
 }
 
 /// The end of a container that is gone, in a kubelet's words.
-fn lost(started_at: Option<Timestamp>) -> Exit {
+pub(crate) fn lost(started_at: Option<Timestamp>) -> Exit {
     Exit {
         code: 137,
         reason: "ContainerStatusUnknown".to_owned(),

@@ -366,11 +366,12 @@ fn container_status(
         && has_begun(facts, spec)
         && kind == Kind::Main
     {
+        let lost = lifecycle::lost(None);
         status.state = Some(ContainerState {
             terminated: Some(ContainerStateTerminated {
-                exit_code: 137,
-                reason: Some("ContainerStatusUnknown".to_owned()),
-                message: Some("The container could not be located when the pod was terminated".to_owned()),
+                exit_code: lost.code,
+                reason: Some(lost.reason),
+                message: Some(lost.message),
                 container_id: status.container_id.clone(),
                 ..Default::default()
             }),
