@@ -9,6 +9,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,9 @@ use tokio::time::Instant;
 
 use super::pull;
 use crate::durable;
+
+/// By then whoever looks at what is used has seen it.
+const TOUCHED_LASTS: Duration = Duration::from_hours(1);
 
 /// Who may use one image under one name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,6 +99,7 @@ impl Access {
     /// A pod is given the image, and will use it in a moment.
     pub(crate) fn touch(&self, image: &str) {
         let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
+        touched.retain(|_, at| at.elapsed() < TOUCHED_LASTS);
         touched.insert(image.to_owned(), Instant::now());
     }
 

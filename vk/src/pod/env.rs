@@ -1,6 +1,7 @@
 //! The environment of a container: values, references, expansion. Pure; what references lead to is fetched elsewhere.
 
 pub(crate) mod file;
+pub(crate) mod sources;
 
 use std::{collections::BTreeMap, net::IpAddr};
 

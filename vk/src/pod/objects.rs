@@ -14,7 +14,7 @@ use std::{
 use jiff::Timestamp;
 use k8s_openapi::api::{
     authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
-    core::v1::{ConfigMap, Container, Node, Pod, Secret, ServiceAccount},
+    core::v1::{ConfigMap, Node, Pod, Secret, ServiceAccount},
     node::v1::RuntimeClass,
 };
 use kube::{Api, Client, api::PostParams};
@@ -58,72 +58,6 @@ pub(crate) fn of_volumes(pod: &Pod) -> References {
         }
     }
     found
-}
-
-/// Where a container's environment leads to.
-struct EnvSource<'a> {
-    is_secret: bool,
-    name: &'a str,
-    optional: Option<bool>,
-}
-
-fn env_sources(container: &Container) -> impl Iterator<Item = EnvSource<'_>> {
-    let source = |is_secret, name, optional| EnvSource { is_secret, name, optional };
-    let whole = container.env_from.iter().flatten().flat_map(move |from| {
-        let config_map = from.config_map_ref.as_ref().map(|map| source(false, &*map.name, map.optional));
-        config_map
-            .into_iter()
-            .chain(from.secret_ref.as_ref().map(|secret| source(true, &*secret.name, secret.optional)))
-    });
-    let variables = container.env.iter().flatten().filter_map(|variable| variable.value_from.as_ref());
-    whole.chain(variables.flat_map(move |from| {
-        let config_map = from.config_map_key_ref.as_ref().map(|map| source(false, &*map.name, map.optional));
-        config_map
-            .into_iter()
-            .chain(from.secret_key_ref.as_ref().map(|secret| source(true, &*secret.name, secret.optional)))
-    }))
-}
-
-/// All that a container's environment names.
-pub(crate) fn of_env(container: &Container) -> References {
-    let mut found = References::default();
-    for source in env_sources(container) {
-        let names = if source.is_secret { &mut found.secrets } else { &mut found.config_maps };
-        names.insert(source.name.to_owned());
-    }
-    found
-}
-
-/// Whether one of those is there; an error if it must be.
-fn look_up(source: &EnvSource<'_>, objects: &Objects) -> Result<bool, Missing> {
-    let optional = source.optional.unwrap_or(false);
-    if source.is_secret {
-        objects.secret(source.name, optional).map(|secret| secret.is_some())
-    } else {
-        objects.config_map(source.name, optional).map(|map| map.is_some())
-    }
-}
-
-/// Why the container's environment can't be had, if one of the objects that it needs is missing.
-pub(crate) fn missing(container: &Container, objects: &Objects) -> Option<Missing> {
-    env_sources(container).find_map(|source| look_up(&source, objects).err())
-}
-
-/// What of that is not there, as events: reason and message, in the words of the virtual-kubelet library. Whether what can't be read is
-/// there nobody knows.
-pub(crate) fn not_found(container: &Container, objects: &Objects) -> BTreeSet<(&'static str, String)> {
-    let event = |source: EnvSource<'_>| {
-        let reason = match (look_up(&source, objects), source.is_secret) {
-            (Ok(false), true) => "OptionalSecretNotFound",
-            (Ok(false), false) => "OptionalConfigMapNotFound",
-            (Err(Missing::NotFound { .. }), true) => "MandatorySecretNotFound",
-            (Err(Missing::NotFound { .. }), false) => "MandatoryConfigMapNotFound",
-            _ => return None,
-        };
-        let kind = if source.is_secret { "secret" } else { "configmap" };
-        Some((reason, format!("{kind} {:?} not found", source.name)))
-    };
-    env_sources(container).filter_map(event).collect()
 }
 
 /// What the references led to.
@@ -335,13 +269,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_named_objects_are_read() {
+    fn of_volumes_only_named_objects_are_read() {
         let pod: Pod = serde_json::from_value(json!({ "spec": {
-            "containers": [{
-                "name": "c",
-                "env": [{ "name": "X", "valueFrom": { "secretKeyRef": { "name": "s1", "key": "k" } } }],
-                "envFrom": [{ "configMapRef": { "name": "m1" } }],
-            }],
+            "containers": [{ "name": "c", "envFrom": [{ "configMapRef": { "name": "m1" } }] }],
             "volumes": [
                 { "name": "a", "secret": { "secretName": "s2" } },
                 { "name": "b", "projected": { "sources": [
@@ -354,8 +284,6 @@ mod tests {
         let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
         let expected = References { config_maps: set(&["m2"]), secrets: set(&["s2"]) };
         assert_eq!(of_volumes(&pod), expected);
-        let expected = References { config_maps: set(&["m1"]), secrets: set(&["s1"]) };
-        assert_eq!(of_env(&pod.spec.unwrap().containers[0]), expected);
     }
 
     #[test]
@@ -368,39 +296,6 @@ mod tests {
         };
         assert_eq!(objects.secret("s", true), Err(unreadable));
         assert_eq!(objects.secret("other", true), Ok(None));
-    }
-
-    #[test]
-    fn what_is_not_there_is_told_by_kind_and_need() {
-        let source = |kind: &str, name: &str, optional: bool| serde_json::json!({ "name": "X", "valueFrom": { kind: { "name": name, "key": "k", "optional": optional } } });
-        let container: Container = serde_json::from_value(serde_json::json!({
-            "name": "c",
-            "env": [
-                source("secretKeyRef", "a", false), source("secretKeyRef", "a", true), source("secretKeyRef", "b", false),
-                source("secretKeyRef", "unreadable", true), source("configMapKeyRef", "c", true),
-            ],
-            "envFrom": [{ "configMapRef": { "name": "d" } }],
-        }))
-        .unwrap();
-        let unreadable = Missing::Unreadable { kind: "secret", name: "x".into(), message: "no".into() };
-        let objects = Objects {
-            secrets: [("b".to_owned(), Ok(Arc::default())), ("unreadable".to_owned(), Err(unreadable))]
-                .into(),
-            ..Default::default()
-        };
-        let told: Vec<_> = not_found(&container, &objects)
-            .into_iter()
-            .map(|(reason, text)| format!("{reason}: {text}"))
-            .collect();
-        assert_eq!(
-            told,
-            [
-                "MandatoryConfigMapNotFound: configmap \"d\" not found",
-                "MandatorySecretNotFound: secret \"a\" not found",
-                "OptionalConfigMapNotFound: configmap \"c\" not found",
-                "OptionalSecretNotFound: secret \"a\" not found",
-            ]
-        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@
 mod ending;
 mod hooks;
 mod images;
+mod objects;
 mod report;
 mod resize;
 mod service;
@@ -169,6 +170,8 @@ impl Next {
 /// What a worker remembers between steps. All of it can be lost.
 struct Memory {
     first_seen: Instant,
+    /// What was read before does not go into the pod.
+    fresh_since: Instant,
     retry: Backoff,
     /// Between tries to start containers that can't be.
     start_again: Backoff,
@@ -227,6 +230,7 @@ impl Worker {
             prober: Prober::new(shared.recorder.clone(), Arc::clone(&entry.wake), Arc::clone(&shared.probed)),
             memory: Memory {
                 first_seen: Instant::now(),
+                fresh_since: Instant::now(),
                 retry: Backoff::new(RETRY.0, RETRY.1),
                 start_again: Backoff::new(RETRY.0, RETRY.1),
                 loops: CrashLoops::default(),

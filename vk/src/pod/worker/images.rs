@@ -23,8 +23,6 @@ use crate::{
 
 /// First and longest wait between pulls of an image.
 const PULL_AGAIN: (Duration, Duration) = (Duration::from_secs(10), Duration::from_mins(5));
-/// Secrets that were read so lately serve again.
-const SECRETS_LAST: Duration = Duration::from_mins(1);
 
 /// The pulls of one image that failed.
 pub(super) struct Pull {
@@ -44,6 +42,10 @@ impl Worker {
     ) -> Result<Image, NotStarted> {
         let name = container.image.clone().unwrap_or_default();
         let policy = container.image_pull_policy.as_deref().unwrap_or("IfNotPresent");
+        // A secret that a registry has refused may have been mended since.
+        if self.memory.pulls.contains_key(&name) {
+            self.memory.read_again(Instant::now());
+        }
         let tell = |kind, reason: &str, message: &str| {
             self.shared.recorder.container(pod, &container.name, kind, reason, message);
         };
@@ -133,7 +135,7 @@ impl Worker {
                 message: format!("can't write down who may use it: {error}"),
             })
         };
-        let secrets = self.pull_secrets(pod, image).await;
+        let secrets = self.pull_secrets(pod).await;
         let mut credentials: Vec<_> = secrets
             .iter()
             .flat_map(|secret| {
@@ -160,22 +162,14 @@ impl Worker {
     }
 
     /// The pod's `imagePullSecrets` that are there.
-    async fn pull_secrets(&self, pod: &Pod, image: &str) -> Vec<Secret> {
+    async fn pull_secrets(&self, pod: &Pod) -> Vec<Secret> {
         let named = pod.spec.as_ref().and_then(|spec| spec.image_pull_secrets.as_deref()).unwrap_or_default();
         // The API server once let in some without a name.
         let wanted: Vec<_> =
             named.iter().map(|secret| secret.name.clone()).filter(|name| !name.is_empty()).collect();
         let references =
             objects::References { secrets: wanted.iter().cloned().collect(), ..Default::default() };
-        // What a registry has refused may have been mended since.
-        let not_before = if self.memory.pulls.contains_key(image) {
-            Instant::now()
-        } else {
-            Instant::now()
-                .checked_sub(SECRETS_LAST)
-                .map_or(self.memory.first_seen, |then| then.max(self.memory.first_seen))
-        };
-        let objects = self.shared.reader.load(&self.entry.pod.namespace, &references, not_before).await;
+        let objects = self.load(&references).await;
         let of = |name: &String| objects.secret(name, true).ok().flatten().cloned();
         let missing: Vec<_> = wanted.iter().filter(|name| of(name).is_none()).cloned().collect();
         if !missing.is_empty() {
@@ -194,7 +188,7 @@ impl Worker {
         if access.is_open(&image.id, name) {
             return true;
         }
-        let secrets = self.pull_secrets(pod, name).await;
+        let secrets = self.pull_secrets(pod).await;
         // A secret that says nothing of this registry any more opens nothing of it.
         let hold = secrets.iter().filter(|secret| !pull::credentials(secret, name).is_empty());
         access.opens(&image.id, name, hold.filter_map(|secret| secret.metadata.uid.as_deref()))

@@ -1,6 +1,9 @@
 //! The same pod on a provider that is given whole pods.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use k8s_openapi::api::core::v1::Pod;
 
@@ -8,9 +11,10 @@ use super::{Next, RETRY, SyncError, Worker};
 use crate::{
     pod::{
         admission::Refusal,
+        env::{EnvError, sources},
         events::Kind,
         lifecycle,
-        objects::{self, Missing, References},
+        objects::References,
         status::{self, Waiting},
     },
     provider::PodService,
@@ -69,18 +73,20 @@ impl Worker {
     }
 
     /// What the pod's variables need and can't have (yet). What is not there is told as events.
-    async fn missing(&self, pod: &Arc<Pod>) -> Option<Missing> {
+    async fn missing(&mut self, pod: &Arc<Pod>) -> Option<EnvError> {
         let spec = pod.spec.as_ref()?;
         let mut first = None;
         for container in spec.init_containers.iter().flatten().chain(&spec.containers) {
-            let references = objects::of_env(container);
+            let references = sources::references(container);
             if references == References::default() {
                 continue;
             }
-            let namespace = &self.entry.pod.namespace;
-            let found = self.shared.reader.load(namespace, &references, self.memory.first_seen).await;
+            let found = self.load(&references).await;
             self.tell_not_found(pod, container, &found);
-            first = first.or_else(|| objects::missing(container, &found));
+            first = first.or_else(|| sources::missing(&self.entry.pod.namespace, container, &found));
+        }
+        if first.is_some() {
+            self.memory.read_again(Instant::now());
         }
         first
     }

@@ -12,11 +12,11 @@ use super::{Next, SyncError, Worker};
 use crate::{
     identity::chain,
     pod::{
-        env, ephemeral,
+        env::{self, sources},
+        ephemeral,
         events::Kind,
         lifecycle::Start,
         network,
-        objects::{self, Objects},
         probe::is_sidecar,
         spec,
         status::{Waiting, primary_first},
@@ -65,7 +65,7 @@ impl Worker {
             let message = "Pod sandbox changed, it will be killed and re-created.";
             self.shared.recorder.pod(pod, Kind::Normal, "SandboxChanged", message);
         }
-        self.mount_volumes(pod, self.memory.first_seen).await?;
+        self.mount_volumes(pod).await?;
         let tell = |why: &str| {
             let message = format!("Failed to create pod sandbox: {why}");
             self.shared.recorder.pod(pod, Kind::Warning, "FailedCreatePodSandBox", &message);
@@ -121,7 +121,7 @@ impl Worker {
     ) -> Result<Next, SyncError> {
         let Some(sandbox) = seen.sandbox() else { return Ok(Next::Again) };
         if self.memory.volumes.is_none() {
-            self.mount_volumes(pod, self.memory.first_seen).await?;
+            self.mount_volumes(pod).await?;
         } else {
             // It may have been a while.
             self.refresh_volumes(pod).await;
@@ -291,15 +291,18 @@ impl Worker {
         } else {
             primary_first(&sandbox.ips, &settings.host_ips)
         };
-        let references = objects::of_env(container);
-        let objects =
-            self.shared.reader.load(&self.entry.pod.namespace, &references, self.memory.first_seen).await;
+        if start.attempt > 0 {
+            self.memory.read_again(Instant::now());
+        }
+        let objects = self.load(&sources::references(container)).await;
         self.tell_not_found(pod, container, &objects);
         let mut runtime_values = self.runtime_values(pod, pod_ips.clone()).await?;
         runtime_values.env_files = self.env_files(container).await?;
         let services = self.service_env(pod).await?;
-        let env = env::resolve(pod, container, &objects, &runtime_values, &services)
-            .map_err(|error| config_error(error.to_string()))?;
+        let env = env::resolve(pod, container, &objects, &runtime_values, &services).map_err(|error| {
+            self.memory.read_again(Instant::now());
+            config_error(error.to_string())
+        })?;
         let deep_read_only = self.deep_read_only(pod).await?;
         let uses = spec::volume_uses(pod_spec, container, &env, deep_read_only).map_err(config_error)?;
 
@@ -354,13 +357,6 @@ impl Worker {
             Ok(id) => Ok(id),
             Err(ProviderError::Failed { message, .. }) => Err(waits("CreateContainerError", message)),
             Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Which secrets and config maps that the container's variables name are not there.
-    pub(super) fn tell_not_found(&self, pod: &Pod, container: &Container, objects: &Objects) {
-        for (reason, message) in objects::not_found(container, objects) {
-            self.shared.recorder.container(pod, &container.name, Kind::Warning, reason, &message);
         }
     }
 

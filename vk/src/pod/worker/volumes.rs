@@ -42,10 +42,10 @@ pub(super) struct Mounted {
 
 impl Worker {
     /// Fills all volumes that can be filled, and makes what is wrong with one an event.
-    pub(super) async fn mount_volumes(&mut self, pod: &Pod, not_before: Instant) -> Result<(), SyncError> {
+    pub(super) async fn mount_volumes(&mut self, pod: &Pod) -> Result<(), SyncError> {
         let wanted = pod.spec.as_ref().and_then(|spec| spec.volumes.clone()).unwrap_or_default();
         let namespace = &self.entry.pod.namespace;
-        let objects = self.shared.reader.load(namespace, &objects::of_volumes(pod), not_before).await;
+        let objects = self.load(&objects::of_volumes(pod)).await;
         let following = self.shared.reader.follow(namespace, &objects, &self.entry.wake);
         self.renew_tokens(pod).await;
         let runtime = self.runtime_values(pod, Vec::new()).await?;
@@ -78,6 +78,7 @@ impl Worker {
         }
         let told = volumes::told(pod);
         if let Some(error) = failed.into_iter().next() {
+            self.memory.read_again(Instant::now());
             // A running pod keeps what it has, and the rest is fresh.
             if let Some(mounted) = &mut self.memory.volumes {
                 let refresh_at = Some(Instant::now() + AGAIN);
@@ -138,7 +139,8 @@ impl Worker {
         };
         if due {
             // A running pod keeps what it has when something is wrong; the event tells.
-            if let Err(error) = self.mount_volumes(pod, Instant::now().checked_sub(AGAIN / 2)?).await {
+            self.memory.read_again(Instant::now().checked_sub(AGAIN / 2)?);
+            if let Err(error) = self.mount_volumes(pod).await {
                 tracing::warn!(pod = %self.entry.pod, error = chain(&error), "volumes are not refreshed");
                 return Some(AGAIN);
             }
