@@ -195,7 +195,12 @@ fn kept_of_pod(pod: &Pod, spec: &PodSpec, sandbox: &wire::PodSandboxConfig) {
     let ports = ports.filter(|port| port.host_port.is_some_and(|port| port != 0)).count();
     let is_of_node = spec.host_network == Some(true);
     assert_eq!(sandbox.port_mappings.len(), if is_of_node { 0 } else { ports }, "host ports");
-    for mapping in &sandbox.port_mappings {
+    // What had begun was admitted then.
+    let history = pod.status.as_ref().map(|status| {
+        [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses]
+    });
+    let is_new = history.into_iter().flatten().all(Option::is_none);
+    for mapping in sandbox.port_mappings.iter().filter(|_| is_new) {
         assert!(
             (1..=65535).contains(&mapping.host_port) && (1..=65535).contains(&mapping.container_port),
             "{mapping:?}"
