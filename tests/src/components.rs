@@ -155,8 +155,21 @@ const CONFORMANCE: Module = Module {
     minutes_cold: "6 min",
 };
 
-/// The one package whose tests are wanted, as a program: `e2e.test`.
+/// Tests that the virtual-kubelet library has for its users.
+const VIRTUAL_KUBELET: Module = Module {
+    name: "virtual-kubelet",
+    packages: &[VIRTUAL_KUBELET_TEST],
+    tags: "e2e",
+    cgo: false,
+    minutes_cold: "2 min",
+};
+
 const E2E_TEST: &str = "k8s.io/kubernetes/test/e2e";
+const VIRTUAL_KUBELET_TEST: &str = "github.com/virtual-kubelet/virtual-kubelet/internal/test/e2e";
+
+/// Packages whose tests are wanted, and the programs that they become.
+const TEST_PROGRAMS: &[(&str, &str)] =
+    &[(E2E_TEST, "e2e.test"), (VIRTUAL_KUBELET_TEST, "virtual-kubelet.test")];
 
 /// What the images of Kubernetes' tests hold of Debian.
 const CONFORMANCE_TOOLS: &[(&str, &str)] = &[
@@ -233,6 +246,16 @@ pub fn ensure_conformance() -> anyhow::Result<PathBuf> {
     ensure_tools(CONFORMANCE_TOOLS)?;
     build(&CONFORMANCE, &go_version()?, &folder())?;
     sources(&CONFORMANCE, "k8s.io/kubernetes")
+}
+
+/// Makes the virtual-kubelet library's tests ready, and tells where they are.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_virtual_kubelet() -> anyhow::Result<PathBuf> {
+    require_root()?;
+    build(&VIRTUAL_KUBELET, &go_version()?, &folder())?;
+    Ok(folder().join("virtual-kubelet.test"))
 }
 
 /// Makes kwok ready. Returns the folder of its sources, which has its stages.
@@ -405,14 +428,14 @@ fn build(module: &Module, go: &str, out: &Path) -> anyhow::Result<()> {
     let begin = Instant::now();
     for package in module.packages {
         // A module that is a program by itself would be named after its major version.
-        let name = match *package {
+        let test = TEST_PROGRAMS.iter().find(|(tested, _)| tested == package).map(|(_, name)| *name);
+        let name = test.unwrap_or(match *package {
             "go.etcd.io/etcd/server/v3" => "etcd",
-            E2E_TEST => "e2e.test",
             other => other.rsplit('/').next().unwrap_or(other),
-        };
+        });
         // Replaced by a rename, so that a running cluster keeps its old program and a killed build leaves no half of one.
         let fresh = out.join(format!(".{name}.new"));
-        let how: &[_] = if *package == E2E_TEST { &["test", "-c", "-vet=off"] } else { &["build"] };
+        let how: &[_] = if test.is_some() { &["test", "-c", "-vet=off"] } else { &["build"] };
         let mut child = Command::new("go")
             .args(how)
             .args(["-v", "-trimpath", "-tags", module.tags, "-ldflags", &linker_flags(module), "-o"])

@@ -30,6 +30,7 @@ mod vk_conformance;
 mod vk_health;
 mod vk_images;
 mod vk_kubectl;
+mod vk_library;
 mod vk_metrics;
 mod vk_mounts;
 mod vk_node;
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
         vk::TESTS,
         vk_api::TESTS,
         vk_kubectl::TESTS,
+        vk_library::TESTS,
         vk_health::TESTS,
         vk_images::TESTS,
         vk_conformance::TESTS,

@@ -21,7 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// A `spillway-vk` beside the pool's own. Goes, with its nodes, when the value does.
-struct Daemon<'a> {
+pub(crate) struct Daemon<'a> {
     pool: &'a Pool,
     name: &'static str,
     config: &'static str,
@@ -30,7 +30,7 @@ struct Daemon<'a> {
 
 impl<'a> Daemon<'a> {
     /// `config` is a name, too: replicas share it.
-    fn start(
+    pub(crate) fn start(
         pool: &'a Pool,
         name: &'static str,
         config: &'static str,
@@ -76,7 +76,7 @@ impl Drop for Daemon<'_> {
 }
 
 /// The share of a machine's cgroups that these processes' pods are in.
-fn configure(pool: &Pool, config: &str, text: &str) -> anyhow::Result<()> {
+pub(crate) fn configure(pool: &Pool, config: &str, text: &str) -> anyhow::Result<()> {
     let root = pool.cluster.cgroup_root(VIRTUAL);
     let path = pool.cluster.machine(VIRTUAL)?.live_path(&format!("/etc/spillway/{config}.yaml"));
     let new = path.with_extension("new");
@@ -89,7 +89,7 @@ fn node(pool: &Pool, name: &str, path: &str) -> anyhow::Result<String> {
     pool.cluster.kubectl(&["get", "node", name, "--ignore-not-found", "-o", &format!("jsonpath={{{path}}}")])
 }
 
-fn wait_node(pool: &Pool, name: &str, path: &str, expected: &str) -> anyhow::Result<()> {
+pub(crate) fn wait_node(pool: &Pool, name: &str, path: &str, expected: &str) -> anyhow::Result<()> {
     let mut last = String::new();
     wait(&format!("{path} of node {name} to be {expected:?}"), || {
         last = node(pool, name, path)?;
@@ -98,7 +98,7 @@ fn wait_node(pool: &Pool, name: &str, path: &str, expected: &str) -> anyhow::Res
     .with_context(|| format!("last: {last:?}"))
 }
 
-const READY: &str = ".status.conditions[?(@.type=='Ready')].status";
+pub(crate) const READY: &str = ".status.conditions[?(@.type=='Ready')].status";
 const REASON: &str = ".status.conditions[?(@.type=='Ready')].reason";
 
 fn sleeper(namespace: &Namespace<'_>, node: &str, pod: &str, more: &str) -> anyhow::Result<()> {
@@ -194,7 +194,7 @@ fn several_nodes_in_one_process(pool: &Pool) -> anyhow::Result<()> {
 }
 
 /// Approves the serving certificate of a node, as an admin does.
-fn approve(pool: &Pool, node: &str) -> anyhow::Result<()> {
+pub(crate) fn approve(pool: &Pool, node: &str) -> anyhow::Result<()> {
     wait(&format!("the serving certificate request of {node}"), || {
         let listed = pool.cluster.kubectl(&[
             "get", "csr", "-o",

@@ -175,6 +175,7 @@ fn volumes_look_as_on_a_real_node(pool: &Pool) -> anyhow::Result<()> {
     files_follow_their_objects(&namespace)?;
     ensure_alike("volumes after changes", &say(&namespace, "all", LOOK)?)?;
     sub_paths_fail_alike(&namespace)?;
+    variables_are_read_at_each_start(&namespace)?;
     host_paths_are_checked_alike(&namespace)?;
     images_are_shown_alike(&namespace)?;
     for pod in ["full", "wrote"] {
@@ -317,6 +318,45 @@ fn sub_paths_fail_alike(namespace: &Namespace<'_>) -> anyhow::Result<()> {
         namespace.wait_ready(&format!("inside-{kind}"))?;
     }
     ensure_alike("what is inside", &say(namespace, "inside", "ls -l /v | awk '{ print $1, $3, $4, $9 }'")?)
+}
+
+/// A container of which the file `/v/end` is the end.
+const COLOURED: &str = "  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    IMAGE
+    command: [sh, -c, 'rm -f /v/end; until [ -e /v/end ]; do sleep 0.2; done']
+    env: [{name: COLOUR, valueFrom: {configMapKeyRef: {name: colours, key: colour}}}]
+    volumeMounts: [{name: v, mountPath: /v}]
+  volumes: [{name: v, emptyDir: {}}]
+";
+
+fn variables_are_read_at_each_start(namespace: &Namespace<'_>) -> anyhow::Result<()> {
+    namespace.kubectl(&["create", "configmap", "colours", "--from-literal=other=x"])?;
+    on_both(namespace, "coloured", COLOURED)?;
+    let container = ".status.containerStatuses[0]";
+    let said = wait_field(
+        namespace,
+        "coloured",
+        &format!("{container}.state.waiting['reason','message']"),
+        |said| said.starts_with("CreateContainerConfigError "),
+    )?;
+    ensure!(said.contains("couldn't find key colour in ConfigMap"), "{said}");
+    for (restarts, colour) in ["blue", "red"].into_iter().enumerate() {
+        let data = format!(r#"{{"data": {{"colour": "{colour}"}}}}"#);
+        namespace.kubectl(&["patch", "configmap", "colours", "-p", &data])?;
+        for (kind, _) in NODES {
+            // The first is waited for already.
+            if restarts > 0 {
+                namespace.exec(&format!("coloured-{kind}"), &["touch", "/v/end"])?;
+            }
+        }
+        let path = format!("{container}['ready','restartCount']");
+        wait_field(namespace, "coloured", &path, |said| said == format!("true {restarts}"))?;
+        let seen = say(namespace, "coloured", "echo $COLOUR")?;
+        ensure!(seen.iter().all(|seen| seen.trim() == colour), "{seen:?} instead of {colour}");
+    }
+    Ok(())
 }
 
 fn host_paths_are_checked_alike(namespace: &Namespace<'_>) -> anyhow::Result<()> {
