@@ -34,6 +34,9 @@ pub(crate) struct Allocation {
     given: ByContainer,
     /// What its running containers have.
     in_force: ByContainer,
+    /// What its cgroup was made or changed for.
+    #[serde(default)]
+    cgroup: ByContainer,
     /// Devices, which never change.
     #[serde(default)]
     pub(crate) devices: Assigned,
@@ -64,7 +67,7 @@ impl Allocation {
         let given: ByContainer = lasting(spec)
             .map(|container| (container.name.clone(), container.resources.clone().unwrap_or_default()))
             .collect();
-        Self { in_force: given.clone(), given, devices: Assigned::new() }
+        Self { in_force: given.clone(), cgroup: given.clone(), given, devices: Assigned::new() }
     }
 
     /// What is on record in a pod's folder. What can't be read is as good as none.
@@ -120,6 +123,16 @@ impl Allocation {
         }
         self.in_force.insert(name.to_owned(), given.clone());
         true
+    }
+
+    /// Whether the pod's cgroup is that of what was given.
+    pub(crate) fn is_cgroup_in_force(&self) -> bool {
+        self.given.iter().all(|(name, given)| same(Some(given), self.cgroup.get(name)))
+    }
+
+    /// The pod's cgroup is that of what was given.
+    pub(crate) fn cgroup_enforced(&mut self) {
+        self.cgroup.clone_from(&self.given);
     }
 
     /// What is to be done so that all running containers have what they were given; those that shrink come first.

@@ -397,9 +397,9 @@ impl Worker {
                     return Err(error);
                 }
                 let seen = self.observe(runtime, pod).await?;
-                if let Plan::Run { start, .. } = self.plan(spec, &seen) {
+                if let Plan::Run { start, wait, .. } = self.plan(spec, &seen) {
                     // On the same turn: another wait would let all sandboxes go before the first container.
-                    return self.run_containers(pod, runtime, seen, start, Some(permit)).await;
+                    return self.run_containers(pod, runtime, seen, start, &wait, Some(permit)).await;
                 }
                 Ok(Next::Again)
             }
@@ -410,7 +410,7 @@ impl Worker {
             Plan::Run { start, wait, .. } => {
                 self.show_crash_loops(pod, &wait);
                 let Some(permit) = self.turn(pod, &seen).await? else { return Ok(Next::Again) };
-                self.run_containers(pod, runtime, seen, start, Some(permit)).await
+                self.run_containers(pod, runtime, seen, start, &wait, Some(permit)).await
             }
         }
     }
@@ -429,6 +429,17 @@ impl Worker {
     ) -> Result<Next, SyncError> {
         self.show_crash_loops(pod, wait);
         self.report(pod, seen, false).await?;
+        let Some(look) = self.look_after(pod, runtime, seen).await? else { return Ok(Next::Again) };
+        Ok(Next::Within([look, next_restart(wait)].into_iter().flatten().min()))
+    }
+
+    /// What a pod needs, whatever its containers wait for. When to look again; `None`: at once, because it has to go.
+    async fn look_after(
+        &mut self,
+        pod: &Arc<Pod>,
+        runtime: &dyn ContainerRuntime,
+        seen: &ObservedPod,
+    ) -> Result<Option<Option<Duration>>, SyncError> {
         for id in lifecycle::superseded(seen) {
             runtime.remove_container(&id).await?;
         }
@@ -440,9 +451,8 @@ impl Worker {
             }
         }
         let refresh = self.refresh_volumes(pod).await;
-        let Some(look) = self.check_storage(pod).await else { return Ok(Next::Again) };
-        let restart = wait.iter().map(|wait| until(wait.until)).min();
-        Ok(Next::Within([refresh, look, restart].into_iter().flatten().min()))
+        let Some(look) = self.check_storage(pod).await else { return Ok(None) };
+        Ok(Some([refresh, look].into_iter().flatten().min()))
     }
 
     fn show_crash_loops(&mut self, pod: &Pod, wait: &[Wait]) {
@@ -517,6 +527,11 @@ fn deadline(pod: &Pod) -> Option<Timestamp> {
     let seconds = pod.spec.as_ref()?.active_deadline_seconds?;
     let start = pod.status.as_ref()?.start_time.as_ref()?.0;
     start.checked_add(jiff::SignedDuration::from_secs(seconds)).ok()
+}
+
+/// How long until a container of those that wait may start.
+fn next_restart(wait: &[Wait]) -> Option<Duration> {
+    wait.iter().map(|wait| until(wait.until)).min()
 }
 
 /// How long until then; zero if it has passed.

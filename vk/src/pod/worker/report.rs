@@ -1,13 +1,13 @@
 //! Writing the pod's status, and its end, to the API server.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use http::HeaderValue;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::{
     Api, Resource as _,
-    api::{DeleteParams, Patch, PatchParams, Preconditions},
+    api::{DeleteParams, ObjectMeta, Patch, PatchParams, Preconditions},
 };
 use serde_json::{Value, json};
 
@@ -204,12 +204,22 @@ fn with_status_of(pod: &Arc<Pod>, newest: Option<Arc<Pod>>) -> Arc<Pod> {
     }
 }
 
-/// Whether something else than the status differs that a pod's worker acts on.
+/// Whether something differs that a pod's worker acts on and that is not its own word.
 fn is_other(a: &Pod, b: &Pod) -> bool {
-    let (a, b) = (&a.metadata, &b.metadata);
-    a.generation != b.generation
-        || a.deletion_timestamp != b.deletion_timestamp
-        || a.deletion_grace_period_seconds != b.deletion_grace_period_seconds
+    let others = |pod: &Pod| {
+        let conditions = pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
+        let others = conditions.into_iter().filter(|condition| !status::is_own_condition(&condition.type_));
+        others.map(|condition| (condition.type_, condition.status)).collect::<BTreeMap<_, _>>()
+    };
+    let is_other = |a: &ObjectMeta, b: &ObjectMeta| {
+        a.generation != b.generation
+            || a.deletion_timestamp != b.deletion_timestamp
+            || a.deletion_grace_period_seconds != b.deletion_grace_period_seconds
+            || a.labels != b.labels
+            || a.annotations != b.annotations
+            || a.finalizers != b.finalizers
+    };
+    is_other(&a.metadata, &b.metadata) || others(a) != others(b)
 }
 
 /// Whether the API server refused a status because the name is another pod's now. To it that is an attempt to change the UID.
@@ -316,6 +326,33 @@ mod tests {
         check("metadata.uid", 422, true);
         check("status.phase", 422, false);
         check("metadata.uid", 400, false);
+    }
+
+    #[test]
+    fn what_others_wrote_meanwhile_is_told_from_our_own_word() {
+        let pod = |patch: Value| -> Pod {
+            let mut pod = json!({
+                "metadata": { "generation": 1, "labels": { "a": "1" } },
+                "status": { "phase": "Pending", "conditions": [{ "type": "Ready", "status": "False" }] },
+            });
+            for (pointer, value) in patch.as_object().unwrap() {
+                *pod.pointer_mut(pointer).unwrap() = value.clone();
+            }
+            serde_json::from_value(pod).unwrap()
+        };
+        let (before, ready) = (pod(json!({})), json!({ "type": "Ready", "status": "True" }));
+        assert!(!is_other(
+            &pod(json!({ "/status/phase": "Running", "/status/conditions": [ready] })),
+            &before
+        ));
+        let gate = json!([ready, { "type": "example.com/gate", "status": "True" }]);
+        for theirs in [
+            json!({ "/metadata/generation": 2 }),
+            json!({ "/metadata/labels": { "a": "2" } }),
+            json!({ "/status/conditions": gate }),
+        ] {
+            assert!(is_other(&pod(theirs.clone()), &before), "{theirs}");
+        }
     }
 
     #[test]

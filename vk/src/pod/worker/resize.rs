@@ -209,7 +209,23 @@ impl Worker {
         let given = &mut self.memory.given;
         let Some(allocation) = &given.allocation else { return Ok(None) };
         let changes = allocation.changes(spec, seen);
+        let is_due = given.again_at.is_none_or(|at| at <= Instant::now());
         if changes.is_empty() {
+            if !allocation.is_cgroup_in_force() {
+                if !is_due {
+                    return Ok(None);
+                }
+                // No container runs that was given something else; the next will run in the same cgroup.
+                match self.change_cgroup(runtime, seen, spec).await {
+                    Ok(()) => {}
+                    Err(Failure::Told(error)) => {
+                        self.failed(pod, pod.metadata.generation.unwrap_or(0), &error);
+                        return Ok(None);
+                    }
+                    Err(Failure::Sync(error)) => return Err(error),
+                }
+            }
+            let given = &mut self.memory.given;
             given.again_at = None;
             if let Some(done) = given.resize.in_progress.take() {
                 let text = allocation::summary("Pod resize completed", pod, done.generation, "");
@@ -217,7 +233,7 @@ impl Worker {
             }
             return Ok(None);
         }
-        if given.again_at.is_some_and(|at| at > Instant::now()) {
+        if !is_due {
             return Ok(None);
         }
         let generation = pod.metadata.generation.unwrap_or(0);
@@ -276,8 +292,24 @@ impl Worker {
         if !kills.is_empty() {
             self.kill(pod, runtime, seen, &kills).await?;
         }
-        runtime.update_pod(&uid, new).await.map_err(told)?;
+        self.change_cgroup(runtime, seen, spec).await?;
         Ok(Next::Again)
+    }
+
+    /// Makes the pod's cgroup that of what was given.
+    async fn change_cgroup(
+        &mut self,
+        runtime: &dyn ContainerRuntime,
+        seen: &ObservedPod,
+        spec: &PodSpec,
+    ) -> Result<(), Failure> {
+        // A sandbox that is yet to be made brings its cgroup.
+        if seen.sandbox().is_some() {
+            runtime.update_pod(&self.entry.pod.uid, resources::pod(spec)).await.map_err(told)?;
+        }
+        let Some(allocation) = &mut self.memory.given.allocation else { return Ok(()) };
+        allocation.cgroup_enforced();
+        Ok(save(allocation, self.folder.path()).await?)
     }
 
     /// CDI names of the devices that a container was given.

@@ -8,14 +8,14 @@ use std::{
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Next, SyncError, Worker};
+use super::{Next, SyncError, Worker, next_restart};
 use crate::{
     identity::chain,
     pod::{
         env::{self, sources},
         ephemeral,
         events::Kind,
-        lifecycle::Start,
+        lifecycle::{Start, Wait},
         network,
         probe::is_sidecar,
         spec,
@@ -110,13 +110,14 @@ impl Worker {
         Ok(spec::sandbox(pod, attempt, handler, hostname.kernel, dns))
     }
 
-    /// Starts containers in the sandbox, then reports.
+    /// Starts containers in the sandbox, then reports. Others of the pod `wait` to be started again.
     pub(super) async fn run_containers(
         &mut self,
         pod: &Arc<Pod>,
         runtime: &dyn ContainerRuntime,
         seen: ObservedPod,
         starts: Vec<Start>,
+        wait: &[Wait],
         mut permit: Option<OwnedSemaphorePermit>,
     ) -> Result<Next, SyncError> {
         let Some(sandbox) = seen.sandbox() else { return Ok(Next::Again) };
@@ -154,7 +155,11 @@ impl Worker {
         self.report(pod, &seen, false).await?;
         match (failure, again_in) {
             (Some(error), _) => Err(error),
-            (None, Some(delay)) => Ok(Next::Within(Some(delay))),
+            (None, Some(delay)) => {
+                // One that can't start is no reason to neglect the others.
+                let Some(look) = self.look_after(pod, runtime, &seen).await? else { return Ok(Next::Again) };
+                Ok(Next::Within([Some(delay), look, next_restart(wait)].into_iter().flatten().min()))
+            }
             (None, None) => {
                 self.memory.start_again.reset();
                 // What has not ended by now will wake us.

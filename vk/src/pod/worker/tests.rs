@@ -324,6 +324,24 @@ async fn a_pod_that_fills_the_disk_is_evicted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_can_not_start_leaves_the_others_looked_after() {
+    let world = World::new();
+    world.runtime.lacks("absent", None);
+    let mut spec = spec("Always");
+    spec["containers"] = json!([
+        { "name": "main", "image": "busybox" }, { "name": "late", "image": "absent", "imagePullPolicy": "Never" },
+    ]);
+    spec["volumes"] = json!([{ "name": "v", "emptyDir": { "sizeLimit": "64Ki" } }]);
+    let uid = world.api.create("web", spec);
+    let volume = world.folder.path().join("pods").join(&uid).join("volumes/v");
+    std::fs::create_dir_all(&volume).unwrap();
+    std::fs::write(volume.join("data"), vec![1; 128 << 10]).unwrap();
+    let _daemon = start(&world);
+    wait(|| world.api.status(&uid)["reason"] == "Evicted").await;
+    assert_eq!((world.runtime.started("main"), world.runtime.started("late")), (1, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_may_not_begin_again_fails_when_its_sandbox_is_lost_before_it_ran() {
     let world = World::new();
     let first = start(&world);

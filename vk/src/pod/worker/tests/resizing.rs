@@ -66,6 +66,25 @@ async fn a_running_container_gets_more_and_less_in_place() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_waits_to_be_started_again_gets_a_cgroup_that_has_room() {
+    let world = World::new();
+    let _daemon = start(&world);
+    let uid = running(&world, "web", &sized("500m", "1Gi"), &json!([])).await;
+    for restarts in 1..=2 {
+        world.runtime.exit("main", 137);
+        wait(|| {
+            let status = &world.api.status(&uid)["containerStatuses"][0];
+            status["restartCount"] == restarts || status["state"]["waiting"]["reason"] == "CrashLoopBackOff"
+        })
+        .await;
+    }
+    resize(&world, &uid, &sized("1", "2Gi"));
+    wait(|| world.api.events().contains(&"ResizeCompleted".to_owned())).await;
+    assert_eq!(world.runtime.story().last().map(String::as_str), Some("pod cgroup Some(100000)"));
+    assert_eq!(world.runtime.started("main"), 2, "its time has not come");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_container_whose_policy_says_so_is_started_anew() {
     let world = World::new();
     let _daemon = start(&world);
