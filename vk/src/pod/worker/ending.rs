@@ -123,7 +123,12 @@ impl Worker {
         }
     }
 
-    async fn tell(&mut self, pod: &Arc<Pod>, runtime: &dyn ContainerRuntime) -> Result<(), SyncError> {
+    /// Writes the status of the moment.
+    pub(super) async fn tell(
+        &mut self,
+        pod: &Arc<Pod>,
+        runtime: &dyn ContainerRuntime,
+    ) -> Result<(), SyncError> {
         let seen = self.observe(runtime, pod).await?;
         self.report(pod, &seen, false).await
     }

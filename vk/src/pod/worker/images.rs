@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     backoff::Backoff,
-    pod::{events::Kind, objects, pull},
+    pod::{access::Access, events::Kind, objects, pull},
     provider::{
         ProviderError,
         runtime::{ContainerRuntime, Image},
@@ -85,22 +85,28 @@ impl Worker {
         // A registry may take its time; others' turn.
         drop(permit.take());
         let lock = self.pull_lock(&name);
+        let secrets = self.pull_secrets(pod).await;
+        let shared = Arc::clone(&self.shared);
+        let tell = |kind, reason: &str, message: &str| {
+            shared.recorder.container(pod, &container.name, kind, reason, message);
+        };
         let asked_at = Instant::now();
-        let _one_at_a_time = lock.lock().await;
-        tell(Kind::Normal, "Pulling", &format!("Pulling image {name:?}"));
-        let started_at = Instant::now();
-        match self.pull(pod, runtime, &name).await {
+        let pulling = async {
+            let _one_at_a_time = lock.lock().await;
+            tell(Kind::Normal, "Pulling", &format!("Pulling image {name:?}"));
+            let started_at = Instant::now();
+            let image = pull_with(&shared.access, runtime, &name, &secrets).await?;
+            let message = format!(
+                "Successfully pulled image {name:?} in {} ({} including waiting). Image size: {} bytes.",
+                milliseconds(started_at.elapsed()),
+                milliseconds(asked_at.elapsed()),
+                image.size
+            );
+            tell(Kind::Normal, "Pulled", &message);
+            Ok::<_, ProviderError>(image)
+        };
+        match self.telling_meanwhile(pod, runtime, pulling).await {
             Ok(image) => {
-                let tell = |kind, reason: &str, message: &str| {
-                    self.shared.recorder.container(pod, &container.name, kind, reason, message);
-                };
-                let message = format!(
-                    "Successfully pulled image {name:?} in {} ({} including waiting). Image size: {} bytes.",
-                    milliseconds(started_at.elapsed()),
-                    milliseconds(asked_at.elapsed()),
-                    image.size
-                );
-                tell(Kind::Normal, "Pulled", &message);
                 self.memory.pulls.remove(&name);
                 self.shared.access.touch(&image.id);
                 Ok(image)
@@ -108,7 +114,7 @@ impl Worker {
             Err(error) => {
                 let (reason, text) = told(&name, error.message());
                 let message = format!("Failed to pull image {name:?}: {}", error.message());
-                self.shared.recorder.container(pod, &container.name, Kind::Warning, "Failed", &message);
+                tell(Kind::Warning, "Failed", &message);
                 let pull = self.memory.pulls.entry(name).or_insert_with(|| Pull {
                     again_at: Instant::now(),
                     backoff: Backoff::new(PULL_AGAIN.0, PULL_AGAIN.1),
@@ -121,44 +127,32 @@ impl Worker {
         }
     }
 
-    /// Pulls with each of the pod's credentials for the registry, without any if there are none.
-    async fn pull(
-        &self,
-        pod: &Pod,
+    /// Waits for something that takes its time, while the status goes on telling how the pod's other containers are.
+    async fn telling_meanwhile<T>(
+        &mut self,
+        pod: &Arc<Pod>,
         runtime: &dyn ContainerRuntime,
-        image: &str,
-    ) -> Result<Image, ProviderError> {
-        let access = &self.shared.access;
-        let written = |result: std::io::Result<()>| {
-            result.map_err(|error| ProviderError::Failed {
-                operation: "PullImage",
-                message: format!("can't write down who may use it: {error}"),
-            })
-        };
-        let secrets = self.pull_secrets(pod).await;
-        let mut credentials: Vec<_> = secrets
-            .iter()
-            .flat_map(|secret| {
-                pull::credentials(secret, image).into_iter().map(move |own| Some((secret, own)))
-            })
-            .collect();
-        if credentials.is_empty() {
-            credentials.push(None);
-        }
-        written(access.begin(image))?;
-        let mut errors = Vec::new();
-        for credentials in &credentials {
-            match runtime.pull(image, credentials.as_ref().map(|(_, own)| own)).await {
-                Ok(pulled) => {
-                    let secret = credentials.as_ref().and_then(|(secret, _)| secret.metadata.uid.as_deref());
-                    written(access.pulled(&pulled.id, image, secret))?;
-                    return Ok(pulled);
+        work: impl Future<Output = T>,
+    ) -> T {
+        let entry = Arc::clone(&self.entry);
+        let mut work = std::pin::pin!(work);
+        let mut news = false;
+        let done = loop {
+            tokio::select! {
+                done = &mut work => break done,
+                () = entry.wake.notified() => {
+                    news = true;
+                    if let Err(error) = self.tell(pod, runtime).await {
+                        tracing::debug!(pod = %self.entry.pod, %error, "how the pod is can't be told");
+                    }
                 }
-                Err(error) => errors.push(error),
             }
+        };
+        // It may take more than a status.
+        if news {
+            entry.wake.notify_one();
         }
-        written(access.failed(image))?;
-        Err(together(errors))
+        done
     }
 
     /// The pod's `imagePullSecrets` that are there.
@@ -193,6 +187,42 @@ impl Worker {
         let hold = secrets.iter().filter(|secret| !pull::credentials(secret, name).is_empty());
         access.opens(&image.id, name, hold.filter_map(|secret| secret.metadata.uid.as_deref()))
     }
+}
+
+/// Pulls with each of the pod's credentials for the registry, without any if there are none.
+async fn pull_with(
+    access: &Access,
+    runtime: &dyn ContainerRuntime,
+    image: &str,
+    secrets: &[Secret],
+) -> Result<Image, ProviderError> {
+    let written = |result: std::io::Result<()>| {
+        result.map_err(|error| ProviderError::Failed {
+            operation: "PullImage",
+            message: format!("can't write down who may use it: {error}"),
+        })
+    };
+    let mut credentials: Vec<_> = secrets
+        .iter()
+        .flat_map(|secret| pull::credentials(secret, image).into_iter().map(move |own| Some((secret, own))))
+        .collect();
+    if credentials.is_empty() {
+        credentials.push(None);
+    }
+    written(access.begin(image))?;
+    let mut errors = Vec::new();
+    for credentials in &credentials {
+        match runtime.pull(image, credentials.as_ref().map(|(_, own)| own)).await {
+            Ok(pulled) => {
+                let secret = credentials.as_ref().and_then(|(secret, _)| secret.metadata.uid.as_deref());
+                written(access.pulled(&pulled.id, image, secret))?;
+                return Ok(pulled);
+            }
+            Err(error) => errors.push(error),
+        }
+    }
+    written(access.failed(image))?;
+    Err(together(errors))
 }
 
 /// The reason of a failed pull and its message, as a kubelet tells them: some refusals have words of their own.

@@ -52,6 +52,25 @@ async fn a_container_is_ready_when_its_probe_says_so_and_no_longer_when_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn readiness_is_told_while_an_image_is_pulled() {
+    let world = World::new();
+    world.runtime.pulls_endlessly("huge");
+    let _daemon = start(&world);
+    let mut spec = spec("Always");
+    spec["containers"][0]["readinessProbe"] = probe("ready");
+    let uid = world.api.create("web", spec);
+    wait(|| is_ready(&world, &uid)).await;
+    world.api.change(&uid, |pod| {
+        pod["spec"]["ephemeralContainers"] = json!([{ "name": "shell", "image": "huge" }]);
+    });
+    wait(|| world.runtime.calls("pull") == 1).await;
+    world.runtime.answer_with("ready", Some(1));
+    wait(|| condition(&world, &uid, "Ready") == "False").await;
+    world.runtime.answer_with("ready", Some(0));
+    wait(|| condition(&world, &uid, "Ready") == "True").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_failed_liveness_probe_restarts_with_its_own_grace_period() {
     let world = World::new();
     let _daemon = start(&world);
