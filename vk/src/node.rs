@@ -43,6 +43,8 @@ const MACHINE: Duration = Duration::from_mins(1);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// The readiness condition that this module sets.
 const CONDITION: &str = "node";
+/// The node's annotation that names the resources which we told, so that a later start knows which of them to take back.
+pub(crate) const RESOURCES_ANNOTATION: &str = "spillway.dev/resources";
 
 /// Everything the node needs.
 pub struct Node {
@@ -61,6 +63,16 @@ pub enum NodeLease {
     Own,
     /// The election, which has to know the node object's UID.
     Elected(Lead, watch::Sender<Option<String>>),
+}
+
+/// What was done to the node object so far.
+#[derive(Default)]
+struct Done {
+    /// The UID of the node whose labels and annotations were put right.
+    adopted: Option<String>,
+    /// Labels and annotations that we no longer want.
+    dropped: Dropped,
+    reported: Option<Reported>,
 }
 
 /// What has been reported, and when.
@@ -133,10 +145,8 @@ impl Node {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Nothing is known before the watch has spoken.
         let mut known: Option<Option<NodeObject>> = None;
-        let mut reported: Option<Reported> = None;
+        let mut done = Done::default();
         let mut config = self.config.clone();
-        // Labels and annotations that we no longer want, and whether ours were looked at.
-        let (mut dropped, mut adopted) = (Dropped::default(), false);
         let mut machine_read_at = Instant::now();
         loop {
             tokio::select! {
@@ -152,8 +162,8 @@ impl Node {
                 _ = tick.tick() => {}
                 Ok(()) = health.changed() => {}
                 Ok(()) = config.changed() => {
-                    dropped = self.template.change(config.borrow_and_update().clone());
-                    adopted = false;
+                    self.template.change(config.borrow_and_update().clone(), &mut done.dropped);
+                    done.adopted = None;
                     tracing::info!(node = name, "the changed configuration of the node is in force");
                 }
             }
@@ -166,29 +176,10 @@ impl Node {
                 self.template.machine = Machine::read("/");
             }
             let health = health.borrow().clone();
-            let result = match &mut known {
-                None => continue,
-                Some(found @ None) => match self.register(&nodes, &health).await {
-                    Ok(node) => {
-                        adopted = true;
-                        *found = Some(node);
-                        Ok(())
-                    }
-                    Err(error) => Err(error),
-                },
-                Some(Some(_)) if adopted => Ok(()),
-                Some(Some(node)) => self.adopt(&nodes, node, &dropped).await,
-            };
-            adopted |= result.is_ok();
-            let result = match (result, &mut known) {
-                (Ok(()), Some(found @ Some(_))) => self.report(&nodes, found, &health, &mut reported).await,
-                (result, _) => result,
-            };
-            let found = known.as_ref().and_then(Option::as_ref);
-            uid.send_if_modified(|uid| {
-                let new = found.and_then(|node| node.metadata.uid.clone());
-                std::mem::replace(uid, new.clone()) != new
-            });
+            let Some(node) = &mut known else { continue };
+            let result = self.keep(&nodes, node, &health, &mut done).await;
+            let new = node.as_ref().and_then(kube::ResourceExt::uid);
+            uid.send_if_modified(|uid| std::mem::replace(uid, new.clone()) != new);
             match result {
                 Ok(()) => self.readiness.set(CONDITION, Ok(())),
                 Err(problem) => {
@@ -196,6 +187,34 @@ impl Node {
                     self.readiness.set(CONDITION, Err(problem));
                 }
             }
+        }
+    }
+
+    /// Registers the node if there is none, and puts its labels, annotations and status right.
+    async fn keep(
+        &self,
+        nodes: &Api<NodeObject>,
+        node: &mut Option<NodeObject>,
+        health: &Health,
+        done: &mut Done,
+    ) -> Result<(), String> {
+        let found = match node {
+            Some(found) => found,
+            None => node.insert(self.register(nodes, health).await?),
+        };
+        let mut adopted = Ok(());
+        if done.adopted.is_none() || done.adopted != found.uid() {
+            adopted = self.adopt(nodes, found, &done.dropped).await;
+            if adopted.is_ok() {
+                done.adopted = found.uid();
+                done.dropped = Dropped::default();
+            }
+        }
+        // Also when a label is refused: a node that reports nothing loses its pods.
+        let reported = self.report(nodes, node, health, &mut done.reported).await;
+        match (adopted, reported) {
+            (Err(adopted), Err(reported)) => Err(format!("{adopted}; {reported}")),
+            (adopted, reported) => adopted.and(reported),
         }
     }
 
@@ -216,7 +235,7 @@ impl Node {
         }
     }
 
-    /// The node was there before us: from an earlier run, most likely. Labels are ours to set; taints a node may not change.
+    /// The node may have been there before us: from an earlier run, most likely. Labels are ours to set; taints a node may not change.
     async fn adopt(
         &self,
         nodes: &Api<NodeObject>,
@@ -258,7 +277,8 @@ impl Node {
         if unchanged && object::conditions_stand(&status, conditions) {
             return Ok(());
         }
-        let patch = Patch::Strategic(json!({ "metadata": { "uid": uid }, "status": status }));
+        let told = reported.as_ref().filter(|reported| reported.uid == uid).map(|reported| &reported.status);
+        let patch = Patch::Strategic(object::status_patch(status, found, told));
         match bounded(nodes.patch_status(&found.name_any(), &PatchParams::default(), &patch)).await? {
             Ok(_) => {
                 *reported = Some(Reported { at: Instant::now(), uid, status: stable });

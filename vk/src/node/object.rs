@@ -1,17 +1,21 @@
 //! The node object as values: pure functions from configuration and health to what the API server is sent.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{Node, NodeCondition, NodeSpec, NodeStatus, Taint},
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::Time},
 };
-use kube::api::ObjectMeta;
+use kube::{ResourceExt as _, api::ObjectMeta};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{
+    RESOURCES_ANNOTATION,
     health::Health,
     machine::{Machine, architecture},
 };
@@ -44,14 +48,14 @@ pub(super) struct Dropped {
 }
 
 impl Template {
-    /// Takes a new configuration; says what the one before had beyond it.
-    pub(super) fn change(&mut self, config: NodeConfig) -> Dropped {
-        let before = (self.labels(), std::mem::take(&mut self.config.annotations));
+    /// Takes a new configuration; adds to `dropped` what the one before had beyond it.
+    pub(super) fn change(&mut self, config: NodeConfig, dropped: &mut Dropped) {
+        dropped.labels.extend(self.labels());
+        dropped.annotations.append(&mut self.config.annotations);
         self.config = config;
-        let (mut labels, mut annotations) = before;
-        labels.retain(|key, _| !self.labels().contains_key(key));
-        annotations.retain(|key, _| !self.config.annotations.contains_key(key));
-        Dropped { labels, annotations }
+        let labels = self.labels();
+        dropped.labels.retain(|key, _| !labels.contains_key(key));
+        dropped.annotations.retain(|key, _| !self.config.annotations.contains_key(key));
     }
 
     /// For its registration.
@@ -61,11 +65,13 @@ impl Template {
         if let Some(addresses) = status["addresses"].as_array_mut() {
             addresses.retain(|address| address.get("$patch").is_none());
         }
+        let mut annotations = self.config.annotations.clone();
+        annotations.insert(RESOURCES_ANNOTATION.to_owned(), join(&resources_of(&status)));
         Node {
             metadata: ObjectMeta {
                 name: Some(self.config.name.clone()),
                 labels: Some(self.labels()),
-                annotations: (!self.config.annotations.is_empty()).then(|| self.config.annotations.clone()),
+                annotations: Some(annotations),
                 ..ObjectMeta::default()
             },
             spec: Some(NodeSpec { taints: Some(self.config.taints.clone()), ..NodeSpec::default() }),
@@ -232,6 +238,30 @@ fn images(images: &[NodeImage]) -> Vec<Value> {
             json!({ "names": names, "sizeBytes": image.size })
         })
         .collect()
+}
+
+/// The strategic merge patch that tells a node's status. Resources are merged, so that those of others stay; what we told before, as the node's
+/// annotation or `told`, our last status, has it, and tell no more is taken back by name.
+pub(super) fn status_patch(mut status: Value, node: &Node, told: Option<&Value>) -> Value {
+    let ours = resources_of(&status);
+    let noted = node.annotations().get(RESOURCES_ANNOTATION).map(String::as_str).unwrap_or_default();
+    let before = told.map(resources_of).unwrap_or_default();
+    let before = noted.split(',').filter(|name| !name.is_empty()).map(str::to_owned).chain(before);
+    for name in before.filter(|name| !ours.contains(name)) {
+        status["allocatable"][name.as_str()] = Value::Null;
+        status["capacity"][name] = Value::Null;
+    }
+    let annotations = json!({ RESOURCES_ANNOTATION: join(&ours) });
+    json!({ "metadata": { "uid": node.uid(), "annotations": annotations }, "status": status })
+}
+
+/// The names of the resources in a status.
+fn resources_of(status: &Value) -> BTreeSet<String> {
+    status["capacity"].as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect()
+}
+
+fn join(names: &BTreeSet<String>) -> String {
+    names.iter().map(String::as_str).collect::<Vec<_>>().join(",")
 }
 
 /// The status without what changes each time.

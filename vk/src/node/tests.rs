@@ -21,6 +21,8 @@ struct Cluster {
     lease: Option<Value>,
     created: u32,
     patches: Vec<Value>,
+    /// As for a label that an admission plugin forbids.
+    refuses_labels: bool,
     watchers: Vec<mpsc::UnboundedSender<Value>>,
 }
 
@@ -34,6 +36,16 @@ impl Cluster {
         self.notify("DELETED", &node);
     }
 
+    /// Somebody else puts a node in the place of ours.
+    fn replace_node(&mut self, uid: &str) -> Value {
+        let node = json!({
+            "kind": "Node", "apiVersion": "v1",
+            "metadata": { "name": "vk1", "uid": uid, "resourceVersion": "7" },
+        });
+        self.node = Some(node.clone());
+        node
+    }
+
     fn answer(&mut self, call: Call) -> Answer {
         match call.name().as_str() {
             "GET /api/v1/nodes" => Answer::ok(json!({
@@ -44,6 +56,13 @@ impl Cluster {
                 let (sender, receiver) = mpsc::unbounded_channel();
                 self.watchers.push(sender);
                 Answer::Events(receiver)
+            }
+            name if name == format!("GET {NODE}") => {
+                self.node.clone().map_or_else(|| Answer::status(404, "NotFound"), Answer::ok)
+            }
+            "POST /api/v1/nodes" if self.node.is_some() => Answer::status(409, "AlreadyExists"),
+            name if name == format!("PATCH {NODE}") && self.refuses_labels => {
+                Answer::status(403, "is not allowed to modify labels: zone")
             }
             "POST /api/v1/nodes" => {
                 self.created += 1;
@@ -57,20 +76,15 @@ impl Cluster {
             name if name == format!("PATCH {STATUS}") || name == format!("PATCH {NODE}") => {
                 let Some(node) = &mut self.node else { return Answer::status(404, "NotFound") };
                 self.patches.push(call.body.clone());
-                if let Some(labels) = call.body["metadata"]["labels"].as_object() {
-                    for (key, value) in labels {
-                        match value {
-                            Value::Null => {
-                                drop(node["metadata"]["labels"].as_object_mut().unwrap().remove(key));
-                            }
-                            value => node["metadata"]["labels"][key] = value.clone(),
-                        }
+                for (object, maps) in
+                    [("metadata", ["labels", "annotations"]), ("status", ["capacity", "allocatable"])]
+                {
+                    for map in maps {
+                        merge(&mut node[object][map], &call.body[object][map]);
                     }
                 }
                 if call.body["status"].is_object() {
-                    for key in ["conditions", "capacity", "allocatable"] {
-                        node["status"][key] = call.body["status"][key].clone();
-                    }
+                    node["status"]["conditions"] = call.body["status"]["conditions"].clone();
                 }
                 let node = node.clone();
                 self.notify("MODIFIED", &node);
@@ -91,6 +105,16 @@ impl Cluster {
     }
 }
 
+/// As the API server merges maps: what a patch leaves out stays, and what it has as `null` goes.
+fn merge(map: &mut Value, patch: &Value) {
+    for (key, value) in patch.as_object().into_iter().flatten() {
+        map[key] = value.clone();
+    }
+    if let Some(map) = map.as_object_mut() {
+        map.retain(|_, value| !value.is_null());
+    }
+}
+
 struct Run {
     cluster: Arc<Mutex<Cluster>>,
     calls: Calls,
@@ -99,20 +123,14 @@ struct Run {
     _tasks: tokio::task::JoinSet<()>,
 }
 
-/// Runs a node against a cluster that has `before`.
-fn run(before: Option<Value>) -> Run {
-    let cluster = Arc::new(Mutex::new(Cluster { node: before, ..Cluster::default() }));
-    let (client, calls) = fake_api::client({
-        let cluster = Arc::clone(&cluster);
-        move |call| cluster.lock().unwrap().answer(call)
-    });
+fn config() -> NodeConfig {
     let taint = k8s_openapi::api::core::v1::Taint {
         key: "virtual-kubelet.io/provider".to_owned(),
         value: Some("none".to_owned()),
         effect: "NoSchedule".to_owned(),
         time_added: None,
     };
-    let config = NodeConfig {
+    NodeConfig {
         name: "vk1".to_owned(),
         address: None,
         labels: [("zone".to_owned(), "a".to_owned())].into(),
@@ -121,7 +139,20 @@ fn run(before: Option<Value>) -> Run {
         capacity: [("cpu".to_owned(), Quantity("7".to_owned()))].into(),
         quota: std::collections::BTreeMap::default(),
         thresholds: pressure::defaults(),
-    };
+    }
+}
+
+/// Runs a node against a cluster that has `before`.
+fn run(before: Option<Value>) -> Run {
+    run_with(config(), before)
+}
+
+fn run_with(config: NodeConfig, before: Option<Value>) -> Run {
+    let cluster = Arc::new(Mutex::new(Cluster { node: before, ..Cluster::default() }));
+    let (client, calls) = fake_api::client({
+        let cluster = Arc::clone(&cluster);
+        move |call| cluster.lock().unwrap().answer(call)
+    });
     let (sender, config) = watch::channel(config);
     let provider = Provider::PodService(Arc::new(NoProvider::new()));
     let readiness = Readiness::default();
@@ -319,4 +350,91 @@ async fn a_changed_configuration_changes_the_node_and_nothing_of_others() {
     let labels = &node["metadata"]["labels"];
     assert_eq!((labels.get("zone"), &labels["theirs"]), (None, &json!("yes")));
     assert_eq!(labels["type"], "virtual-kubelet");
+}
+
+/// The amounts of a resource that the node has and lets pods have.
+fn amounts(cluster: &Cluster, name: &str) -> [Option<String>; 2] {
+    let status = &cluster.node.as_ref().unwrap()["status"];
+    ["capacity", "allocatable"].map(|map| status[map][name].as_str().map(str::to_owned))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resource_that_is_configured_no_more_leaves_the_node_and_others_stay() {
+    let both = |amount: &str| [Some(amount.to_owned()), Some(amount.to_owned())];
+    let with = |names: &[&str]| {
+        let mut config = config();
+        config.capacity.extend(names.iter().map(|name| ((*name).to_owned(), Quantity("2".to_owned()))));
+        config
+    };
+    let first = run_with(with(&["x.y/gpu", "x.y/fpga"]), None);
+    first.until("a ready node", is_ready).await;
+    {
+        let mut cluster = first.cluster.lock().unwrap();
+        assert_eq!((amounts(&cluster, "x.y/gpu"), amounts(&cluster, "x.y/fpga")), (both("2"), both("2")));
+        let node = cluster.node.as_mut().unwrap();
+        for map in ["capacity", "allocatable"] {
+            node["status"][map]["theirs.io/dongle"] = json!("1");
+        }
+        let node = node.clone();
+        cluster.notify("MODIFIED", &node);
+    }
+    first.config.send_replace(with(&["x.y/fpga"]));
+    first.until("one leave", |cluster| amounts(cluster, "x.y/gpu") == [None, None]).await;
+    let node = {
+        let cluster = first.cluster.lock().unwrap();
+        assert_eq!(amounts(&cluster, "x.y/fpga"), both("2"));
+        cluster.node.clone().unwrap()
+    };
+    let noted = node["metadata"]["annotations"][RESOURCES_ANNOTATION].as_str().unwrap();
+    assert!(noted.starts_with("cpu,") && noted.ends_with(",pods,x.y/fpga"), "{noted}");
+
+    // By a restart with another configuration.
+    let second = run_with(with(&[]), Some(node));
+    second.until("the other leave", |cluster| amounts(cluster, "x.y/fpga") == [None, None]).await;
+    let cluster = second.cluster.lock().unwrap();
+    assert_eq!((amounts(&cluster, "theirs.io/dongle"), amounts(&cluster, "cpu")), (both("1"), both("7")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_whose_labels_are_refused_reports_its_status_and_says_so() {
+    let mut node = Cluster::default().replace_node("old");
+    node["metadata"]["labels"] = json!({ "zone": "b" });
+    let run = run(Some(node));
+    run.cluster.lock().unwrap().refuses_labels = true;
+    run.until("a ready node", |cluster| {
+        cluster.node.as_ref().unwrap()["status"].is_object() && is_ready(cluster)
+    })
+    .await;
+    tokio::time::sleep(UPDATE).await;
+    let (_, report) = run.readiness.report();
+    assert!(report.contains("can't set its labels") && report.contains("zone"), "{report}");
+
+    run.cluster.lock().unwrap().refuses_labels = false;
+    run.until("the label", |cluster| cluster.node.as_ref().unwrap()["metadata"]["labels"]["zone"] == "a")
+        .await;
+    tokio::time::sleep(UPDATE).await;
+    assert!(run.readiness.report().0, "{:?}", run.readiness.report());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_somebody_else_makes_anew_is_taken_over_too() {
+    let ours = |cluster: &Cluster| {
+        let node = cluster.node.as_ref().unwrap();
+        node["metadata"]["labels"]["zone"] == "a" && node["status"].is_object() && is_ready(cluster)
+    };
+    let run = run(None);
+    run.until("a ready node", is_ready).await;
+    {
+        let mut cluster = run.cluster.lock().unwrap();
+        let other = cluster.replace_node("theirs");
+        cluster.notify("MODIFIED", &other);
+    }
+    run.until("our labels on a node that a new watch shows", ours).await;
+    {
+        let mut cluster = run.cluster.lock().unwrap();
+        cluster.delete_node();
+        cluster.replace_node("theirs, too");
+    }
+    run.until("our labels on a node that our registration meets", ours).await;
+    assert_eq!(run.cluster.lock().unwrap().created, 1);
 }
