@@ -1,6 +1,8 @@
 //! What to do next about a pod's sandbox and containers. Pure: from the spec and what was seen to a [`Plan`]; asked again after every
 //! step, so no step has to remember another.
 
+mod loops;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
@@ -15,12 +17,7 @@ use super::{
 };
 use crate::provider::observed::{self, Exit, ObservedPod, State};
 
-/// The first wait of a crash loop; then it doubles.
-const FIRST_DELAY: Duration = Duration::from_secs(10);
-/// The longest wait of a crash loop.
-const LAST_DELAY: Duration = Duration::from_mins(5);
-/// A container that ran for so long has left its crash loop.
-const CALM: Duration = Duration::from_mins(10);
+pub(crate) use loops::CrashLoops;
 
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +26,7 @@ pub(crate) enum Plan {
     MakeSandbox(u32),
     /// End these (then ask again), or start those (then ask again), and wait for the others.
     Run {
-        /// Containers that have failed a probe.
+        /// Containers that have failed a probe, or of which nobody knows whether they run.
         kill: Vec<Kill>,
         /// Containers to start now.
         start: Vec<Start>,
@@ -51,6 +48,8 @@ pub(crate) struct Kill {
     pub(crate) message: String,
     /// What it has failed; `None`: nothing.
     pub(crate) failed: Option<Kind>,
+    /// It is started again whatever its exit code will be.
+    pub(crate) returns: bool,
 }
 
 /// A container in a crash loop.
@@ -77,52 +76,6 @@ pub(crate) struct Start {
     pub(crate) joins: Option<String>,
 }
 
-/// Since which attempt each container crashes, and what was ended for its health.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct CrashLoops {
-    since: BTreeMap<String, u32>,
-    /// By name: the ID, and what its successor waits for.
-    killed: BTreeMap<String, (String, Option<(Duration, Timestamp)>)>,
-}
-
-impl CrashLoops {
-    /// A container is about to be ended because of a probe. A kubelet starts the next one at the same moment, so its wait is not counted
-    /// from this end but from the one before.
-    pub(crate) fn killed(&mut self, seen: &ObservedPod, name: &str, id: &str) {
-        let before = seen.containers.iter().find(|other| other.name == name && other.exit().is_some());
-        let wait = before.and_then(|before| self.after(before, before.exit()?));
-        self.killed.insert(name.to_owned(), (id.to_owned(), wait));
-    }
-
-    /// How long to wait for the next attempt, and until when; `None`: not at all.
-    fn wait(&mut self, last: &observed::Container, exit: &Exit) -> Option<(Duration, Timestamp)> {
-        match self.killed.get(&last.name) {
-            Some((id, wait)) if *id == last.id => *wait,
-            _ => self.after(last, exit),
-        }
-    }
-
-    fn after(&mut self, last: &observed::Container, exit: &Exit) -> Option<(Duration, Timestamp)> {
-        let delay = self.delay(last, exit)?;
-        Some((delay, exit.finished_at?.checked_add(delay).ok()?))
-    }
-
-    /// How long after its end a container is started again: at once after its first end, then 10 s, doubled each time.
-    pub(crate) fn delay(&mut self, container: &observed::Container, exit: &Exit) -> Option<Duration> {
-        let ran = match (exit.started_at, exit.finished_at) {
-            (Some(from), Some(to)) => to.duration_since(from).unsigned_abs(),
-            _ => Duration::ZERO,
-        };
-        if ran >= CALM {
-            self.since.insert(container.name.clone(), container.attempt);
-        }
-        let since = self.since.get(&container.name).copied().unwrap_or(0).min(container.attempt);
-        let doublings = (container.attempt - since).checked_sub(1)?;
-        let delay = 2_u32.checked_pow(doublings).and_then(|factor| FIRST_DELAY.checked_mul(factor));
-        Some(delay.unwrap_or(LAST_DELAY).min(LAST_DELAY))
-    }
-}
-
 /// Whether a container that ended is started again.
 pub(crate) fn restarts(spec: &PodSpec, container: &Container, is_init: bool, code: i32) -> bool {
     let by_rule = container.restart_policy_rules.iter().flatten().any(|rule| {
@@ -134,12 +87,27 @@ pub(crate) fn restarts(spec: &PodSpec, container: &Container, is_init: bool, cod
     if by_rule {
         return true;
     }
-    let policy = container.restart_policy.as_deref().or(spec.restart_policy.as_deref()).unwrap_or("Always");
-    match policy {
+    match policy(spec, container) {
         "Never" => false,
         "Always" if !is_init || is_sidecar(container) => true,
         _ => code != 0,
     }
+}
+
+/// The same, unless we have ended it ourselves to have it started again.
+pub(crate) fn returns(
+    spec: &PodSpec,
+    container: &Container,
+    is_init: bool,
+    last: &observed::Container,
+    loops: &CrashLoops,
+) -> bool {
+    loops.returns(last) || restarts(spec, container, is_init, code_of(last))
+}
+
+/// The container's own policy, or the pod's.
+fn policy<'a>(spec: &'a PodSpec, container: &'a Container) -> &'a str {
+    container.restart_policy.as_deref().or(spec.restart_policy.as_deref()).unwrap_or("Always")
 }
 
 /// Adds to what was seen what the API server remembers and the provider has forgotten: containers that ran and are gone. They count as
@@ -264,19 +232,21 @@ pub(crate) fn plan(
             };
             planner.plan()
         }
-        None => plan_sandbox(spec, seen),
+        None => plan_sandbox(spec, seen, loops),
     }
 }
 
-fn plan_sandbox(spec: &PodSpec, seen: &ObservedPod) -> Plan {
+fn plan_sandbox(spec: &PodSpec, seen: &ObservedPod, loops: &CrashLoops) -> Plan {
     let failed_init = spec.init_containers.iter().flatten().any(|container| {
-        let exit = seen.container(&container.name).and_then(observed::Container::exit);
-        exit.is_some_and(|exit| exit.code != 0 && !restarts(spec, container, true, exit.code))
+        let last = seen.container(&container.name);
+        last.is_some_and(|last| {
+            last.exit().is_some_and(|exit| exit.code != 0) && !returns(spec, container, true, last, loops)
+        })
     });
     let wanted = spec.containers.iter().any(|container| match seen.container(&container.name) {
         // What never ran still shall, unless the pod runs once and has begun.
         None => spec.restart_policy.as_deref() != Some("Never") || seen.containers.is_empty(),
-        Some(last) => restarts(spec, container, false, code_of(last)),
+        Some(last) => returns(spec, container, false, last, loops),
     });
     if failed_init || !wanted {
         return Plan::Finished;
@@ -425,7 +395,11 @@ impl<'a> Planner<'a> {
                     self.kill.push(self.kill(container, is_init, last, failed));
                 }
             }
-            State::Exited(exit) if restarts(self.spec, container, is_init, exit.code) => {
+            // It may still run. What it turns out to be decides about the next one.
+            State::Unknown if !self.loops.has_ended(last) => {
+                self.kill.push(unknown(container, is_init, last));
+            }
+            State::Exited(exit) if returns(self.spec, container, is_init, last, self.loops) => {
                 match self.loops.wait(last, exit).filter(|wait| is_ahead(*wait, self.now)) {
                     Some((delay, until)) => {
                         self.wait.push(Wait { name: container.name.clone(), until, delay });
@@ -433,7 +407,7 @@ impl<'a> Planner<'a> {
                     None => self.start(container, last.attempt + 1, None),
                 }
             }
-            State::Unknown if restarts(self.spec, container, is_init, 137) => {
+            State::Unknown if returns(self.spec, container, is_init, last, self.loops) => {
                 self.start(container, last.attempt + 1, None);
             }
             State::Exited(_) | State::Unknown => return false,
@@ -447,14 +421,20 @@ impl<'a> Planner<'a> {
 
     fn kill(&self, container: &Container, is_init: bool, run: &observed::Container, failed: Kind) -> Kill {
         let probe = failed.as_str().to_lowercase();
-        let policy = container.restart_policy.as_deref().or(self.spec.restart_policy.as_deref());
-        let message = match (is_init, policy) {
+        let returns = policy(self.spec, container) != "Never";
+        let message = match (is_init, returns) {
             (true, _) => format!("Init container {} failed {probe} probe", container.name),
-            (false, Some("Never")) => format!("Container {} failed {probe} probe", container.name),
-            (false, _) => format!("Container {} failed {probe} probe, will be restarted", container.name),
+            (false, false) => format!("Container {} failed {probe} probe", container.name),
+            (false, true) => format!("Container {} failed {probe} probe, will be restarted", container.name),
         };
-        Kill { name: container.name.clone(), id: run.id.clone(), message, failed: Some(failed) }
+        Kill { name: container.name.clone(), id: run.id.clone(), message, failed: Some(failed), returns }
     }
+}
+
+fn unknown(container: &Container, is_init: bool, run: &observed::Container) -> Kill {
+    let what = if is_init { "Init container" } else { "Container" };
+    let message = format!("{what} is in \"unknown\" state, try killing it before restart");
+    Kill { name: container.name.clone(), id: run.id.clone(), message, failed: None, returns: false }
 }
 
 /// Whether a wait is still going on. If it were to be longer than all of it, the clock was set back since it began: then nobody knows how long it

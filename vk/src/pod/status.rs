@@ -17,7 +17,8 @@ use k8s_openapi::{
 };
 
 use super::{
-    ephemeral, lifecycle,
+    ephemeral,
+    lifecycle::{self, CrashLoops},
     probe::{Healths, is_sidecar},
     resources, spec,
 };
@@ -50,6 +51,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) seen: &'a ObservedPod,
     /// Why containers wait, by name.
     pub(crate) waiting: &'a BTreeMap<String, Waiting>,
+    /// Which ends were our own doing.
+    pub(crate) loops: &'a CrashLoops,
     /// What probes say; `None`: the provider looks after them itself, and what it calls running is ready.
     pub(crate) healths: Option<&'a Healths>,
     /// How a resize stands.
@@ -93,7 +96,7 @@ pub(crate) fn build(facts: &Facts<'_>) -> PodStatus {
     let inits = container_statuses(facts, spec, inits, Kind::Init, &old);
     let mains = container_statuses(facts, spec, &spec.containers, Kind::Main, &old);
     let ephemerals = container_statuses(facts, spec, &ephemeral::all(spec), Kind::Ephemeral, &old);
-    let mut phase = phase(spec, &inits, &mains, facts.ended);
+    let mut phase = phase(facts, spec, &inits, &mains);
     let (mut reason, mut message) = (None, None);
     if let Some(verdict) = facts.verdict {
         phase = Phase::Failed;
@@ -194,7 +197,8 @@ fn has_run(status: &ContainerStatus) -> bool {
 }
 
 /// As `getPhase` of a kubelet.
-fn phase(spec: &PodSpec, inits: &[ContainerStatus], mains: &[ContainerStatus], ended: bool) -> Phase {
+fn phase(facts: &Facts<'_>, spec: &PodSpec, inits: &[ContainerStatus], mains: &[ContainerStatus]) -> Phase {
+    let ended = facts.ended;
     let (mut pending_init, mut pending_sidecar) = (false, false);
     let (mut running, mut waiting, mut stopped, mut restarting, mut succeeded) = (0, 0, 0, 0, 0);
     for container in spec.init_containers.iter().flatten() {
@@ -232,7 +236,8 @@ fn phase(spec: &PodSpec, inits: &[ContainerStatus], mains: &[ContainerStatus], e
             Some((false, Some(exit))) => {
                 stopped += 1;
                 succeeded += usize::from(exit.exit_code == 0);
-                restarting += usize::from(lifecycle::restarts(spec, container, false, exit.exit_code));
+                let restarts = lifecycle::restarts(spec, container, false, exit.exit_code);
+                restarting += usize::from(restarts || returns(facts, container));
             }
             _ => {
                 waiting += 1;
@@ -252,6 +257,12 @@ fn phase(spec: &PodSpec, inits: &[ContainerStatus], mains: &[ContainerStatus], e
         () if stopped > 0 => outcome,
         () => Phase::Pending,
     }
+}
+
+/// Whether a container comes back whatever its exit code: we have ended it for that, or its next run was made already.
+fn returns(facts: &Facts<'_>, container: &Container) -> bool {
+    let newest = facts.seen.container(&container.name);
+    newest.is_some_and(|newest| newest.state == State::Created || facts.loops.returns(newest))
 }
 
 fn addresses(facts: &Facts<'_>, spec: &PodSpec, old: &PodStatus) -> (Option<String>, Option<Vec<PodIP>>) {
@@ -349,12 +360,16 @@ fn container_status(
         }
     }
     let code = newest.and_then(observed::Container::exit).map(|exit| exit.code);
+    let returns = code.is_some() && newest.is_some_and(|newest| facts.loops.returns(newest));
     let will_run = newest.is_none_or(|newest| !newest.is_running())
         && code.is_none_or(|code| lifecycle::restarts(spec, container, is_init, code))
         && !(is_init && code == Some(0) && !is_sidecar(container));
+    // An end that the policy takes for the last one, the API server would not let it leave.
+    let again = Waiting { reason: "ContainerCreating".to_owned(), message: String::new() };
+    let why =
+        facts.waiting.get(&container.name).filter(|_| will_run || returns).or(returns.then_some(&again));
     if !facts.ended
-        && will_run
-        && let Some(why) = facts.waiting.get(&container.name)
+        && let Some(why) = why
     {
         if ended_in(status.state.as_ref()).is_some() {
             status.last_state = status.state.take();

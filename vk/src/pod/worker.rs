@@ -371,7 +371,7 @@ impl Worker {
         let spec = pod.spec.as_ref().unwrap_or(&default);
         match self.plan(spec, &seen) {
             Plan::Finished => {
-                if seen.containers.iter().any(Container::is_running) {
+                if seen.containers.iter().any(Container::may_run) {
                     // Sidecars, which have nobody left to serve.
                     self.report(pod, &seen, false).await?;
                     if !self.stop_containers(runtime, Some(pod)).await? {

@@ -132,6 +132,11 @@ impl Container {
     pub fn is_running(&self) -> bool {
         matches!(self.state, State::Running { .. })
     }
+
+    /// Whether it runs, or the provider can't rule it out.
+    pub fn may_run(&self) -> bool {
+        matches!(self.state, State::Running { .. } | State::Unknown)
+    }
 }
 
 impl ObservedPod {

@@ -315,7 +315,8 @@ fn what_fails_a_probe_is_killed_and_started_without_waiting() {
     let before = seen(true, vec![container("a", 1, running()), container("a", 0, exited(137, 0, 10))]);
     assert_eq!(planned_with(&spec, &before, &ill("a-1"), &mut loops), "kill a-1");
     // A kubelet counts the wait from the end before: here it was long ago.
-    loops.killed(&before, "a", "a-1");
+    let Plan::Run { kill, .. } = plan(&spec, &before, &ill("a-1"), &mut loops, at(100)) else { panic!() };
+    loops.killing(&before, &kill[0]);
     let after = seen(true, vec![container("a", 1, exited(137, 50, 99))]);
     assert_eq!(planned_with(&spec, &after, &Healths::default(), &mut loops), "start a:2");
     assert_eq!(planned(&spec, &after), "a waits until 109", "as it would after a crash");
@@ -327,6 +328,66 @@ fn what_fails_a_probe_is_killed_and_started_without_waiting() {
     assert_eq!(kill(&spec), "Container a failed liveness probe, will be restarted");
     spec.restart_policy = Some("Never".to_owned());
     assert_eq!(kill(&spec), "Container a failed liveness probe");
+}
+
+#[test]
+fn what_we_ended_is_started_again_whatever_its_exit_code_unless_the_policy_is_never() {
+    let before = seen(true, vec![container("a", 0, running())]);
+    let ill =
+        Healths([("a-0".to_owned(), Health { failed: Some(Kind::Liveness), ..Health::default() })].into());
+    let check = |policy: &str, own: Option<&str>, expected: &str| {
+        let mut spec = spec(policy, &[], &["a"]);
+        spec.containers[0].restart_policy = own.map(str::to_owned);
+        let mut loops = CrashLoops::default();
+        let Plan::Run { kill, .. } = plan(&spec, &before, &ill, &mut loops, at(100)) else { panic!() };
+        loops.killing(&before, &kill[0]);
+        let after = seen(true, vec![container("a", 0, exited(0, 0, 1))]);
+        let found = planned_with(&spec, &after, &Healths::default(), &mut loops);
+        assert_eq!(found, expected, "{policy} {own:?}");
+        // And the sandbox may be lost at the same time.
+        let lost = seen(false, after.containers);
+        let found = planned_with(&spec, &lost, &Healths::default(), &mut loops);
+        assert_eq!(found, if expected == "finished" { "finished" } else { "sandbox 1" }, "{policy} {own:?}");
+    };
+    check("OnFailure", None, "start a:1");
+    check("Never", None, "finished");
+    check("Never", Some("OnFailure"), "start a:1");
+    check("OnFailure", Some("Never"), "finished");
+}
+
+#[test]
+fn what_may_run_is_ended_before_the_next_one_starts() {
+    let all = with_sidecars("OnFailure", json!([sidecar("s"), { "name": "i" }]));
+    let lost = |name: &str| container(name, 0, State::Unknown);
+    let message = |containers, expected: &str| {
+        let plan =
+            plan(&all, &seen(true, containers), &Healths::default(), &mut CrashLoops::default(), at(100));
+        let Plan::Run { kill, start, .. } = plan else { panic!("{plan:?}") };
+        assert_eq!((kill.len(), start.len(), kill[0].message.as_str()), (1, 0, expected));
+    };
+    let s = || container("s", 0, running());
+    message(vec![s(), lost("a")], "Container is in \"unknown\" state, try killing it before restart");
+    let init = "Init container is in \"unknown\" state, try killing it before restart";
+    message(vec![lost("s"), container("a", 0, running())], init);
+    message(vec![s(), lost("i")], init);
+
+    let check = |policy: &str, state: State, expected: &str| {
+        let spec = spec(policy, &[], &["a"]);
+        let before = seen(true, vec![lost("a")]);
+        let mut loops = CrashLoops::default();
+        let Plan::Run { kill, .. } = plan(&spec, &before, &Healths::default(), &mut loops, at(100)) else {
+            panic!()
+        };
+        loops.killing(&before, &kill[0]);
+        assert_eq!(planned_with(&spec, &before, &Healths::default(), &mut loops), "kill a-0", "it failed");
+        loops.killed(&kill[0]);
+        let after = seen(true, vec![container("a", 0, state)]);
+        assert_eq!(planned_with(&spec, &after, &Healths::default(), &mut loops), expected, "{policy}");
+    };
+    check("OnFailure", exited(255, 0, 1), "start a:1");
+    check("OnFailure", exited(0, 0, 1), "finished");
+    check("Always", State::Unknown, "start a:1");
+    check("Never", State::Unknown, "finished");
 }
 
 #[test]

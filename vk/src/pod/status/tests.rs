@@ -59,6 +59,7 @@ struct Case<'a> {
     pod: &'a Pod,
     seen: ObservedPod,
     waiting: &'a [(&'a str, &'a str)],
+    loops: CrashLoops,
     healths: Healths,
     ended: bool,
     verdict: Option<Verdict>,
@@ -66,7 +67,8 @@ struct Case<'a> {
 
 impl<'a> Case<'a> {
     fn new(pod: &'a Pod, seen: ObservedPod) -> Self {
-        Self { pod, seen, waiting: &[], healths: Healths::default(), ended: false, verdict: None }
+        let (loops, healths) = (CrashLoops::default(), Healths::default());
+        Self { pod, seen, waiting: &[], loops, healths, ended: false, verdict: None }
     }
 
     fn build(&self) -> PodStatus {
@@ -77,6 +79,7 @@ impl<'a> Case<'a> {
             pod: self.pod,
             seen: &self.seen,
             waiting: &waiting.collect(),
+            loops: &self.loops,
             healths: Some(&self.healths),
             resize: &Resize::default(),
             memory_requests: &BTreeMap::new(),
@@ -163,6 +166,28 @@ fn a_pod_goes_through_its_phases() {
         seen(false, vec![container("a", 0, exited(1))]),
         "Failed | a:0 Error(1) | Initialized PodScheduled",
     );
+}
+
+#[test]
+fn what_we_ended_to_have_it_started_again_is_not_told_as_the_pods_end() {
+    let spec = json!({ "restartPolicy": "OnFailure", "containers": [{ "name": "a" }] });
+    let pod = pod(spec, json!({ "phase": "Running" }));
+    let ended = || seen(true, vec![container("a", 0, exited(0))]);
+    let check = |seen, loops: &CrashLoops, expected: &str| {
+        let case = Case { loops: loops.clone(), ..Case::new(&pod, seen) };
+        assert_eq!(case.brief().rsplit_once(" |").unwrap().0, expected);
+    };
+    let none = CrashLoops::default();
+    check(ended(), &none, "Succeeded | a:0 Completed(0)");
+    let mut loops = none.clone();
+    let (name, id, message) = ("a".to_owned(), "a0".to_owned(), String::new());
+    let kill = lifecycle::Kill { name, id, message, failed: None, returns: true };
+    loops.killing(&ObservedPod::default(), &kill);
+    check(ended(), &loops, "Running | a:0 ContainerCreating after Completed(0)");
+    let made = vec![container("a", 1, State::Created), container("a", 0, exited(0))];
+    check(seen(true, made), &none, "Running | a:1 waiting after Completed(0)");
+    let again = vec![container("a", 1, exited(0)), container("a", 0, exited(0))];
+    check(seen(true, again), &loops, "Succeeded | a:1 Completed(0) after Completed(0)");
 }
 
 #[test]

@@ -61,7 +61,7 @@ impl Worker {
     ) -> Result<Next, SyncError> {
         let mut endings = Vec::new();
         for kill in kills {
-            self.memory.loops.killed(seen, &kill.name, &kill.id);
+            self.memory.loops.killing(seen, kill);
             let own = ephemeral::named(pod, &kill.name)
                 .and_then(|container| probe::grace_seconds(&container, kill.failed?))
                 .map(|seconds| seconds.max(0).unsigned_abs());
@@ -74,7 +74,11 @@ impl Worker {
         }
         let ip = self.pod_ip(pod, seen);
         let unwanted = unwanted(self.latest.clone());
-        self.end_containers(runtime, Some(pod), &ip, endings, unwanted).await?;
+        if self.end_containers(runtime, Some(pod), &ip, endings, unwanted).await? {
+            for kill in kills {
+                self.memory.loops.killed(kill);
+            }
+        }
         Ok(Next::Again)
     }
 

@@ -55,6 +55,7 @@ impl Worker {
             pod,
             seen: &seen,
             waiting: &self.memory.waiting,
+            loops: &self.memory.loops,
             healths: healths.as_ref(),
             resize: &self.memory.given.resize,
             memory_requests: &self.memory.given.memory_requests(),

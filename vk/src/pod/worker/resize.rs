@@ -281,7 +281,7 @@ impl Worker {
         for Change { name, id, restart } in changes {
             if restart {
                 let message = format!("Container {name} resize requires restart");
-                kills.push(Kill { name, id, message, failed: None });
+                kills.push(Kill { name, id, message, failed: None, returns: true });
                 continue;
             }
             let Some(container) = ephemeral::own(spec, &name) else { continue };

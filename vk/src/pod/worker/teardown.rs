@@ -157,7 +157,7 @@ impl Worker {
         let endings: Vec<Ending> = seen
             .containers
             .iter()
-            .filter(|container| container.is_running())
+            .filter(|container| container.may_run())
             .map(|container| Ending {
                 name: container.name.clone(),
                 id: container.id.clone(),

@@ -79,6 +79,8 @@ struct Machine {
     endless: Option<String>,
     refuse_updates: Option<String>,
     forget_start: bool,
+    /// How containers end that are told to, unless with 143.
+    stopped_with: Option<i32>,
 }
 
 /// A container runtime.
@@ -200,6 +202,19 @@ impl Runtime {
         }
     }
 
+    /// The exit code of containers that are told to end, from now on.
+    pub(super) fn end_with(&self, code: i32) {
+        self.lock().stopped_with = Some(code);
+    }
+
+    /// Does not know any more what has become of the running containers of this name.
+    pub(super) fn lose_sight(&self, name: &str) {
+        for seen in self.lock().pods.values_mut() {
+            let running = seen.containers.iter_mut().filter(|container| container.is_running());
+            running.filter(|container| container.name == name).for_each(|lost| lost.state = State::Unknown);
+        }
+    }
+
     /// Ends all sandboxes with what runs in them.
     pub(super) fn lose_sandboxes(&self) {
         for seen in self.lock().pods.values_mut() {
@@ -229,12 +244,16 @@ impl Runtime {
 }
 
 fn end(container: &mut Container, code: i32) -> bool {
-    let State::Running { started_at } = container.state else { return false };
+    let (code, started_at) = match container.state {
+        State::Running { started_at } => (code, Some(started_at)),
+        State::Unknown => (255, None),
+        _ => return false,
+    };
     container.state = State::Exited(Exit {
         code,
         reason: "Error".to_owned(),
         message: String::new(),
-        started_at: Some(started_at),
+        started_at,
         finished_at: Some(Timestamp::now()),
     });
     true
@@ -417,8 +436,9 @@ impl ContainerRuntime for Runtime {
     async fn stop_container(&self, id: &str, grace_seconds: u64) -> Result<(), ProviderError> {
         {
             let mut machine = self.call("stop_container");
+            let code = machine.stopped_with.unwrap_or(143);
             if let Some(container) = machine.container(id) {
-                end(container, 143);
+                end(container, code);
                 let name = container.name.clone();
                 machine.story.push(format!("stop {name}"));
                 machine.graces.insert(name, grace_seconds);

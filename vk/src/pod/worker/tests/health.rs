@@ -97,6 +97,43 @@ async fn a_failed_liveness_probe_restarts_with_its_own_grace_period() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_we_end_is_started_again_however_well_it_ends() {
+    let world = World::new();
+    world.runtime.end_with(0);
+    let _daemon = start(&world);
+    let mut spec = spec("OnFailure");
+    spec["containers"][0]["livenessProbe"] = probe("alive");
+    spec["containers"][0]["livenessProbe"]["initialDelaySeconds"] = json!(2);
+    let uid = world.api.create("web", spec);
+    wait(|| world.runtime.ran("alive") > 0).await;
+    world.runtime.answer_with("alive", Some(1));
+    wait(|| world.runtime.calls("stop_container") > 0).await;
+    world.runtime.answer_with("alive", Some(0));
+    wait(|| main_status(&world, &uid)["restartCount"] == 1 && world.api.phase(&uid) == "Running").await;
+    assert_eq!(main_status(&world, &uid)["lastState"]["terminated"]["exitCode"], 0);
+    // When it ends by itself, that is the end.
+    world.runtime.exit("main", 0);
+    wait(|| world.api.phase(&uid) == "Succeeded").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_still_run_is_ended_before_its_successor_starts_and_with_its_pod() {
+    let world = World::new();
+    let first = start(&world);
+    let uid = world.api.create("web", spec("Always"));
+    wait(|| world.api.phase(&uid) == "Running").await;
+    drop(first);
+    world.runtime.lose_sight("main");
+    let _second = start(&world);
+    wait(|| main_status(&world, &uid)["restartCount"] == 1).await;
+    assert_eq!(world.runtime.story(), ["start main", "stop main", "start main"]);
+    world.runtime.lose_sight("main");
+    world.api.delete(&uid, 5);
+    wait(|| world.api.is_gone(&uid) && world.is_empty()).await;
+    assert_eq!(world.runtime.story()[3..], ["stop main"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_runs_once_ends_when_its_liveness_probe_fails() {
     let world = World::new();
     world.runtime.answer_with("alive", Some(1));
