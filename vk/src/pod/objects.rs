@@ -4,6 +4,8 @@
 //! What was read once serves every pod that was bound before that moment; a pod bound later gets a fresh read. So a hundred pods of
 //! a Job cost one read, and no pod starts with content from before its creation. What a running pod has in its files is watched, object by
 //! object, as long as one does.
+//!
+//! While the API server is away what it said last serves, whatever its age: of all that the node's pods name it is kept.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,10 +22,16 @@ use k8s_openapi::api::{
 use kube::{Api, Client, api::PostParams};
 use tokio::sync::Notify;
 
-use self::watch::{Caches, Watches};
+use self::{
+    asking::{Asking, allowed},
+    cache::{Cache, Caches, Said, Slot},
+    watch::Watches,
+};
 use super::resources::Amounts;
 use crate::identity::chain;
 
+mod asking;
+mod cache;
 mod watch;
 
 pub(crate) use watch::Following;
@@ -42,6 +50,13 @@ pub(crate) enum Missing {
 pub(crate) struct References {
     pub(crate) config_maps: BTreeSet<String>,
     pub(crate) secrets: BTreeSet<String>,
+}
+
+impl References {
+    pub(crate) fn extend(&mut self, others: Self) {
+        self.config_maps.extend(others.config_maps);
+        self.secrets.extend(others.secrets);
+    }
 }
 
 /// All that a pod's volumes name.
@@ -110,22 +125,42 @@ impl Token {
     }
 }
 
+/// What a pod names, kept for as long as this is.
+#[derive(Default)]
+pub(crate) struct Held {
+    config_maps: BTreeMap<String, Arc<Slot<ConfigMap>>>,
+    secrets: BTreeMap<String, Arc<Slot<Secret>>>,
+}
+
 /// Reads objects for the node's pods.
 pub(crate) struct Reader {
     client: Client,
+    asking: Asking,
     caches: Arc<Caches>,
     watches: Watches,
     node: Mutex<Option<(Instant, Arc<Node>)>>,
+    /// By `RuntimeClass`. Kubernetes lets none of them change.
+    handlers: Mutex<BTreeMap<String, String>>,
 }
 
 impl Reader {
     pub(crate) fn new(client: Client) -> Self {
         let caches = Arc::<Caches>::default();
         let watches = Watches::new(client.clone(), Arc::clone(&caches));
-        Self { client, caches, watches, node: Mutex::default() }
+        let (node, handlers) = (Mutex::default(), Mutex::default());
+        Self { client, asking: Asking::default(), caches, watches, node, handlers }
     }
 
-    /// Reads what the references lead to; nothing in the answer was read before `not_before`.
+    /// Has what these lead to kept as long as `held` is, from when it is read. Which of them were not held before.
+    pub(crate) fn hold(&self, namespace: &str, references: &References, held: &mut Held) -> References {
+        let (config_maps, secrets) = (&references.config_maps, &references.secrets);
+        References {
+            config_maps: hold(&self.caches.config_maps, namespace, config_maps, &mut held.config_maps),
+            secrets: hold(&self.caches.secrets, namespace, secrets, &mut held.secrets),
+        }
+    }
+
+    /// Reads what the references lead to; nothing in the answer was read before `not_before`, unless the API server is away.
     pub(crate) async fn load(
         &self,
         namespace: &str,
@@ -135,12 +170,14 @@ impl Reader {
         let mut objects = Objects::default();
         for name in &references.config_maps {
             let api = Api::namespaced(self.client.clone(), namespace);
-            let object = read(&self.caches.config_maps, api, "configmap", namespace, name, not_before).await;
+            let slot = self.caches.config_maps.slot(namespace, name);
+            let object = read(&self.asking, &slot, api, "configmap", name, not_before).await;
             objects.config_maps.insert(name.clone(), object);
         }
         for name in &references.secrets {
             let api = Api::namespaced(self.client.clone(), namespace);
-            let object = read(&self.caches.secrets, api, "secret", namespace, name, not_before).await;
+            let slot = self.caches.secrets.slot(namespace, name);
+            let object = read(&self.asking, &slot, api, "secret", name, not_before).await;
             objects.secrets.insert(name.clone(), object);
         }
         objects
@@ -176,30 +213,40 @@ impl Reader {
         };
         let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
         let requested_at = Timestamp::now();
-        let asked =
-            allowed(|| async { api.create_token_request(account, &PostParams::default(), &request).await })
-                .await;
+        let parameters = PostParams::default();
+        let ask = || api.create_token_request(account, &parameters, &request);
+        let asked = allowed(|| self.asking.ask(None, ask())).await;
         let status = asked.map_err(|error| chain(&error))?.status.ok_or("the answer has no token")?;
         Ok(Token { text: status.token, requested_at, expires_at: status.expiration_timestamp.0 })
     }
 
-    /// The node, as of so long ago at most.
+    /// The node, as of so long ago at most; while the API server is away, as it was last, unless `age` is zero: as of now or not at all.
     pub(crate) async fn node(&self, name: &str, age: Duration) -> Result<Arc<Node>, kube::Error> {
-        if let Some((at, node)) = &*self.node.lock().unwrap_or_else(PoisonError::into_inner)
+        let last = || self.node.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = last().clone();
+        if let Some((at, node)) = &known
             && at.elapsed() < age
         {
             return Ok(Arc::clone(node));
         }
+        let older = known.filter(|_| !age.is_zero()).map(|(_, node)| node);
         let api: Api<Node> = Api::all(self.client.clone());
-        let node = Arc::new(api.get(name).await?);
-        *self.node.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), Arc::clone(&node)));
-        Ok(node)
+        let ask = async {
+            let node = Arc::new(api.get(name).await?);
+            *last() = Some((Instant::now(), Arc::clone(&node)));
+            Ok(node)
+        };
+        self.asking.ask(older, ask).await
     }
 
     /// The handler that a `RuntimeClass` names.
     pub(crate) async fn runtime_handler(&self, class: &str) -> Result<String, kube::Error> {
+        let known = || self.handlers.lock().unwrap_or_else(PoisonError::into_inner);
+        let older = known().get(class).cloned();
         let api: Api<RuntimeClass> = Api::all(self.client.clone());
-        Ok(api.get(class).await?.handler)
+        let handler = self.asking.ask(older, async { Ok(api.get(class).await?.handler) }).await?;
+        known().insert(class.to_owned(), handler.clone());
+        Ok(handler)
     }
 }
 
@@ -208,41 +255,44 @@ pub(crate) fn allocatable(node: &Node) -> Amounts {
     node.status.as_ref().and_then(|status| status.allocatable.clone()).unwrap_or_default()
 }
 
-/// Asks for what this node may have because of a pod. The authorizer hears that the pod is here by a watch of its own, and may hear it
-/// later than we: for a moment, no is no answer.
-async fn allowed<T, F>(ask: impl Fn() -> F) -> kube::Result<T>
-where
-    F: Future<Output = kube::Result<T>>,
-{
-    for pause in [100, 200, 400, 800, 1500].map(Duration::from_millis) {
-        match ask().await {
-            Err(kube::Error::Api(status)) if status.is_forbidden() => tokio::time::sleep(pause).await,
-            answer => return answer,
-        }
-    }
-    ask().await
-}
-
 async fn read<T>(
-    cache: &watch::Cache<T>,
+    asking: &Asking,
+    slot: &Slot<T>,
     api: Api<T>,
     kind: &'static str,
-    namespace: &str,
     name: &str,
     not_before: Instant,
 ) -> Result<Arc<T>, Missing>
 where
     T: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
 {
-    if let Some(object) = cache.get(namespace, name, not_before) {
+    if let Some(object) = slot.get(not_before) {
         return Ok(object);
     }
-    let asked_at = Instant::now();
-    match allowed(|| api.get_opt(name)).await {
-        Ok(Some(object)) => Ok(cache.put(namespace, name, asked_at, object)),
-        Ok(None) => Err(Missing::NotFound { kind, name: name.to_owned() }),
+    let ask = || async {
+        let asked_at = Instant::now();
+        let Some(object) = api.get_opt(name).await? else {
+            slot.gone(asked_at);
+            return Ok(Said::Gone);
+        };
+        Ok(Said::There(slot.put(asked_at, object)))
+    };
+    match allowed(|| asking.ask(slot.last(), ask())).await {
+        Ok(Said::There(object)) => Ok(object),
+        Ok(Said::Gone) => Err(Missing::NotFound { kind, name: name.to_owned() }),
         Err(error) => Err(Missing::Unreadable { kind, name: name.to_owned(), message: chain(&error) }),
     }
+}
+
+fn hold<T>(
+    cache: &Cache<T>,
+    namespace: &str,
+    names: &BTreeSet<String>,
+    held: &mut BTreeMap<String, Arc<Slot<T>>>,
+) -> BTreeSet<String> {
+    let new: BTreeSet<String> = names.iter().filter(|name| !held.contains_key(*name)).cloned().collect();
+    held.extend(new.iter().map(|name| (name.clone(), cache.slot(namespace, name))));
+    new
 }
 
 #[cfg(test)]
@@ -296,24 +346,6 @@ mod tests {
         };
         assert_eq!(objects.secret("s", true), Err(unreadable));
         assert_eq!(objects.secret("other", true), Ok(None));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_is_not_allowed_yet_is_asked_for_again_and_what_never_is_is_told() {
-        use std::cell::Cell;
-
-        let no = || kube::core::Status::failure("no relationship found", "Forbidden").with_code(403).boxed();
-        let asked = Cell::new(0);
-        let ask = |yes_from: u32| {
-            asked.set(asked.get() + 1);
-            let answer = if asked.get() < yes_from { Err(kube::Error::Api(no())) } else { Ok(asked.get()) };
-            std::future::ready(answer)
-        };
-        assert_eq!(allowed(|| ask(3)).await.unwrap(), 3);
-        asked.set(0);
-        let refused = allowed(|| ask(u32::MAX)).await.unwrap_err();
-        assert_eq!(chain(&refused), "no relationship found");
-        assert_eq!(asked.get(), 6);
     }
 
     #[test]

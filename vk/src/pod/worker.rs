@@ -37,7 +37,7 @@ use super::{
     files::{FilesError, PodFolder},
     ledger::Ledger,
     lifecycle::{self, CrashLoops, Plan, Wait},
-    objects::Reader,
+    objects::{Held, Reader},
     ports::Ports,
     probe::{counts::Counts, watch::Prober},
     spec::pod_ref,
@@ -172,6 +172,8 @@ struct Memory {
     first_seen: Instant,
     /// What was read before does not go into the pod.
     fresh_since: Instant,
+    /// What the pod's containers are started from while the API server is away.
+    held: Mutex<Held>,
     retry: Backoff,
     /// Between tries to start containers that can't be.
     start_again: Backoff,
@@ -231,6 +233,7 @@ impl Worker {
             memory: Memory {
                 first_seen: Instant::now(),
                 fresh_since: Instant::now(),
+                held: Mutex::default(),
                 retry: Backoff::new(RETRY.0, RETRY.1),
                 start_again: Backoff::new(RETRY.0, RETRY.1),
                 loops: CrashLoops::default(),
@@ -451,6 +454,7 @@ impl Worker {
             }
         }
         let refresh = self.refresh_volumes(pod).await;
+        self.read_ahead(pod, seen).await;
         let Some(look) = self.check_storage(pod).await else { return Ok(None) };
         Ok(Some([refresh, look].into_iter().flatten().min()))
     }

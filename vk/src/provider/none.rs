@@ -208,6 +208,7 @@ impl Remembered {
             ready: true,
             created_at: self.since,
             ips: vec![self.address],
+            runtime_handler: String::new(),
         };
         let container = |claimed: &Claimed| Container {
             id: format!("{uid}-{}", claimed.name),

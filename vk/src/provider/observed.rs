@@ -52,6 +52,8 @@ pub struct Sandbox {
     pub created_at: Timestamp,
     /// The pod's addresses; none on the node's network.
     pub ips: Vec<IpAddr>,
+    /// The runtime handler that it was made by; empty: the default one, or not told.
+    pub runtime_handler: String,
 }
 
 /// One attempt at running one container of the pod.

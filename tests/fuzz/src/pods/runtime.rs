@@ -166,7 +166,9 @@ impl ContainerRuntime for Runtime {
         }
         let ips = if sandbox.namespaces.host_network { Vec::new() } else { vec![[10, 1, 0, 9].into()] };
         let (attempt, created_at) = (sandbox.attempt, Timestamp::now());
-        seen.sandboxes.insert(0, Sandbox { id: id.clone(), attempt, ready: true, created_at, ips });
+        let runtime_handler = sandbox.runtime_handler.clone();
+        seen.sandboxes
+            .insert(0, Sandbox { id: id.clone(), attempt, ready: true, created_at, ips, runtime_handler });
         machine.sandboxes.push(sandbox.clone());
         Ok(id)
     }

@@ -45,9 +45,14 @@ fn running() -> State {
     State::Running { started_at: at(0) }
 }
 
+fn sandbox(id: &str, attempt: u32, ready: bool, created_at: Timestamp) -> Sandbox {
+    let (ips, runtime_handler) = (Vec::new(), String::new());
+    Sandbox { id: id.to_owned(), attempt, ready, created_at, ips, runtime_handler }
+}
+
 fn seen(ready: bool, mut containers: Vec<observed::Container>) -> ObservedPod {
     containers.sort_by_key(|container| std::cmp::Reverse(container.attempt));
-    let sandbox = Sandbox { id: "s0".into(), attempt: 0, ready, created_at: at(0), ips: Vec::new() };
+    let sandbox = sandbox("s0", 0, ready, at(0));
     ObservedPod { sandboxes: vec![sandbox], containers }
 }
 
@@ -174,8 +179,7 @@ fn a_lost_sandbox_is_replaced_if_anything_shall_run_again() {
 fn in_a_new_sandbox_old_containers_are_restarted_and_init_containers_run_again() {
     let spec = spec("Always", &["i"], &["a"]);
     let mut pod = seen(true, vec![container("i", 0, exited(0, 0, 1)), container("a", 3, exited(137, 2, 3))]);
-    pod.sandboxes
-        .insert(0, Sandbox { id: "s1".into(), attempt: 1, ready: true, created_at: at(9), ips: vec![] });
+    pod.sandboxes.insert(0, sandbox("s1", 1, true, at(9)));
     assert_eq!(planned(&spec, &pod), "start i:1");
     let mut again = container("i", 1, exited(0, 10, 11));
     again.sandbox_id = "s1".into();

@@ -23,69 +23,14 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
-use super::{Missing, Objects};
+use super::{
+    Missing, Objects,
+    cache::{Cache, Caches, version},
+};
 use crate::watching;
 
 /// Pods that run shorter than this are not worth a watch.
 const SETTLE: Duration = Duration::from_secs(3);
-/// What is older has no running reader.
-const KEEP: Duration = Duration::from_hours(1);
-
-/// By namespace and name, with the moment of reading.
-type Entries<T> = HashMap<(String, String), (Instant, Arc<T>)>;
-
-/// The objects that were read last.
-pub(super) struct Cache<T>(Mutex<Entries<T>>);
-
-impl<T> Default for Cache<T> {
-    fn default() -> Self {
-        Self(Mutex::default())
-    }
-}
-
-impl<T: Resource> Cache<T> {
-    fn lock(&self) -> MutexGuard<'_, Entries<T>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The object, if it was read since.
-    pub(super) fn get(&self, namespace: &str, name: &str, not_before: Instant) -> Option<Arc<T>> {
-        let entries = self.lock();
-        let (at, object) = entries.get(&(namespace.to_owned(), name.to_owned()))?;
-        (*at >= not_before).then(|| Arc::clone(object))
-    }
-
-    /// Keeps the object, unless a newer one is there already, and returns what is kept.
-    pub(super) fn put(&self, namespace: &str, name: &str, at: Instant, object: T) -> Arc<T> {
-        let mut entries = self.lock();
-        entries.retain(|_, (at, _)| at.elapsed() < KEEP);
-        let key = (namespace.to_owned(), name.to_owned());
-        if let Some((_, kept)) = entries.get(&key)
-            && kept.meta().uid == object.meta().uid
-            && version(kept.as_ref()) > version(&object)
-        {
-            return Arc::clone(kept);
-        }
-        let object = Arc::new(object);
-        entries.insert(key, (at, Arc::clone(&object)));
-        object
-    }
-
-    fn forget(&self, namespace: &str, name: &str) {
-        self.lock().remove(&(namespace.to_owned(), name.to_owned()));
-    }
-}
-
-#[derive(Default)]
-pub(super) struct Caches {
-    pub(super) config_maps: Cache<ConfigMap>,
-    pub(super) secrets: Cache<Secret>,
-}
-
-/// Kubernetes promises that these numbers can be compared.
-fn version(object: &impl Resource) -> u128 {
-    object.meta().resource_version.as_deref().and_then(|text| text.parse().ok()).unwrap_or(0)
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Kind {
@@ -278,12 +223,14 @@ async fn watch<T>(
     T: Resource + Clone + std::fmt::Debug + DeserializeOwned + Send + 'static,
 {
     tokio::time::sleep(settle).await;
+    let Some(slot) = inner.upgrade().map(|inner| cache(&inner.caches).slot(&key.namespace, &key.name)) else {
+        return;
+    };
     let config = watcher::Config::default().fields(&format!("metadata.name={}", key.name));
     let mut events = std::pin::pin!(watching::watch(api, config).default_backoff());
     let mut listed = false;
     while let Some(event) = events.next().await {
         let Some(inner) = inner.upgrade() else { return };
-        let cache = cache(&inner.caches);
         match event {
             Ok(watcher::Event::Init) => listed = false,
             Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => {
@@ -291,17 +238,17 @@ async fn watch<T>(
                 if object.name_any() == key.name {
                     listed = true;
                     let said = Look { exists: true, version: version(&object) };
-                    cache.put(&key.namespace, &key.name, Instant::now(), object);
+                    slot.put(Instant::now(), object);
                     inner.hear(&key, said);
                 }
             }
             Ok(watcher::Event::InitDone) if listed => {}
             Ok(watcher::Event::InitDone) => {
-                cache.forget(&key.namespace, &key.name);
+                slot.gone(Instant::now());
                 inner.hear(&key, Look { exists: false, version: u128::MAX });
             }
             Ok(watcher::Event::Delete(object)) => {
-                cache.forget(&key.namespace, &key.name);
+                slot.gone(Instant::now());
                 inner.hear(&key, Look { exists: false, version: version(&object) });
             }
             Err(error) => {

@@ -23,7 +23,8 @@ fn once() -> serde_json::Value {
 
 fn seen(ready: bool, containers: Vec<observed::Container>) -> ObservedPod {
     let ips = if ready { vec!["10.1.0.9".parse().unwrap()] } else { Vec::new() };
-    let sandbox = Sandbox { id: "s".into(), attempt: 0, ready, created_at: at(0), ips };
+    let sandbox =
+        Sandbox { id: "s".into(), attempt: 0, ready, created_at: at(0), ips, runtime_handler: String::new() };
     ObservedPod { sandboxes: vec![sandbox], containers }
 }
 

@@ -157,10 +157,7 @@ impl Worker {
 
     /// The pod's `imagePullSecrets` that are there.
     async fn pull_secrets(&self, pod: &Pod) -> Vec<Secret> {
-        let named = pod.spec.as_ref().and_then(|spec| spec.image_pull_secrets.as_deref()).unwrap_or_default();
-        // The API server once let in some without a name.
-        let wanted: Vec<_> =
-            named.iter().map(|secret| secret.name.clone()).filter(|name| !name.is_empty()).collect();
+        let wanted: Vec<_> = pull_secrets(pod).collect();
         let references =
             objects::References { secrets: wanted.iter().cloned().collect(), ..Default::default() };
         let objects = self.load(&references).await;
@@ -223,6 +220,12 @@ async fn pull_with(
     }
     written(access.failed(image))?;
     Err(together(errors))
+}
+
+/// The names of the pod's `imagePullSecrets`. The API server once let in some without one.
+pub(super) fn pull_secrets(pod: &Pod) -> impl Iterator<Item = String> {
+    let named = pod.spec.as_ref().and_then(|spec| spec.image_pull_secrets.as_deref()).unwrap_or_default();
+    named.iter().map(|secret| secret.name.clone()).filter(|name| !name.is_empty())
 }
 
 /// The reason of a failed pull and its message, as a kubelet tells them: some refusals have words of their own.

@@ -50,7 +50,7 @@ impl Worker {
         let seen = self.with_messages(pod, seen.clone()).await;
         let healths = self.follow(pod, &seen);
         // Not known is no reason to say nothing.
-        let deep_read_only = self.deep_read_only(pod).await.unwrap_or(false);
+        let deep_read_only = self.deep_read_only(pod, seen.sandbox()).await.unwrap_or(false);
         let wanted = status::build(&Facts {
             pod,
             seen: &seen,

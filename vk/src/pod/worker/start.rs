@@ -70,7 +70,11 @@ impl Worker {
             let message = format!("Failed to create pod sandbox: {why}");
             self.shared.recorder.pod(pod, Kind::Warning, "FailedCreatePodSandBox", &message);
         };
-        let sandbox = match self.sandbox_spec(pod, attempt).await {
+        let spec = match self.runtime_handler(pod).await {
+            Ok(handler) => self.sandbox_spec(pod, attempt, handler).await,
+            Err(error) => Err(error),
+        };
+        let sandbox = match spec {
             Err(error @ (SyncError::Waiting(_) | SyncError::Api { source: kube::Error::Api(_), .. })) => {
                 tell(&chain(&error));
                 return Err(error);
@@ -96,9 +100,8 @@ impl Worker {
         asked.map_err(|source| SyncError::Api { operation: "show the pod's RuntimeClass", source })
     }
 
-    async fn sandbox_spec(&self, pod: &Pod, attempt: u32) -> Result<SandboxSpec, SyncError> {
+    async fn sandbox_spec(&self, pod: &Pod, attempt: u32, handler: String) -> Result<SandboxSpec, SyncError> {
         let settings = &self.shared.settings;
-        let handler = self.runtime_handler(pod).await?;
         let hostname = network::hostname(pod, &settings.cluster_domain).map_err(SyncError::Waiting)?;
         let text = tokio::fs::read_to_string(&settings.resolv_conf).await.unwrap_or_default();
         let machine = network::parse_resolv_conf(&text);
@@ -308,7 +311,7 @@ impl Worker {
             self.memory.read_again(Instant::now());
             config_error(error.to_string())
         })?;
-        let deep_read_only = self.deep_read_only(pod).await?;
+        let deep_read_only = self.deep_read_only(pod, Some(sandbox)).await?;
         let uses = spec::volume_uses(pod_spec, container, &env, deep_read_only).map_err(config_error)?;
 
         let hosts = self.hosts_text(pod, host_network, &pod_ips).await?;
@@ -352,7 +355,8 @@ impl Worker {
         self.memory.hosts = Some((sandbox.id.clone(), own.hosts.clone()));
 
         self.enforced(&start.name).await?;
-        let sandbox_spec = self.sandbox_spec(pod, sandbox.attempt).await?;
+        let handler = sandbox.runtime_handler.clone();
+        let sandbox_spec = self.sandbox_spec(pod, sandbox.attempt, handler).await?;
         let memory = self.shared.machine_memory;
         let mut made = spec::container(pod_spec, container, start.attempt, image, env, mounts, &own, memory)
             .map_err(|error| config_error(error.to_string()))?;

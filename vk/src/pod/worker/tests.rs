@@ -5,6 +5,7 @@ pub(in crate::pod) mod fakes;
 mod hand_over;
 mod health;
 mod joining;
+mod outages;
 mod pulling;
 mod resizing;
 mod services;

@@ -21,7 +21,7 @@ use crate::{
         objects::{self, Following},
         volumes::{self, Content},
     },
-    provider::Provider,
+    provider::{Provider, observed::Sandbox},
 };
 
 /// After something went wrong with the volumes of a running pod they are tried again, and objects that were read so lately serve again.
@@ -101,7 +101,11 @@ impl Worker {
     }
 
     /// Whether the pod's runtime can make mounts within mounts read-only. Asked once, and only for pods to which it matters.
-    pub(super) async fn deep_read_only(&mut self, pod: &Pod) -> Result<bool, SyncError> {
+    pub(super) async fn deep_read_only(
+        &mut self,
+        pod: &Pod,
+        sandbox: Option<&Sandbox>,
+    ) -> Result<bool, SyncError> {
         if let Some(known) = self.memory.deep_read_only {
             return Ok(known);
         }
@@ -111,7 +115,11 @@ impl Worker {
         }
         let known = match &self.shared.provider {
             Provider::Runtime(runtime) => {
-                let handler = self.runtime_handler(pod).await?;
+                // What the sandbox was made by holds, whatever has become of the RuntimeClass.
+                let handler = match sandbox.map(|sandbox| &sandbox.runtime_handler) {
+                    Some(told) if !told.is_empty() => told.clone(),
+                    _ => self.runtime_handler(pod).await?,
+                };
                 Arc::clone(runtime).recursive_read_only(&handler).await?
             }
             Provider::PodService(_) => false,

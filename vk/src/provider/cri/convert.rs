@@ -328,6 +328,7 @@ pub(super) fn pods(
             created_at: timestamp(sandbox.created_at).unwrap_or_default(),
             id: sandbox.id,
             ips: Vec::new(),
+            runtime_handler: sandbox.runtime_handler,
         });
     }
     for container in containers {
@@ -403,6 +404,7 @@ fn sandbox(status: wire::PodSandboxStatus) -> Sandbox {
         created_at: timestamp(status.created_at).unwrap_or_default(),
         id: status.id,
         ips,
+        runtime_handler: status.runtime_handler,
     }
 }
 

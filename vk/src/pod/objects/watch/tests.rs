@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::{
     fake_api::{self, Answer, Calls},
-    pod::objects::{References, read},
+    pod::objects::{References, asking::Asking, read},
 };
 
 /// One config map on an API server, and those who watch it.
@@ -100,7 +100,8 @@ impl Case {
         for name in references.config_maps {
             let api = Api::namespaced(self.client.clone(), "ns");
             let long_ago = Instant::now().checked_sub(Duration::from_secs(30)).unwrap();
-            let object = read(&self.caches.config_maps, api, "configmap", "ns", &name, long_ago).await;
+            let slot = self.caches.config_maps.slot("ns", &name);
+            let object = read(&Asking::default(), &slot, api, "configmap", &name, long_ago).await;
             objects.config_maps.insert(name, object);
         }
         objects

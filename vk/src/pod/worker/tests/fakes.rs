@@ -138,6 +138,13 @@ impl Runtime {
         self.lock().commands.insert(command.to_owned(), code);
     }
 
+    /// What the pod's sandbox was made by.
+    pub(super) fn handler(&self, uid: &str) -> Option<String> {
+        let machine = self.lock();
+        let (_, seen) = machine.pods.iter().find(|(pod, _)| pod.uid == uid)?;
+        Some(seen.sandbox()?.runtime_handler.clone())
+    }
+
     /// What the newest container of this name was made from.
     pub(super) fn spec(&self, name: &str) -> Option<ContainerSpec> {
         self.lock().specs.get(name).cloned()
@@ -319,8 +326,16 @@ impl ContainerRuntime for Runtime {
                 Err(exists("create_sandbox"))
             } else {
                 let (attempt, created_at) = (sandbox.attempt, Timestamp::now());
-                seen.sandboxes
-                    .insert(0, Sandbox { id: id.clone(), attempt, ready: true, created_at, ips: vec![ip] });
+                let runtime_handler = sandbox.runtime_handler.clone();
+                let sandbox = Sandbox {
+                    id: id.clone(),
+                    attempt,
+                    ready: true,
+                    created_at,
+                    ips: vec![ip],
+                    runtime_handler,
+                };
+                seen.sandboxes.insert(0, sandbox);
                 Ok(id)
             }
         };

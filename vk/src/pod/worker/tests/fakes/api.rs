@@ -36,6 +36,12 @@ struct Cluster {
     /// What happened, by version.
     told: Vec<(u64, Value)>,
     version: u64,
+    /// What else there is, by path.
+    objects: BTreeMap<String, Value>,
+    /// How often each of those was read, or looked for.
+    reads: BTreeMap<String, usize>,
+    /// Every call fails with this.
+    broken: Option<u16>,
     fail_lists: bool,
     /// So often what is asked to be deleted is said not to be there.
     deny_deletes: u32,
@@ -93,6 +99,24 @@ impl Api {
     /// A forced deletion: the object is gone at once.
     pub(in crate::pod::worker::tests) fn vanish(&self, uid: &str) {
         self.lock().remove(uid);
+    }
+
+    /// An object beside the pods; `None`: there is none of that path.
+    pub(in crate::pod::worker::tests) fn set(&self, path: &str, object: Option<Value>) {
+        match object {
+            Some(object) => drop(self.lock().objects.insert(path.to_owned(), object)),
+            None => drop(self.lock().objects.remove(path)),
+        }
+    }
+
+    /// How often the object was asked for.
+    pub(in crate::pod::worker::tests) fn reads(&self, path: &str) -> usize {
+        self.lock().reads.get(path).copied().unwrap_or(0)
+    }
+
+    /// From now on every call fails with this code; `None`: no more.
+    pub(in crate::pod::worker::tests) fn fail_all(&self, code: Option<u16>) {
+        self.lock().broken = code;
     }
 
     pub(in crate::pod::worker::tests) fn fail_lists(&self, fail: bool) {
@@ -156,6 +180,15 @@ impl Api {
             Answer::ok(json!({ "kind": "List", "apiVersion": "v1", "items": items,
                 "metadata": { "resourceVersion": version.to_string() } }))
         };
+        if call.method == "GET" {
+            *cluster.reads.entry(call.path.clone()).or_default() += 1;
+        }
+        if let Some(code) = cluster.broken {
+            return Answer::status(code, "ServiceUnavailable");
+        }
+        if let Some(object) = cluster.objects.get(&call.path).filter(|_| call.method == "GET") {
+            return Answer::ok(object.clone());
+        }
         let name = call.path.trim_end_matches("/status").rsplit('/').next().unwrap_or_default();
         match call.name().as_str() {
             "GET /api/v1/nodes/vk" => Answer::ok(json!({ "kind": "Node", "apiVersion": "v1",
