@@ -20,6 +20,8 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use super::{probe::is_sidecar, resources, volumes};
 
 const RESOURCE: &str = "ephemeral-storage";
+/// `SystemCriticalPriority`. A kubelet calls static pods critical too, which this node does not have.
+const SYSTEM_CRITICAL: i32 = 2_000_000_000;
 
 /// A limit in bytes, and as the pod writes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,8 +72,11 @@ pub(crate) struct Used {
     pub(crate) files: u64,
 }
 
-/// What the pod may take; `None`: as much as there is.
+/// What the pod may take; `None`: as much as there is. A pod that the cluster can't do without is never evicted, whatever its limits.
 pub(crate) fn limits(spec: &PodSpec) -> Option<Limits> {
+    if spec.priority.is_some_and(|priority| priority >= SYSTEM_CRITICAL) {
+        return None;
+    }
     let mut of_volumes = BTreeMap::new();
     let mut on_disk = BTreeSet::new();
     for volume in spec.volumes.iter().flatten() {

@@ -22,6 +22,14 @@ fn pods_without_a_limit_are_not_looked_at() {
 }
 
 #[test]
+fn what_the_cluster_needs_is_never_evicted() {
+    for (priority, is_limited) in [(1_999_999_999, true), (2_000_000_000, false), (2_000_001_000, false)] {
+        let pod = json!({ "priority": priority, "containers": [container("a", "1Mi")] });
+        assert_eq!(limits(&spec(&pod)).is_some(), is_limited, "{priority}");
+    }
+}
+
+#[test]
 fn only_what_limits_name_is_measured() {
     let volumes = json!([
         { "name": "e", "emptyDir": {} }, { "name": "l", "emptyDir": { "sizeLimit": "1Ki" } },
