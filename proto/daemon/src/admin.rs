@@ -16,13 +16,21 @@ use axum::{
     routing::get,
 };
 use hyper::server::conn::http1;
-use hyper_util::{rt::TokioIo, server::graceful::GracefulShutdown, service::TowerToHyperService};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+    service::TowerToHyperService,
+};
 use prometheus_client::registry::Registry;
 use tokio::{net::TcpListener, task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 /// How long to wait when no connection can be accepted, as when all descriptors are in use.
 const RETRY: Duration = Duration::from_millis(100);
+/// Connections at a time: a few scrapers and the kubelet's probes. More wait until one ends.
+const MAX_CONNECTIONS: usize = 64;
+/// From the first look for a request to the end of its head; so an idle connection lives as long, too, and makes room.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Named conditions that must all hold before the daemon calls itself ready. Clones and parts share one state.
 #[derive(Debug, Clone, Default)]
@@ -107,12 +115,14 @@ async fn accept(listener: TcpListener, router: Router, stop: CancellationToken) 
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
             Some(_) = connections.join_next() => continue,
-            accepted = listener.accept() => accepted,
+            accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => accepted,
         };
         match accepted {
             Ok((stream, _)) => {
-                let connection =
-                    http1::Builder::new().serve_connection(TokioIo::new(stream), service.clone());
+                let connection = http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(HEAD_TIMEOUT)
+                    .serve_connection(TokioIo::new(stream), service.clone());
                 let connection = graceful.watch(connection);
                 connections.spawn(async move {
                     if let Err(error) = connection.await {
@@ -189,6 +199,36 @@ mod tests {
             assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "told to go");
         };
         tokio::join!(serving, client);
+    }
+
+    #[tokio::test]
+    async fn clients_that_say_nothing_keep_nobody_out() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let router = router(Arc::new(Registry::default()), Readiness::default());
+        let serving = accept(listener, router, stop.clone());
+        let clients = async {
+            let mut silent = Vec::new();
+            for _ in 0..MAX_CONNECTIONS {
+                silent.push(TcpStream::connect(address).await.unwrap());
+            }
+            let mut next = TcpStream::connect(address).await.unwrap();
+            next.write_all(b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n").await.unwrap();
+            let early = tokio::time::timeout(Duration::from_millis(500), next.readable()).await;
+            assert!(early.is_err(), "no more than {MAX_CONNECTIONS} at a time");
+            tokio::time::pause();
+            tokio::time::advance(HEAD_TIMEOUT).await;
+            tokio::time::resume();
+            for stream in &mut silent {
+                assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "told to go");
+            }
+            let mut answer = [0; 15];
+            next.read_exact(&mut answer).await.unwrap();
+            assert_eq!(&answer, b"HTTP/1.1 200 OK");
+            stop.cancel();
+        };
+        tokio::join!(serving, clients);
     }
 
     #[tokio::test]
