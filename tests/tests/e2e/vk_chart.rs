@@ -100,6 +100,10 @@ fn what_needs_a_machine_of_its_own_is_refused(pool: &Pool) -> anyhow::Result<()>
         pool.cluster.helm(&[&command[..], set].concat())
     };
     render(&["--set=vk.config.nodes[0].name=a"])?;
+    for (set, address) in [(&[][..], "0.0.0.0:9400"), (&["--set=vk.admin.host=::"], "[::]:9400")] {
+        let rendered = render(set)?;
+        ensure!(rendered.contains(&format!("\"--admin-address={address}\"")), "{set:?}: {rendered}");
+    }
     for set in [
         &["--set=vk.provider=cri"][..],
         &["--set=vk.config.nodes[0].name=a", "--set=vk.config.nodes[0].provider=cri"],
