@@ -19,10 +19,10 @@ pub(super) struct Caller {
 }
 
 impl Caller {
-    /// From a verified chain: CN is the user, each O a group. `None` for a certificate without a CN, which names nobody.
+    /// From a verified chain: the last CN is the user, as in Go (`FillFromRDNSequence` in crypto/x509/pkix), and each O a group. `None` for a certificate without a CN, which names nobody.
     pub(super) fn from_certificates(chain: &[CertificateDer<'_>]) -> Option<Self> {
         let (_, leaf) = x509_parser::certificate::X509Certificate::from_der(chain.first()?).ok()?;
-        let user = leaf.subject().iter_common_name().next()?.as_str().ok()?;
+        let user = leaf.subject().iter_common_name().last()?.as_str().ok()?;
         if user.is_empty() {
             return None;
         }

@@ -43,7 +43,8 @@ pub(super) struct Cache {
     node: String,
     root_dir: PathBuf,
     usage: Mutex<Option<Looked>>,
-    volumes: Mutex<Option<(Instant, Arc<Volumes>)>>,
+    /// Owned while it is counted, by a task that outlives the request.
+    volumes: Arc<Mutex<Option<(Instant, Arc<Volumes>)>>>,
     started_at: Timestamp,
 }
 
@@ -59,7 +60,7 @@ impl Cache {
             node: node.to_owned(),
             root_dir,
             usage: Mutex::default(),
-            volumes: Mutex::default(),
+            volumes: Arc::default(),
             started_at: Timestamp::now(),
         }
     }
@@ -95,18 +96,16 @@ impl Cache {
         Ok(answer)
     }
 
-    /// What the volumes of these pods take.
+    /// What the volumes of these pods take. A count goes on when its request is given up, so that the next request has it.
     async fn volumes(&self, shared: &Shared, usage: &Usage) -> Arc<Volumes> {
-        let mut last = self.volumes.lock().await;
-        if let Some((at, volumes)) = last.as_ref()
-            && at.elapsed() < VOLUMES_MAX_AGE
+        let mut last = Arc::clone(&self.volumes).lock_owned().await;
+        let known = last.as_ref().filter(|(at, _)| at.elapsed() < VOLUMES_MAX_AGE);
+        if let Some((_, volumes)) = known
             && usage.pods.iter().all(|pod| volumes.contains_key(&pod.pod.uid))
         {
             return Arc::clone(volumes);
         }
-        let known = last.take().filter(|(at, _)| at.elapsed() < VOLUMES_MAX_AGE);
-        let at = known.as_ref().map_or_else(Instant::now, |(at, _)| *at);
-        let known = known.map(|(_, volumes)| volumes).unwrap_or_default();
+        let (at, known) = known.cloned().unwrap_or_else(|| (Instant::now(), Arc::default()));
         let pods = usage
             .pods
             .iter()
@@ -116,10 +115,12 @@ impl Cache {
             })
             .collect();
         let root_dir = self.root_dir.clone();
-        let counted = tokio::task::spawn_blocking(move || volumes::count(&root_dir, pods, &known)).await;
-        let volumes = Arc::new(counted.unwrap_or_default());
-        *last = Some((at, Arc::clone(&volumes)));
-        volumes
+        let counting = shared.tasks.spawn_blocking(move || {
+            let volumes = Arc::new(volumes::count(&root_dir, pods, &known));
+            *last = Some((at, Arc::clone(&volumes)));
+            volumes
+        });
+        counting.await.unwrap_or_default()
     }
 }
 

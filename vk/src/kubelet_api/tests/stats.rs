@@ -1,5 +1,7 @@
 //! What pods use, through the whole server.
 
+use axum::extract::Query;
+
 use super::*;
 use crate::provider::usage::{
     ContainerUsage, Cpu, FileUsage, GroupUsage, Interface, Memory, PodUsage, Traffic,
@@ -95,6 +97,51 @@ async fn the_provider_is_asked_once_a_second_for_all() {
     *fake.usage.lock().unwrap() = None;
     tokio::time::advance(Duration::from_secs(1)).await;
     assert!(ask().await.is_err(), "an old answer is none");
+}
+
+/// Tells how often it was asked for its pod.
+#[derive(Default)]
+struct Asked(std::sync::atomic::AtomicUsize);
+
+impl PodSource for Asked {
+    fn get(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        OnePod.get(namespace, name)
+    }
+
+    fn list(&self) -> Vec<Arc<Pod>> {
+        OnePod.list()
+    }
+}
+
+#[test]
+fn a_count_whose_request_is_given_up_is_there_for_the_next() {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().max_blocking_threads(1).build().unwrap();
+    runtime.block_on(async {
+        let pods = Arc::new(Asked::default());
+        let shared = Shared {
+            pods: Arc::clone(&pods) as Arc<dyn PodSource>,
+            provider: Provider::PodService(Arc::new(Fake {
+                usage: Mutex::new(Some(usage())),
+                ..Fake::default()
+            })),
+            stats: Arc::new(super::super::stats::Cache::new("vk1", "/nonexistent".into())),
+            configz: Arc::default(),
+            registry: Arc::default(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        };
+        let summary = || super::super::stats::summary(State(shared.clone()), Query(Vec::new()));
+        // While the one thread is in use no count begins.
+        let (in_use, over) = std::sync::mpsc::channel::<()>();
+        let busy = tokio::task::spawn_blocking(move || over.recv());
+        assert!(tokio::time::timeout(Duration::from_millis(50), summary()).await.is_err());
+        drop(in_use);
+        assert!(busy.await.unwrap().is_err());
+        assert_eq!(summary().await.status(), 200);
+        assert_eq!(pods.0.load(std::sync::atomic::Ordering::Relaxed), 1, "counted once");
+    });
 }
 
 #[tokio::test]
