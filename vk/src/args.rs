@@ -95,7 +95,7 @@ pub struct Args {
     #[arg(long, value_name = "FOLDER", default_value = "/var/lib/spillway-vk", help_heading = "Provider")]
     pub root_dir: PathBuf,
 
-    /// Address that the kubelet API listens on.
+    /// Address that the kubelet API listens on. `0.0.0.0` and `::` are both every address, of IPv4 and IPv6.
     #[arg(long, value_name = "IP", default_value = "0.0.0.0", help_heading = "Kubelet API")]
     pub kubelet_address: IpAddr,
 

@@ -35,6 +35,7 @@ use crate::{
 pub mod auth;
 mod caller;
 pub mod configz;
+mod listener;
 mod logs;
 mod routes;
 mod stats;
@@ -179,8 +180,7 @@ impl KubeletApi {
         let listen = async {
             tls.ready().await;
             let address = self.config.address;
-            let listener = TcpListener::bind(address)
-                .await
+            let listener = listener::listen(address)
                 .map_err(|source| KubeletApiError::Listen { address, source })?;
             tracing::info!(%address, "kubelet API is served");
             self.readiness.set(CONDITION, Ok(()));
