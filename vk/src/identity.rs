@@ -363,7 +363,8 @@ async fn write_kubeconfig(
     Ok(store::write_atomically(target, text.as_bytes())?)
 }
 
-async fn sleep_until(time: jiff::Timestamp) {
+/// Waits for a time of the machine's clock.
+pub(crate) async fn sleep_until(time: jiff::Timestamp) {
     sleep_until_by(jiff::Timestamp::now, time).await;
 }
 

@@ -2,9 +2,9 @@
 //! every request is authenticated and authorized before its route is looked at (`auth`), and without a certificate or a clients' CA
 //! nothing listens.
 //!
-//! Bad or slow clients are bounded: handshakes and request heads in time, heads in size, connections in number.
+//! Bad or slow clients are bounded: handshakes and request heads in time, heads in size, connections in number (`connections`).
 
-use std::{collections::HashMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashMap, net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -20,7 +20,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use prometheus_client::registry::Registry;
 use spillway_daemon::admin::Readiness;
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -35,6 +35,7 @@ use crate::{
 pub mod auth;
 mod caller;
 pub mod configz;
+mod connections;
 mod listener;
 mod logs;
 mod routes;
@@ -44,15 +45,16 @@ pub mod tls;
 
 use auth::Guard;
 use caller::Caller;
+use connections::{Connection, Connections};
 
-/// Connections at a time. Each `kubectl logs -f` and each exec holds one.
-const MAX_CONNECTIONS: usize = 1024;
 /// A TLS handshake takes a few round trips.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// From the first look for a request to the end of its head; so an idle connection lives as long too.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest request head, and longest body where one is read at all. An exec's command is in the head.
 const MAX_BYTES: usize = 1024 * 1024;
+/// The same for a head that comes without a certificate: anybody may send one.
+const MAX_ANONYMOUS_BYTES: usize = 128 * 1024;
 /// The readiness condition that this module sets.
 const CONDITION: &str = "kubelet-api";
 
@@ -180,8 +182,8 @@ impl KubeletApi {
         let listen = async {
             tls.ready().await;
             let address = self.config.address;
-            let listener = listener::listen(address)
-                .map_err(|source| KubeletApiError::Listen { address, source })?;
+            let listener =
+                listener::listen(address).map_err(|source| KubeletApiError::Listen { address, source })?;
             tracing::info!(%address, "kubelet API is served");
             self.readiness.set(CONDITION, Ok(()));
             self.accept(listener, tls, stop).await;
@@ -196,9 +198,8 @@ impl KubeletApi {
     async fn accept(&self, listener: TcpListener, tls: tls::Tls, stop: &CancellationToken) {
         let tasks = TaskTracker::new();
         let router = self.router(tasks.clone(), stop.clone());
-        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let connections = Connections::new(self.metrics.connections());
         loop {
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
             let socket = match listener.accept().await {
                 Ok((socket, _)) => socket,
                 Err(error) => {
@@ -208,18 +209,16 @@ impl KubeletApi {
                     continue;
                 }
             };
-            let acceptor = TlsAcceptor::from(tls.current());
-            let router = router.clone();
-            let connections = self.metrics.connections();
-            let stop = stop.clone();
-            connections.inc();
+            let connection = connections.begin();
+            let (tls, router, stop) = (tls.clone(), router.clone(), stop.clone());
             tasks.spawn(async move {
                 tokio::select! {
-                    () = connection(socket, acceptor, router) => {}
+                    () = serve_connection(socket, tls, router, &connection) => {}
+                    () = connection.evicted() => {
+                        tracing::debug!("kubelet API ended the connection of the oldest of too many strangers");
+                    }
                     () = stop.cancelled() => {}
                 }
-                connections.dec();
-                drop(slot);
             });
         }
     }
@@ -244,8 +243,14 @@ impl KubeletApi {
     }
 }
 
-async fn connection(socket: tokio::net::TcpStream, acceptor: TlsAcceptor, router: Router) {
+async fn serve_connection(
+    socket: TcpStream,
+    mut tls: tls::Tls,
+    router: Router,
+    connection: &Arc<Connection>,
+) {
     let _ = socket.set_nodelay(true);
+    let acceptor = TlsAcceptor::from(tls.current());
     let socket = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(socket)).await {
         Ok(Ok(socket)) => socket,
         Ok(Err(error)) => {
@@ -258,8 +263,12 @@ async fn connection(socket: tokio::net::TcpStream, acceptor: TlsAcceptor, router
         }
     };
     // The verifier has checked the chain; what the certificate says is who the caller is.
-    let caller = socket.get_ref().1.peer_certificates().and_then(Caller::from_certificates);
+    let (caller, valid_until) =
+        socket.get_ref().1.peer_certificates().and_then(Caller::from_certificates).unzip();
+    let max_bytes = if caller.is_some() { MAX_BYTES } else { MAX_ANONYMOUS_BYTES };
+    let connection = Arc::clone(connection);
     let service = tower::service_fn(move |mut request: Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(Arc::clone(&connection));
         if let Some(caller) = &caller {
             request.extensions_mut().insert(caller.clone());
         }
@@ -269,11 +278,19 @@ async fn connection(socket: tokio::net::TcpStream, acceptor: TlsAcceptor, router
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(MAX_BYTES)
+        .max_buf_size(max_bytes)
         .serve_connection(TokioIo::new(socket), TowerToHyperService::new(service))
-        .with_upgrades()
-        .await;
-    if let Err(error) = served {
+        .with_upgrades();
+    let mut served = pin!(served);
+    let result = tokio::select! {
+        result = served.as_mut() => result,
+        // A kubelet checks the certificate anew with each request: so after the one under way there is none.
+        () = tls.outdates(valid_until) => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = result {
         tracing::debug!(error = chain(&error), "a connection to the kubelet API broke off");
     }
 }

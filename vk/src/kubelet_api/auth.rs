@@ -22,7 +22,10 @@ use kube::{Api, Client, api::PostParams};
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
-use super::caller::Caller;
+use super::{
+    caller::Caller,
+    connections::{Connection, MAX_KNOWN},
+};
 use crate::identity::chain;
 
 /// How long a token is believed.
@@ -187,18 +190,32 @@ impl Guard {
     }
 }
 
-/// The middleware: lets pass who may, and answers everyone else.
+/// The middleware: lets pass who may, and answers everyone else. Refusals end the connection, which others may need.
 pub(super) async fn guard(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
     let caller = match request.extensions().get::<Caller>() {
         Some(caller) => Some(caller.clone()),
         None => guard.authenticate(request.headers()).await,
     };
     let Some(caller) = caller else {
-        return (StatusCode::UNAUTHORIZED, "Unauthorized").into_response();
+        return refusal(StatusCode::UNAUTHORIZED, "Unauthorized".to_owned());
     };
     let needed = needed(request.method(), request.uri().path());
     match guard.may(&caller, &needed).await {
-        Ok(true) => next.run(request).await,
+        Ok(true) => {
+            let connection = request.extensions().get::<Arc<Connection>>();
+            if connection.is_some_and(|connection| !connection.admit()) {
+                tracing::warn!(
+                    user = caller.user,
+                    "all {MAX_KNOWN} connections of the kubelet API's clients are in use"
+                );
+                let message = format!(
+                    "all {MAX_KNOWN} connections of this node are in use: try again when a log, an exec or a \
+                     port-forward of it has ended"
+                );
+                return refusal(StatusCode::SERVICE_UNAVAILABLE, message);
+            }
+            next.run(request).await
+        }
         Ok(false) => {
             let message = format!(
                 "Forbidden (user={}, verb={}, resource=nodes, subresource(s)={})",
@@ -207,7 +224,7 @@ pub(super) async fn guard(State(guard): State<Arc<Guard>>, request: Request, nex
                 needed.subresources.join(",")
             );
             tracing::debug!(message, "kubelet API refused a request");
-            (StatusCode::FORBIDDEN, message).into_response()
+            refusal(StatusCode::FORBIDDEN, message)
         }
         Err(error) => {
             tracing::warn!(
@@ -218,6 +235,10 @@ pub(super) async fn guard(State(guard): State<Arc<Guard>>, request: Request, nex
             (StatusCode::INTERNAL_SERVER_ERROR, "the caller's rights can't be reviewed now").into_response()
         }
     }
+}
+
+fn refusal(status: StatusCode, message: String) -> Response {
+    (status, [(header::CONNECTION, "close")], message).into_response()
 }
 
 /// Remembers answers until they are old.

@@ -183,15 +183,23 @@ impl Ca {
         group: &str,
         usage: ExtendedKeyUsagePurpose,
     ) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+        self.sign(parameters(user, group, usage))
+    }
+
+    fn sign(&self, parameters: CertificateParams) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
         let key = KeyPair::generate().unwrap();
-        let mut parameters = CertificateParams::new(["vk1".to_owned()]).unwrap();
-        parameters.distinguished_name = rcgen::DistinguishedName::new();
-        parameters.distinguished_name.push(DnType::CommonName, user);
-        parameters.distinguished_name.push(DnType::OrganizationName, group);
-        parameters.extended_key_usages = vec![usage];
         let certificate = parameters.signed_by(&key, &self.0).unwrap();
         (certificate.der().clone(), PrivateKeyDer::Pkcs8(key.serialize_der().into()))
     }
+}
+
+fn parameters(user: &str, group: &str, usage: ExtendedKeyUsagePurpose) -> CertificateParams {
+    let mut parameters = CertificateParams::new(["vk1".to_owned()]).unwrap();
+    parameters.distinguished_name = rcgen::DistinguishedName::new();
+    parameters.distinguished_name.push(DnType::CommonName, user);
+    parameters.distinguished_name.push(DnType::OrganizationName, group);
+    parameters.extended_key_usages = vec![usage];
+    parameters
 }
 
 type Identity = (CertificateDer<'static>, PrivateKeyDer<'static>);
@@ -204,6 +212,7 @@ struct Served {
     provider: Arc<Fake>,
     calls: Calls,
     readiness: Readiness,
+    metrics: Metrics,
     stop: CancellationToken,
     _tasks: tokio::task::JoinSet<()>,
 }
@@ -245,7 +254,8 @@ async fn serve() -> Served {
     serve_with(Fake::default()).await
 }
 
-async fn serve_with(provider: Fake) -> Served {
+/// A kubelet API that nobody has started, the CAs of its certificate and of its clients, and what it asks of the API server.
+fn api(provider: Arc<Fake>) -> (KubeletApi, Ca, Ca, Calls) {
     let (server_ca, client_ca) = (Ca::new("server"), Ca::new("clients"));
     let published = client_ca.0.pem();
     let (client, calls) = fake_api::client(move |call| {
@@ -264,23 +274,28 @@ async fn serve_with(provider: Fake) -> Served {
             .unwrap();
     // A port that is free now is most likely free in a moment.
     let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let provider = Arc::new(provider);
-    let readiness = Readiness::default();
-    readiness.set(CONDITION, Err("not started".to_owned()));
-    let stop = CancellationToken::new();
     let api = KubeletApi {
         config: KubeletApiConfig { address, client_ca_file: None, serving: ServingSource::Csr },
         node: "vk1".to_owned(),
         client,
         certificate: Resolver::fixed(key),
         pods: Arc::new(OnePod),
-        provider: Provider::PodService(Arc::clone(&provider) as Arc<dyn PodService>),
-        readiness: readiness.clone(),
+        provider: Provider::PodService(provider),
+        readiness: Readiness::default(),
         metrics: Metrics::default(),
         root_dir: "/nonexistent".into(),
         configz: json!({ "kubeletconfig": { "maxPods": 110 } }),
         registry: Arc::default(),
     };
+    (api, server_ca, client_ca, calls)
+}
+
+async fn serve_with(provider: Fake) -> Served {
+    let provider = Arc::new(provider);
+    let (api, server_ca, client_ca, calls) = api(Arc::clone(&provider));
+    let (address, readiness, metrics) = (api.config.address, api.readiness.clone(), api.metrics.clone());
+    readiness.set(CONDITION, Err("not started".to_owned()));
+    let stop = CancellationToken::new();
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn({
         let stop = stop.clone();
@@ -289,7 +304,7 @@ async fn serve_with(provider: Fake) -> Served {
     while !readiness.report().0 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    Served { address, server_ca, client_ca, provider, calls, readiness, stop, _tasks: tasks }
+    Served { address, server_ca, client_ca, provider, calls, readiness, metrics, stop, _tasks: tasks }
 }
 
 impl Served {
@@ -366,6 +381,7 @@ const LOGS: &str = "GET /containerLogs/default/web/main?tailLines=3 HTTP/1.1";
 const EXEC: &str = "/exec/default/web/main?command=cat&command=-&input=1&output=1 HTTP/1.1";
 
 mod access;
+mod connections;
 mod logs;
 mod stats;
 mod stream;

@@ -3,19 +3,20 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Api, Client};
 use rustls::{
     RootCertStore, ServerConfig,
     pki_types::{CertificateDer, pem::PemObject as _},
-    server::WebPkiClientVerifier,
+    server::{NoServerSessionStorage, WebPkiClientVerifier},
 };
 use spillway_daemon::admin::Readiness;
 use tokio::sync::watch;
 
 use crate::{
     backoff::Backoff,
-    identity::{chain, serving::Resolver},
+    identity::{chain, serving::Resolver, sleep_until},
 };
 
 use super::CONDITION;
@@ -121,8 +122,23 @@ impl Tls {
     ///
     /// # Panics
     /// Before [`Tls::ready`].
-    pub(super) fn current(&self) -> Arc<ServerConfig> {
-        self.0.borrow().clone().expect("waited for by ready()")
+    pub(super) fn current(&mut self) -> Arc<ServerConfig> {
+        self.0.borrow_and_update().clone().expect("waited for by ready()")
+    }
+
+    /// Waits until a client's certificate, checked with what [`Tls::current`] gave, proves nothing any more: it has ended, or the CA is
+    /// another. For ever where the client had none.
+    pub(super) async fn outdates(&mut self, valid_until: Option<Timestamp>) {
+        let Some(valid_until) = valid_until else { return std::future::pending().await };
+        let changed = async {
+            if self.0.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = sleep_until(valid_until) => {}
+            () = changed => {}
+        }
     }
 }
 
@@ -162,5 +178,8 @@ fn server_config(ca: &str, certificate: Arc<Resolver>) -> Result<ServerConfig, T
         .with_cert_resolver(certificate);
     // Exec upgrades its connection, which HTTP/2 can't.
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // In a resumed session the certificate would not be checked again.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
     Ok(config)
 }

@@ -1,6 +1,6 @@
 //! Joins a client's upgraded connection to the runtime's streaming server. What flows is not looked at.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{body::Body, extract::Request, response::Response};
 use http::{HeaderMap, StatusCode, Uri, header, uri::PathAndQuery};
@@ -9,7 +9,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::{Refusal, Shared};
-use crate::identity::chain;
+use crate::{identity::chain, kubelet_api::connections::Connection};
 
 /// The streaming server is on this machine.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -86,11 +86,14 @@ async fn proxy(shared: &Shared, mut request: Request, target: &Uri) -> Result<Re
     }
     let runtime = hyper::upgrade::on(&mut answer);
     let stop = shared.stop.clone();
+    // The server lets go of the connection here, and the stream goes on with its slot.
+    let connection = request.extensions().get::<Arc<Connection>>().cloned();
     shared.tasks.spawn(async move {
         tokio::select! {
             () = stop.cancelled() => {}
             () = join(client, runtime) => {}
         }
+        drop(connection);
     });
     Ok(answer.map(|_| Body::empty()))
 }

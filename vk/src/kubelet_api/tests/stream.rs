@@ -63,6 +63,25 @@ async fn exec_joins_the_client_to_the_streaming_server() {
     }
 }
 
+#[tokio::test]
+async fn a_stream_keeps_its_connection_s_slot() {
+    let served = serve().await;
+    let (url, _head, _server) = echo_server().await;
+    *served.provider.streaming.lock().unwrap() = Some(url);
+    let mut socket = served.connect(served.user("admin")).await.unwrap();
+    let request = format!("POST {EXEC}\r\nHost: vk1\r\n{UPGRADE}\r\n\r\nping");
+    socket.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"welcome ping") {
+        answer.push(socket.read_u8().await.unwrap());
+    }
+    assert_eq!(served.metrics.connections().get(), 1);
+    drop(socket);
+    while served.metrics.connections().get() != 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 /// Headers of a client that asks for another protocol.
 const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: SPDY/3.1";
 const WEBSOCKET: &str = "Connection: keep-alive, upgrade\r\nUpgrade: WebSocket";

@@ -1,4 +1,4 @@
-//! Clients that are not who they should be, or behave badly.
+//! Clients that are not who they should be, or behave badly, and CAs.
 
 use super::*;
 
@@ -70,4 +70,36 @@ async fn without_a_ca_nothing_listens() {
 
     let error = api(Some("/nonexistent/ca.crt".into()), &client, &key).run(CancellationToken::new()).await;
     assert_eq!(error.unwrap_err().to_string(), "can't read --client-ca-file /nonexistent/ca.crt");
+}
+
+#[tokio::test(start_paused = true)]
+async fn certificates_outdate_with_their_ca_and_with_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("ca.crt");
+    std::fs::write(&file, Ca::new("one").0.pem()).unwrap();
+    let (client, _) = fake_api::client(|call| panic!("unexpected request: {}", call.name()));
+    let (chain, key) = Ca::new("server").issue("vk1", "nodes", ExtendedKeyUsagePurpose::ServerAuth);
+    let key =
+        rustls::sign::CertifiedKey::from_der(vec![chain], key, &rustls::crypto::ring::default_provider())
+            .unwrap();
+    let (mut tls, keep_fresh) =
+        super::super::tls::Tls::new(Resolver::fixed(key), Some(file.clone()), client, Readiness::default());
+    let test = async {
+        tls.ready().await;
+        tls.current();
+        let day = Duration::from_hours(24);
+        let (later, past) = (jiff::Timestamp::now() + day, jiff::Timestamp::now() - day);
+        tls.outdates(Some(past)).await;
+        let long = Duration::from_mins(10);
+        assert!(tokio::time::timeout(long, tls.outdates(Some(later))).await.is_err(), "the CA is the same");
+        std::fs::write(&file, Ca::new("other").0.pem()).unwrap();
+        assert!(tokio::time::timeout(long, tls.outdates(None)).await.is_err(), "there is nothing to outdate");
+        tokio::time::timeout(long, tls.outdates(Some(later))).await.expect("another CA");
+        tls.current();
+        assert!(tokio::time::timeout(long, tls.outdates(Some(later))).await.is_err(), "verified by it");
+    };
+    tokio::select! {
+        () = test => {}
+        error = keep_fresh => panic!("{error}"),
+    }
 }
