@@ -12,6 +12,7 @@ use rustls::{
 };
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio_rustls::client::TlsStream;
 
 use super::*;
 use crate::{
@@ -312,22 +313,26 @@ impl Served {
         self.client_ca.issue(name, "testers", ExtendedKeyUsagePurpose::ClientAuth)
     }
 
-    async fn connect(
-        &self,
-        identity: impl Into<Option<Identity>>,
-    ) -> std::io::Result<tokio_rustls::client::TlsStream<tokio::net::TcpStream>> {
+    fn config(&self, identity: impl Into<Option<Identity>>) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(self.server_ca.0.der().clone()).unwrap();
         let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_root_certificates(roots);
-        let config = match identity.into() {
+        Arc::new(match identity.into() {
             Some((certificate, key)) => config.with_client_auth_cert(vec![certificate], key).unwrap(),
             None => config.with_no_client_auth(),
-        };
-        let socket = tokio::net::TcpStream::connect(self.address).await?;
-        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        })
+    }
+
+    async fn connect(&self, identity: impl Into<Option<Identity>>) -> std::io::Result<TlsStream<TcpStream>> {
+        self.connect_with(self.config(identity)).await
+    }
+
+    async fn connect_with(&self, config: Arc<ClientConfig>) -> std::io::Result<TlsStream<TcpStream>> {
+        let socket = TcpStream::connect(self.address).await?;
+        let connector = tokio_rustls::TlsConnector::from(config);
         connector.connect(ServerName::try_from("vk1").unwrap(), socket).await
     }
 

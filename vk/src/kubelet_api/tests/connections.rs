@@ -1,7 +1,5 @@
 //! What becomes of connections.
 
-use tokio::net::TcpStream;
-
 use super::*;
 use crate::kubelet_api::connections::{MAX_KNOWN, MAX_STRANGERS};
 
@@ -98,4 +96,16 @@ async fn nothing_is_asked_of_a_certificate_that_has_ended() {
     let mut socket = served.connect(served.client_ca.sign(parameters)).await.unwrap();
     assert!(ask(&mut socket, HEALTHZ).await.starts_with("HTTP/1.1 200 "));
     until_gone(&mut socket).await;
+}
+
+#[tokio::test]
+async fn certificates_are_checked_at_each_connection() {
+    let served = serve().await;
+    // It remembers sessions.
+    let config = served.config(served.user("reader"));
+    for _ in 0..2 {
+        let mut socket = served.connect_with(Arc::clone(&config)).await.unwrap();
+        assert!(ask(&mut socket, HEALTHZ).await.starts_with("HTTP/1.1 200 "));
+        assert_eq!(socket.get_ref().1.handshake_kind(), Some(rustls::HandshakeKind::Full));
+    }
 }
