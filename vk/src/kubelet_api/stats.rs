@@ -44,9 +44,12 @@ pub(super) struct Cache {
     root_dir: PathBuf,
     usage: Mutex<Option<Looked>>,
     /// Owned while it is counted, by a task that outlives the request.
-    volumes: Arc<Mutex<Option<(Instant, Arc<Volumes>)>>>,
+    volumes: Arc<Mutex<Option<Counted>>>,
     started_at: Timestamp,
 }
+
+/// When the oldest of them was counted, and the volumes.
+type Counted = (Instant, Arc<Volumes>);
 
 struct Looked {
     at: Instant,

@@ -184,10 +184,10 @@ impl Ca {
         group: &str,
         usage: ExtendedKeyUsagePurpose,
     ) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
-        self.sign(parameters(user, group, usage))
+        self.sign(&parameters(user, group, usage))
     }
 
-    fn sign(&self, parameters: CertificateParams) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+    fn sign(&self, parameters: &CertificateParams) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
         let key = KeyPair::generate().unwrap();
         let certificate = parameters.signed_by(&key, &self.0).unwrap();
         (certificate.der().clone(), PrivateKeyDer::Pkcs8(key.serialize_der().into()))

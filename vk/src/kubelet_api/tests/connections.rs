@@ -93,7 +93,7 @@ async fn nothing_is_asked_of_a_certificate_that_has_ended() {
     let served = serve().await;
     let mut parameters = parameters("reader", "testers", ExtendedKeyUsagePurpose::ClientAuth);
     parameters.not_after = (std::time::SystemTime::now() + Duration::from_secs(2)).into();
-    let mut socket = served.connect(served.client_ca.sign(parameters)).await.unwrap();
+    let mut socket = served.connect(served.client_ca.sign(&parameters)).await.unwrap();
     assert!(ask(&mut socket, HEALTHZ).await.starts_with("HTTP/1.1 200 "));
     until_gone(&mut socket).await;
 }
