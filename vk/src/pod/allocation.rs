@@ -263,6 +263,7 @@ mod tests {
             state: State::Running { started_at: jiff::Timestamp::UNIX_EPOCH },
             image: String::new(),
             image_id: String::new(),
+            asked_image: None,
             user: None,
             resources: None,
         });

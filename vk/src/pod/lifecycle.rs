@@ -26,7 +26,7 @@ pub(crate) enum Plan {
     MakeSandbox(u32),
     /// End these (then ask again), or start those (then ask again), and wait for the others.
     Run {
-        /// Containers that have failed a probe, or of which nobody knows whether they run.
+        /// Containers that have failed a probe, whose image is another by now, or of which nobody knows whether they run.
         kill: Vec<Kill>,
         /// Containers to start now.
         start: Vec<Start>,
@@ -157,6 +157,7 @@ pub(crate) fn with_starts(mut seen: ObservedPod, started: &BTreeMap<String, u32>
                 state: State::Exited(lost(None)),
                 image: String::new(),
                 image_id: String::new(),
+                asked_image: None,
                 user: None,
                 resources: None,
             });
@@ -204,6 +205,7 @@ fn remembered(status: &ContainerStatus, attempt: u32) -> Option<observed::Contai
         state: State::Exited(exit),
         image: status.image.clone(),
         image_id: status.image_id.clone(),
+        asked_image: None,
         user: None,
         resources: None,
     })
@@ -385,13 +387,17 @@ impl<'a> Planner<'a> {
             return true;
         };
         match &last.state {
-            // What was made in a lost sandbox can't be gone on with.
-            State::Created if last.sandbox_id != self.sandbox => {
+            // What was made in a lost sandbox, or of another image, can't be gone on with.
+            State::Created if last.sandbox_id != self.sandbox || changed(container, last) => {
                 self.start(container, last.attempt + 1, None);
             }
             State::Created => self.start(container, last.attempt, Some(last.id.clone())),
             State::Running { .. } => {
-                if let Some(failed) = self.healths.failed(&last.id) {
+                // An init container is let be: it will end by itself.
+                let lasts = !is_init || is_sidecar(container);
+                if lasts && changed(container, last) {
+                    self.kill.push(replaced(container, is_init, last));
+                } else if let Some(failed) = self.healths.failed(&last.id) {
                     self.kill.push(self.kill(container, is_init, last, failed));
                 }
             }
@@ -400,7 +406,12 @@ impl<'a> Planner<'a> {
                 self.kill.push(unknown(container, is_init, last));
             }
             State::Exited(exit) if returns(self.spec, container, is_init, last, self.loops) => {
-                match self.loops.wait(last, exit).filter(|wait| is_ahead(*wait, self.now)) {
+                let wait = if changed(container, last) {
+                    self.loops.begin_anew(last)
+                } else {
+                    self.loops.wait(last, exit)
+                };
+                match wait.filter(|wait| is_ahead(*wait, self.now)) {
                     Some((delay, until)) => {
                         self.wait.push(Wait { name: container.name.clone(), until, delay });
                     }
@@ -429,6 +440,23 @@ impl<'a> Planner<'a> {
         };
         Kill { name: container.name.clone(), id: run.id.clone(), message, failed: Some(failed), returns }
     }
+}
+
+/// Whether the pod names another image by now than this was made of.
+fn changed(container: &Container, run: &observed::Container) -> bool {
+    let image = container.image.as_deref().unwrap_or_default();
+    run.asked_image.as_deref().is_some_and(|asked| asked != image)
+}
+
+/// A kubelet starts the next one whatever the policy.
+fn replaced(container: &Container, is_init: bool, run: &observed::Container) -> Kill {
+    let name = &container.name;
+    let message = if is_init {
+        format!("Init container {name} definition changed")
+    } else {
+        format!("Container {name} definition changed, will be restarted")
+    };
+    Kill { name: name.clone(), id: run.id.clone(), message, failed: None, returns: true }
 }
 
 fn unknown(container: &Container, is_init: bool, run: &observed::Container) -> Kill {

@@ -218,6 +218,7 @@ impl Remembered {
             state: if claimed.runs { State::Running { started_at: self.since } } else { self.ended() },
             image: claimed.image.to_string(),
             image_id: String::new(),
+            asked_image: None,
             user: Option::None,
             resources: Option::None,
         };

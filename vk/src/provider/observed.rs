@@ -73,6 +73,8 @@ pub struct Container {
     pub image: String,
     /// What it resolved to: a digest where there is one.
     pub image_id: String,
+    /// The image as the pod named it when this was made; `None`: not known.
+    pub asked_image: Option<String>,
     /// Who it runs as, where the provider tells.
     pub user: Option<User>,
     /// Limits in force, where the provider tells.

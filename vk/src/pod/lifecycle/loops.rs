@@ -64,6 +64,12 @@ impl CrashLoops {
         self.of(last).is_some_and(|killed| killed.has_ended)
     }
 
+    /// What is started next is another program: how often this one crashed does not count against it, and it does not wait.
+    pub(super) fn begin_anew(&mut self, last: &observed::Container) -> Option<(Duration, Timestamp)> {
+        self.since.insert(last.name.clone(), last.attempt + 1);
+        None
+    }
+
     /// How long to wait for the next attempt, and until when; `None`: not at all.
     pub(super) fn wait(&mut self, last: &observed::Container, exit: &Exit) -> Option<(Duration, Timestamp)> {
         match self.of(last) {

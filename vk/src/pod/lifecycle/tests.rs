@@ -26,6 +26,7 @@ fn container(name: &str, attempt: u32, state: State) -> observed::Container {
         state,
         image: String::new(),
         image_id: String::new(),
+        asked_image: None,
         user: None,
         resources: None,
     }
@@ -357,6 +358,57 @@ fn what_we_ended_is_started_again_whatever_its_exit_code_unless_the_policy_is_ne
     check("Never", None, "finished");
     check("Never", Some("OnFailure"), "start a:1");
     check("OnFailure", Some("Never"), "finished");
+}
+
+#[test]
+fn a_container_whose_image_changes_is_replaced_whatever_the_policy() {
+    let of = |image: &str, mut container: observed::Container| {
+        container.asked_image = Some(image.to_owned());
+        container
+    };
+    let wants = |policy: &str| {
+        let mut spec = with_sidecars(policy, json!([sidecar("s"), { "name": "i", "image": "app:2" }]));
+        spec.init_containers.as_mut().unwrap()[0].image = Some("app:2".to_owned());
+        spec.containers[0].image = Some("app:2".to_owned());
+        spec
+    };
+    let both = |s: &str, a: &str| {
+        seen(true, vec![of(s, container("s", 0, running())), of(a, container("a", 0, running()))])
+    };
+    let none = Healths::default();
+    for policy in ["Always", "OnFailure", "Never"] {
+        let (spec, mut loops) = (wants(policy), CrashLoops::default());
+        assert_eq!(planned(&spec, &both("app:2", "app:2")), "");
+        assert_eq!(planned(&spec, &both("app:1", "app:2")), "kill s-0");
+        let before = both("app:2", "app:1");
+        let Plan::Run { kill, .. } = plan(&spec, &before, &none, &mut loops, at(100)) else { panic!() };
+        assert_eq!(kill[0].message, "Container a definition changed, will be restarted");
+        loops.killing(&before, &kill[0]);
+        let s = of("app:2", container("s", 0, running()));
+        let after = seen(true, vec![s, of("app:1", container("a", 0, exited(0, 0, 1)))]);
+        assert_eq!(planned_with(&spec, &after, &none, &mut loops), "start a:1", "{policy}");
+    }
+    let mut unknown = both("app:2", "app:2");
+    unknown.containers.iter_mut().for_each(|container| container.asked_image = None);
+    assert_eq!(planned(&wants("Always"), &unknown), "", "it was made by an earlier version");
+    // Init containers end by themselves.
+    let s = || of("app:2", container("s", 0, running()));
+    let init = seen(true, vec![s(), of("app:1", container("i", 0, running()))]);
+    assert_eq!(planned(&wants("Always"), &init), "");
+
+    // A program that is mended does not pay for the one that crashed.
+    let mut loops = CrashLoops::default();
+    let crashed = |image| seen(true, vec![s(), of(image, container("a", 4, exited(1, 90, 95)))]);
+    let found = planned_with(&wants("Always"), &crashed("app:2"), &none, &mut loops);
+    assert_eq!(found, "a waits until 175");
+    assert_eq!(planned_with(&wants("Always"), &crashed("app:1"), &none, &mut loops), "start a:5");
+    let again = seen(true, vec![s(), of("app:2", container("a", 5, exited(1, 98, 99)))]);
+    assert_eq!(planned_with(&wants("Always"), &again, &none, &mut loops), "start a:6");
+    let made = seen(true, vec![s(), of("app:1", container("a", 0, State::Created))]);
+    assert_eq!(planned(&wants("Always"), &made), "start a:1");
+    // What has ended for good stays so.
+    let over = seen(true, vec![s(), of("app:1", container("a", 0, exited(0, 0, 1)))]);
+    assert_eq!(planned(&wants("OnFailure"), &over), "finished");
 }
 
 #[test]

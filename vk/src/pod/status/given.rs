@@ -134,6 +134,7 @@ mod tests {
             state: State::Running { started_at: Timestamp::UNIX_EPOCH },
             image: String::new(),
             image_id: String::new(),
+            asked_image: None,
             user: None,
             resources: real,
         };

@@ -37,6 +37,7 @@ fn container(name: &str, attempt: u32, state: State) -> observed::Container {
         state,
         image: "docker.io/library/busybox:latest".into(),
         image_id: "sha256:1".into(),
+        asked_image: None,
         user: None,
         resources: None,
     }

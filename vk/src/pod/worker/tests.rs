@@ -301,6 +301,23 @@ async fn init_containers_come_first_and_restarts_are_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn another_image_takes_the_place_of_the_one_that_runs() {
+    for policy in ["Always", "Never"] {
+        let world = World::new();
+        let _daemon = start(&world);
+        let uid = world.api.create("web", spec(policy));
+        wait(|| world.api.phase(&uid) == "Running").await;
+        world.api.change(&uid, |pod| pod["spec"]["containers"][0]["image"] = "busybox:2".into());
+        let status = || world.api.status(&uid)["containerStatuses"][0].clone();
+        wait(|| status()["restartCount"] == 1 && status()["state"]["running"].is_object()).await;
+        assert_eq!(world.runtime.spec("main").unwrap().image, "busybox:2");
+        assert_eq!(world.runtime.story(), ["start main", "stop main", "start main"], "{policy}");
+        assert_eq!(world.runtime.grace("main"), Some(5));
+        wait(|| world.api.told("Container main definition changed, will be restarted")).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_fills_the_disk_is_evicted() {
     let world = World::new();
     let mut spec = spec("Always");

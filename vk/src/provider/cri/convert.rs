@@ -26,6 +26,8 @@ const POD_UID_LABEL: &str = "io.kubernetes.pod.uid";
 const CONTAINER_NAME_LABEL: &str = "io.kubernetes.container.name";
 /// The restart count; also what a kubelet calls it.
 const RESTART_COUNT_ANNOTATION: &str = "io.kubernetes.container.restartCount";
+/// The image as the pod names it. What the runtime tells of images is its own names for them.
+const IMAGE_ANNOTATION: &str = "spillway.dev/image";
 
 /// Whose things a list shall have: this node's, or one pod's of it.
 pub(super) fn selector(node: &str, uid: Option<&str>) -> HashMap<String, String> {
@@ -128,7 +130,10 @@ pub fn container_config(
         mounts: container.mounts.iter().map(mount).collect(),
         devices: Vec::new(),
         labels,
-        annotations: HashMap::from([(RESTART_COUNT_ANNOTATION.to_owned(), container.attempt.to_string())]),
+        annotations: HashMap::from([
+            (RESTART_COUNT_ANNOTATION.to_owned(), container.attempt.to_string()),
+            (IMAGE_ANNOTATION.to_owned(), container.image.clone()),
+        ]),
         log_path: format!("{}/{}.log", container.name, container.attempt),
         stdin: container.stdin,
         stdin_once: container.stdin_once,
@@ -356,6 +361,7 @@ pub(super) fn pods(
             state,
             image: String::new(),
             image_id: container.image_ref,
+            asked_image: None,
             user: None,
             resources: None,
         });
@@ -434,6 +440,7 @@ fn container(sandbox_id: String, status: wire::ContainerStatus) -> Container {
         // The runtime's name for it, as a kubelet tells it: in full, by the first tag.
         image: if image.image.is_empty() { image.user_specified_image } else { image.image },
         image_id: status.image_ref,
+        asked_image: status.annotations.get(IMAGE_ANNOTATION).cloned(),
         user: status.user.and_then(|user| user.linux).map(|user| User {
             uid: user.uid,
             gid: user.gid,

@@ -395,6 +395,7 @@ impl ContainerRuntime for Runtime {
                         state: State::Created,
                         image: container.image.clone(),
                         image_id: container.image_id.clone(),
+                        asked_image: Some(container.image.clone()),
                         user: None,
                         resources: Some(container.resources),
                     },

@@ -68,6 +68,18 @@ fn the_newest_attempt_comes_first() {
 }
 
 #[test]
+fn the_image_that_a_pod_named_is_told_as_it_named_it() {
+    let status = |annotations| wire::ContainerStatus {
+        image: Some(wire::ImageSpec { image: "docker.io/library/app:1".into(), ..Default::default() }),
+        annotations,
+        ..Default::default()
+    };
+    let asked = |annotations| container("s".into(), status(annotations)).asked_image;
+    assert_eq!(asked(labels(&[(IMAGE_ANNOTATION, "app:1")])).as_deref(), Some("app:1"));
+    assert_eq!(asked(labels(&[])), None, "an earlier version made it");
+}
+
+#[test]
 fn process_namespaces_are_the_containers_own_unless_asked() {
     let pid = |shared| namespaces(shared).pid();
     assert_eq!(pid(Namespaces::default()), wire::NamespaceMode::Container);
