@@ -22,11 +22,12 @@ pub(crate) use loops::CrashLoops;
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Plan {
-    /// Make this attempt at a sandbox; then ask again.
+    /// Make this attempt at a sandbox, in which nothing of the earlier ones runs; then ask again.
     MakeSandbox(u32),
     /// End these (then ask again), or start those (then ask again), and wait for the others.
     Run {
-        /// Containers that have failed a probe, whose image is another by now, or of which nobody knows whether they run.
+        /// Containers that have failed a probe, whose image is another by now, whose sandbox is lost, or of which nobody knows whether
+        /// they run.
         kill: Vec<Kill>,
         /// Containers to start now.
         start: Vec<Start>,
@@ -253,7 +254,24 @@ fn plan_sandbox(spec: &PodSpec, seen: &ObservedPod, loops: &CrashLoops) -> Plan 
     if failed_init || !wanted {
         return Plan::Finished;
     }
+    // What outlives its sandbox is ended as always, and not beside what runs in the next one.
+    let left = seen.containers.iter().filter(|container| container.may_run() && !loops.has_ended(container));
+    let kill: Vec<Kill> = left.map(|container| outlived(spec, container)).collect();
+    if !kill.is_empty() {
+        return Plan::Run { kill, start: Vec::new(), wait: Vec::new() };
+    }
     Plan::MakeSandbox(seen.sandbox().map_or(0, |sandbox| sandbox.attempt + 1))
+}
+
+fn outlived(spec: &PodSpec, run: &observed::Container) -> Kill {
+    let own = ephemeral::own(spec, &run.name);
+    Kill {
+        name: run.name.clone(),
+        id: run.id.clone(),
+        message: format!("Stopping container {}", run.name),
+        failed: None,
+        returns: own.is_some_and(|own| policy(spec, own) != "Never"),
+    }
 }
 
 /// Whether a pod that will never run anything again has a container that never ran, and no end of another that says why: its sandbox was

@@ -393,7 +393,7 @@ impl Worker {
             }
             Plan::MakeSandbox(attempt) => {
                 let Some(permit) = self.turn(pod, &seen).await? else { return Ok(Next::Again) };
-                let made = self.make_sandbox(pod, runtime, attempt).await;
+                let made = self.make_sandbox(pod, runtime, &seen, attempt).await;
                 if let Err(error) = made {
                     drop(permit);
                     self.report(pod, &seen, false).await?;

@@ -170,7 +170,8 @@ fn a_lost_sandbox_is_replaced_if_anything_shall_run_again() {
         assert_eq!(planned(&spec(policy, &[], &["a"]), &seen(false, containers)), expected, "{policy}");
     };
     check("Always", vec![container("a", 0, exited(137, 0, 1))], "sandbox 1");
-    check("Always", vec![container("a", 0, running())], "sandbox 1");
+    check("Always", vec![container("a", 0, running())], "kill a-0");
+    check("Always", vec![container("a", 0, State::Unknown)], "kill a-0");
     check("OnFailure", vec![container("a", 0, exited(0, 0, 1))], "finished");
     check("Never", vec![container("a", 0, exited(137, 0, 1))], "finished");
     check("Never", vec![], "sandbox 1");

@@ -54,16 +54,20 @@ pub(super) fn waits(reason: &str, message: String) -> NotStarted {
 }
 
 impl Worker {
-    /// Fills the volumes and makes the sandbox.
+    /// Gives back what earlier sandboxes hold (their address, their ports), fills the volumes and makes the sandbox.
     pub(super) async fn make_sandbox(
         &mut self,
         pod: &Arc<Pod>,
         runtime: &dyn ContainerRuntime,
+        seen: &ObservedPod,
         attempt: u32,
     ) -> Result<(), SyncError> {
         if attempt > 0 {
             let message = "Pod sandbox changed, it will be killed and re-created.";
             self.shared.recorder.pod(pod, Kind::Normal, "SandboxChanged", message);
+        }
+        for earlier in &seen.sandboxes {
+            runtime.stop_sandbox(&earlier.id).await?;
         }
         self.mount_volumes(pod).await?;
         let tell = |why: &str| {

@@ -8,6 +8,7 @@ mod joining;
 mod outages;
 mod pulling;
 mod resizing;
+mod sandboxes;
 mod services;
 mod watching;
 

@@ -222,6 +222,16 @@ impl Runtime {
         }
     }
 
+    /// Ends the processes that hold sandboxes, and nothing else.
+    pub(super) fn lose_pauses(&self) {
+        let mut machine = self.lock();
+        machine
+            .pods
+            .values_mut()
+            .flat_map(|pod| &mut pod.sandboxes)
+            .for_each(|sandbox| sandbox.ready = false);
+    }
+
     /// Ends all sandboxes with what runs in them.
     pub(super) fn lose_sandboxes(&self) {
         for seen in self.lock().pods.values_mut() {
@@ -322,6 +332,9 @@ impl ContainerRuntime for Runtime {
             let ip: IpAddr = format!("10.1.0.{}", machine.ids).parse().unwrap();
             machine.cgroups.insert(sandbox.pod.uid.clone());
             let seen = machine.pods.entry(sandbox.pod.clone()).or_default();
+            assert!(!seen.containers.iter().any(Container::may_run), "something runs in an earlier sandbox");
+            let left = seen.sandboxes.iter().filter(|earlier| !earlier.ips.is_empty()).count();
+            assert_eq!(left, 0, "an earlier sandbox has its address still");
             if seen.sandboxes.iter().any(|have| have.attempt == sandbox.attempt) {
                 Err(exists("create_sandbox"))
             } else {
