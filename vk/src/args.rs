@@ -35,6 +35,12 @@ pub struct Args {
     #[arg(long, value_name = "DOMAIN", help_heading = "Node")]
     pub cluster_domain: Option<String>,
 
+    /// The machine's resolver configuration, which pods get by `dnsPolicy: Default`. Default: /etc/resolv.conf. Where that names a resolver
+    /// on loopback, which pods can't reach (127.0.0.53 of systemd-resolved, say), give the file behind it:
+    /// /run/systemd/resolve/resolv.conf.
+    #[arg(long, value_name = "FILE", help_heading = "Node")]
+    pub resolv_conf: Option<PathBuf>,
+
     /// Pods that the node takes at most. Default: 110, or what the file says.
     #[arg(long, value_name = "N", help_heading = "Node")]
     pub max_pods: Option<u32>,

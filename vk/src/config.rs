@@ -65,6 +65,8 @@ pub struct Config {
     pub cluster_dns: Vec<IpAddr>,
     /// DNS domain of the cluster.
     pub cluster_domain: String,
+    /// The machine's resolver configuration.
+    pub resolv_conf: PathBuf,
     /// When unused images go.
     pub image_gc: ImageGc,
     /// Folder for pods' volumes.

@@ -15,6 +15,7 @@ mod files;
 mod fit;
 mod host_path;
 pub mod image_gc;
+mod leaving;
 mod ledger;
 mod lifecycle;
 mod mounts;

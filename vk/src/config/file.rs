@@ -1,6 +1,11 @@
 //! The shape of the configuration file. Values are checked while they are parsed, so that every error carries its line.
 
-use std::{collections::BTreeMap, net::IpAddr, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use k8s_openapi::{api::core::v1::Taint, apimachinery::pkg::api::resource::Quantity};
 use serde::{Deserialize, de::DeserializeOwned};
@@ -28,6 +33,7 @@ pub(super) struct File {
     #[serde(rename = "clusterDNS")]
     pub(super) cluster_dns: Vec<IpAddr>,
     pub(super) cluster_domain: Option<String>,
+    pub(super) resolv_conf: Option<PathBuf>,
     pub(super) provider: Option<String>,
     pub(super) cri: Option<CriConfig>,
     pub(super) max_pods: Option<u32>,

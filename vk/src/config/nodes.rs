@@ -136,6 +136,11 @@ impl Base<'_> {
                 .clone()
                 .or(file.cluster_domain.clone())
                 .unwrap_or_else(|| "cluster.local".to_owned()),
+            resolv_conf: args
+                .resolv_conf
+                .clone()
+                .or(file.resolv_conf.clone())
+                .unwrap_or_else(|| PathBuf::from("/etc/resolv.conf")),
             image_gc: image_gc(file)?,
             root_dir: if self.several {
                 own_folder(args.root_dir.join("nodes"))

@@ -45,6 +45,7 @@ pub fn changes(running: &[Config], wanted: &[Config]) -> Changes {
             ("kubelet port or address", next.kubelet_api == wanted.kubelet_api),
             ("clusterDNS", next.cluster_dns == wanted.cluster_dns),
             ("image GC", next.image_gc == wanted.image_gc),
+            ("resolvConf", next.resolv_conf == wanted.resolv_conf),
             ("clusterDomain", next.cluster_domain == wanted.cluster_domain),
         ] {
             if !same {

@@ -10,6 +10,7 @@ pub fn configz(config: &Config) -> Value {
     let mut kubelet = json!({
         "syncFrequency": "1m0s",
         "clusterDomain": config.cluster_domain,
+        "resolvConf": config.resolv_conf,
         "authentication": {
             "x509": {},
             "webhook": { "enabled": true, "cacheTTL": "1m0s" },

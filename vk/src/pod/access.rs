@@ -137,6 +137,12 @@ impl Access {
         if known.pulling.remove(name) || news { self.save(&known) } else { Ok(()) }
     }
 
+    /// The image was removed: should it come back, it is as any other that was there before.
+    pub(crate) fn forget(&self, image: &str) -> io::Result<()> {
+        let mut known = self.known();
+        if known.images.remove(image).is_some() { self.save(&known) } else { Ok(()) }
+    }
+
     /// Settles at the start, when nothing is pulled, what was left open: of an image that is gone nothing is kept, and one whose pull was
     /// not seen to its end is nobody's until it is pulled again. `present` has the names of each image by its ID.
     pub(crate) fn settle(&self, present: &BTreeMap<String, Vec<String>>) -> io::Result<()> {
@@ -164,6 +170,18 @@ mod tests {
     use super::*;
 
     const NAME: &str = "r.example/app:1";
+
+    #[test]
+    fn an_image_that_was_removed_and_comes_back_otherwise_is_everybodys_and_not_ours() {
+        let folder = tempfile::tempdir().unwrap();
+        let access = Access::new(folder.path());
+        access.begin(NAME).unwrap();
+        access.pulled("private", NAME, Some("s1")).unwrap();
+        access.forget("private").unwrap();
+        for access in [access, Access::new(folder.path())] {
+            assert!(access.is_open("private", NAME) && access.pulled_here().is_empty());
+        }
+    }
 
     #[test]
     fn an_image_is_for_those_who_could_pull_it() {

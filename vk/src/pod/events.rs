@@ -22,6 +22,8 @@ use tokio_util::sync::CancellationToken;
 use super::ephemeral;
 
 const COMPONENT: &str = "spillway-vk";
+/// Longest name of an object.
+const MAX_NAME: usize = 253;
 /// Events that wait to be written.
 const QUEUE: usize = 2048;
 /// Events whose repetition is counted instead of written anew.
@@ -199,11 +201,7 @@ impl Writer {
     }
 
     async fn write(&self, api: &Api<Event>, told: Told) -> Result<(String, i32), kube::Error> {
-        let name = format!(
-            "{}.{:x}",
-            told.about.name.as_deref().unwrap_or_default(),
-            told.at.as_nanosecond().unsigned_abs()
-        );
+        let name = event_name(&told.about, told.at);
         let event = Event {
             metadata: ObjectMeta {
                 name: Some(name.clone()),
@@ -230,6 +228,14 @@ impl Writer {
     }
 }
 
+fn event_name(about: &ObjectReference, at: Timestamp) -> String {
+    let name =
+        |of: Option<&str>| format!("{}.{:x}", of.unwrap_or_default(), at.as_nanosecond().unsigned_abs());
+    Some(name(about.name.as_deref()))
+        .filter(|name| name.len() <= MAX_NAME)
+        .unwrap_or_else(|| name(about.uid.as_deref()))
+}
+
 async fn again(api: &Api<Event>, name: &str, count: i32, at: Timestamp) -> Result<(), kube::Error> {
     let patch = Patch::Merge(json!({ "count": count, "lastTimestamp": Time(at) }));
     api.patch(name, &PatchParams::default(), &patch).await.map(drop)
@@ -238,6 +244,18 @@ async fn again(api: &Api<Event>, name: &str, count: i32, at: Timestamp) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_event_of_a_pod_with_a_long_name_has_a_name_too() {
+        let at = Timestamp::from_second(1).unwrap();
+        let about = |name: &str| ObjectReference {
+            name: Some(name.to_owned()),
+            uid: Some("uid".to_owned()),
+            ..Default::default()
+        };
+        assert_eq!(event_name(&about("web"), at), "web.3b9aca00");
+        assert_eq!(event_name(&about(&"a".repeat(253)), at), "uid.3b9aca00");
+    }
 
     #[test]
     fn a_pod_that_says_too_much_is_heard_less() {

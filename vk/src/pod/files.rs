@@ -233,7 +233,7 @@ impl PodFolder {
         Ok(started)
     }
 
-    /// What a container left as its last words; empty if nothing.
+    /// What a container left as its last words, the end of it if they are many; empty if nothing.
     pub(crate) fn termination_message(&self, container: &str, attempt: u32) -> String {
         let path = self.termination_log(container, attempt);
         let mut bytes = Vec::new();
@@ -241,7 +241,12 @@ impl PodFolder {
             .read(true)
             .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
             .open(&path)
-            .and_then(|file| {
+            .and_then(|mut file| {
+                let about = file.metadata()?;
+                if about.is_file() {
+                    let skipped = about.len().saturating_sub(MAX_MESSAGE_BYTES as u64);
+                    io::Seek::seek(&mut file, io::SeekFrom::Start(skipped))?;
+                }
                 io::Read::read_to_end(&mut io::Read::take(file, MAX_MESSAGE_BYTES as u64), &mut bytes)
             });
         match read {

@@ -208,6 +208,9 @@ async fn round(
                 freed = freed.saturating_add(candidate.size);
                 let (id, names) = (&candidate.id, candidate.names.join(" "));
                 tracing::info!(image.id = id, names, bytes = candidate.size, "an unused image is removed");
+                if let Err(error) = access.forget(id) {
+                    tracing::warn!(image.id = id, %error, "its removal is not on record");
+                }
             }
             Err(error) => failure = Some(error),
         }

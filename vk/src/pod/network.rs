@@ -102,9 +102,14 @@ pub(crate) fn parse_resolv_conf(text: &str) -> Dns {
             Some("nameserver") => dns.servers.extend(words.next().map(str::to_owned)),
             // The last one holds.
             Some("search") => {
-                dns.searches = values(words).into_iter().filter(|domain| domain != ".").collect();
+                let domains = values(words).into_iter().filter(|domain| domain != ".");
+                dns.searches = domains.map(|domain| domain.trim_end_matches('.').to_owned()).collect();
             }
-            Some("options") => dns.options = values(words),
+            Some("options") => {
+                for option in words {
+                    set_option(&mut dns.options, option.to_owned());
+                }
+            }
             _ => {}
         }
     }
@@ -140,11 +145,11 @@ pub(crate) fn dns(pod: &Pod, machine: &Dns, cluster_dns: &[IpAddr], cluster_doma
         dns.searches.extend(config.searches.iter().flatten().cloned());
         for option in config.options.iter().flatten() {
             let Some(name) = &option.name else { continue };
-            dns.options.retain(|have| have.split(':').next() != Some(name));
-            dns.options.push(match &option.value {
-                Some(value) => format!("{name}:{value}"),
-                None => name.clone(),
-            });
+            let option = match option.value.as_deref() {
+                Some(value) if !value.is_empty() => format!("{name}:{value}"),
+                _ => name.clone(),
+            };
+            set_option(&mut dns.options, option);
         }
     }
     dedup(&mut dns.servers);
@@ -155,6 +160,13 @@ pub(crate) fn dns(pod: &Pod, machine: &Dns, cluster_dns: &[IpAddr], cluster_doma
         dns.searches.pop();
     }
     (dns, wants_cluster && cluster_dns.is_empty())
+}
+
+/// Of several with one name the last one holds.
+fn set_option(options: &mut Vec<String>, option: String) {
+    let name = |option: &str| option.split(':').next().unwrap_or_default().to_owned();
+    options.retain(|have| name(have) != name(&option));
+    options.push(option);
 }
 
 fn dedup(items: &mut Vec<String>) {
@@ -220,8 +232,9 @@ mod tests {
 
     #[test]
     fn dns_by_policy() {
-        let machine =
-            parse_resolv_conf("# comment\nnameserver 9.9.9.9\nsearch corp.example .\noptions timeout:2\n");
+        let machine = parse_resolv_conf(
+            "# comment\nnameserver 9.9.9.9\nsearch corp.example. .\noptions timeout:9 rotate\noptions timeout:2\n",
+        );
         let cluster: Vec<IpAddr> = vec!["10.96.0.10".parse().unwrap()];
         let check = |spec: serde_json::Value, cluster: &[IpAddr]| {
             let (dns, missing) = dns(&pod(spec), &machine, cluster, "cluster.local");
@@ -231,7 +244,7 @@ mod tests {
         };
         let first =
             "10.96.0.10 | ns.svc.cluster.local svc.cluster.local cluster.local corp.example | ndots:5";
-        let machines = "9.9.9.9 | corp.example | timeout:2";
+        let machines = "9.9.9.9 | corp.example | rotate timeout:2";
         assert_eq!(check(json!({}), &cluster), (first.to_owned(), false));
         assert_eq!(check(json!({}), &[]), (machines.to_owned(), true));
         assert_eq!(check(json!({ "dnsPolicy": "Default" }), &cluster), (machines.to_owned(), false));
@@ -240,7 +253,7 @@ mod tests {
         assert_eq!(check(with_host, &cluster), (first.to_owned(), false));
         let own = json!({ "dnsPolicy": "None", "dnsConfig": {
             "nameservers": ["1.1.1.1"], "searches": ["x.y"],
-            "options": [{ "name": "ndots", "value": "2" }, { "name": "edns0" }],
+            "options": [{ "name": "ndots", "value": "2" }, { "name": "edns0", "value": "" }],
         } });
         assert_eq!(check(own, &cluster), ("1.1.1.1 | x.y | ndots:2 edns0".to_owned(), false));
         let over = json!({ "dnsConfig": { "options": [{ "name": "ndots", "value": "2" }] } });

@@ -2,11 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use base64::Engine as _;
+use base64::{
+    Engine as _,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
 use k8s_openapi::api::core::v1::Secret;
 use serde::Deserialize;
 
 use crate::provider::runtime::Credentials;
+
+/// Some tools leave the padding out.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &base64::alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 #[derive(Deserialize)]
 struct DockerConfig {
@@ -35,10 +44,11 @@ pub(crate) fn credentials(secret: &Secret, image: &str) -> Vec<Credentials> {
     } else {
         BTreeMap::new()
     };
-    let (host, path) = split(image);
+    let repository = repository(image);
+    let (host, path) = repository.split_once('/').unwrap_or((&repository, ""));
     let mut found: Vec<(usize, Credentials)> = entries
         .into_iter()
-        .filter_map(|(registry, entry)| Some((matches(&registry, &host, &path)?, entry.credentials()?)))
+        .filter_map(|(registry, entry)| Some((matches(&registry, host, path)?, entry.credentials()?)))
         .collect();
     // The longest path is meant most.
     found.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
@@ -47,10 +57,11 @@ pub(crate) fn credentials(secret: &Secret, image: &str) -> Vec<Credentials> {
 
 impl Entry {
     fn credentials(self) -> Option<Credentials> {
-        if !self.username.is_empty() {
-            return Some(Credentials { username: self.username, password: self.password });
+        if self.auth.trim().is_empty() {
+            let named = !self.username.is_empty();
+            return named.then_some(Credentials { username: self.username, password: self.password });
         }
-        let bytes = base64::engine::general_purpose::STANDARD.decode(self.auth.trim()).ok()?;
+        let bytes = BASE64.decode(self.auth.trim()).ok()?;
         let text = String::from_utf8(bytes).ok()?;
         let (username, password) = text.split_once(':')?;
         Some(Credentials { username: username.to_owned(), password: password.to_owned() })
@@ -149,17 +160,54 @@ fn matches(registry: &str, host: &str, path: &str) -> Option<usize> {
     let registry =
         registry.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
     let (key_host, key_path) = registry.split_once('/').unwrap_or((registry, ""));
-    // Docker Hub's historical names.
-    let (key_host, key_path) = match (key_host, key_path) {
-        ("index.docker.io" | "registry-1.docker.io" | "docker.io", "v1" | "v2" | "") => ("docker.io", ""),
+    // What clients once wrote there is the API's version.
+    let key_path = match key_path.split_once('/').unwrap_or((key_path, "")) {
+        ("v1" | "v2", rest) => rest,
+        _ => key_path,
+    };
+    let key_host = match key_host {
+        "index.docker.io" | "registry-1.docker.io" => "docker.io",
         other => other,
     };
-    let host_matches = match key_host.strip_prefix("*.") {
-        Some(domain) => host.split_once('.').is_some_and(|(_, rest)| rest == domain),
-        None => key_host == host,
-    };
     let path_matches = key_path.is_empty() || path == key_path || path.starts_with(&format!("{key_path}/"));
-    (host_matches && path_matches).then_some(key_path.len())
+    (host_matches(key_host, host) && path_matches).then_some(key_path.len())
+}
+
+/// Label by label, each of which may have wildcards; the port is the same.
+fn host_matches(pattern: &str, host: &str) -> bool {
+    let parts = |text: &str| {
+        let (name, port) = text.rsplit_once(':').unwrap_or((text, ""));
+        (name.split('.').map(str::to_owned).collect::<Vec<_>>(), port.to_owned())
+    };
+    let ((patterns, pattern_port), (labels, port)) = (parts(pattern), parts(host));
+    pattern_port == port
+        && patterns.len() == labels.len()
+        && patterns.iter().zip(&labels).all(|(pattern, label)| glob(pattern.as_bytes(), label.as_bytes()))
+}
+
+/// `*`: anything; `?`: one letter. Whoever wrote the pattern can't make it take long.
+fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    let (mut at, mut read) = (0, 0);
+    // The last `*`, and where in the text what it stands for ends.
+    let mut star: Option<(usize, usize)> = None;
+    while read < text.len() {
+        match pattern.get(at) {
+            Some(b'*') => {
+                star = Some((at, read));
+                at += 1;
+            }
+            Some(&wanted) if wanted == b'?' || wanted == text[read] => {
+                at += 1;
+                read += 1;
+            }
+            _ => {
+                let Some((place, end)) = &mut star else { return false };
+                *end += 1;
+                (at, read) = (*place + 1, *end);
+            }
+        }
+    }
+    pattern[at..].iter().all(|letter| *letter == b'*')
 }
 
 #[cfg(test)]
@@ -233,13 +281,21 @@ mod tests {
             "r.example.com": { "username": "all", "password": "1" },
             "r.example.com/team": { "username": "team", "password": "2" },
             "*.wild.example": { "username": "wild", "password": "3" },
+            "mi*.*.io:5000/x": { "username": "glob", "password": "4" },
+            "https://old.example/v1/": { "username": "none", "password": "none", "auth": "b2xkOnB3MQ" },
             "broken.example": { "auth": "%%%" },
         } });
         assert_eq!(users(&config, "busybox"), ["hub:pw"]);
         assert_eq!(users(&config, "someone/app:1"), ["hub:pw"]);
-        assert_eq!(users(&config, "r.example.com/team/app"), ["team:2", "all:1"]);
+        for image in ["r.example.com/team/app", "r.example.com/team:1.2", "r.example.com/team@sha256:00"] {
+            assert_eq!(users(&config, image), ["team:2", "all:1"], "{image}");
+        }
         assert_eq!(users(&config, "r.example.com/teamster/app"), ["all:1"]);
         assert_eq!(users(&config, "x.wild.example/app"), ["wild:3"]);
+        assert_eq!(users(&config, "deep.x.wild.example/app"), [""; 0]);
+        assert_eq!(users(&config, "mine.r.io:5000/x/app:2"), ["glob:4"]);
+        assert_eq!(users(&config, "mine.r.io/x/app:2"), [""; 0], "another port");
+        assert_eq!(users(&config, "old.example/app"), ["old:pw1"]);
         assert_eq!(users(&config, "broken.example/app"), [""; 0]);
         assert_eq!(users(&json!("garbage"), "busybox"), [""; 0]);
     }

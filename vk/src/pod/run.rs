@@ -26,6 +26,7 @@ use super::{
     access::Access,
     devices::Devices,
     events, files, image_gc,
+    leaving::Leaving,
     ledger::{Ledger, Need},
     objects::Reader,
     ports::Ports,
@@ -103,6 +104,7 @@ impl Pods {
             devices: Devices::new(self.settings.devices.clone(), &self.settings.root_dir),
             ledger: Ledger::default(),
             ports: Ports::default(),
+            leaving: Leaving::of(files::pod_uids(root)),
             pulls: std::sync::Mutex::default(),
             scheme,
             machine_memory: machine_memory(),
@@ -261,7 +263,9 @@ impl Crew {
             // Folders of pods that never got a sandbox, or no longer have one.
             for uid in files::pod_uids(&self.shared.settings.root_dir) {
                 let listed = orphans.iter().any(|pod| pod.uid == uid);
-                if !listed && !self.pods.store.contains(&uid) {
+                if self.pods.store.contains(&uid) {
+                    self.shared.leaving.settled(&uid);
+                } else if !listed {
                     orphans.push(PodRef { uid, namespace: String::new(), name: String::new() });
                 }
             }

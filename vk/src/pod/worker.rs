@@ -35,6 +35,7 @@ use super::{
     devices::Devices,
     events::{Kind, Recorder},
     files::{FilesError, PodFolder},
+    leaving::Leaving,
     ledger::Ledger,
     lifecycle::{self, CrashLoops, Plan, Wait},
     objects::{Held, Reader},
@@ -87,6 +88,8 @@ pub(super) struct Shared {
     pub(super) ledger: Ledger,
     /// Who has which port of the machine.
     pub(super) ports: Ports,
+    /// Who is about to give back what it holds of those.
+    pub(super) leaving: Leaving,
     /// One pull of an image at a time.
     pub(super) pulls: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// `containerd` in `containerd://ID`.
@@ -101,6 +104,7 @@ impl Shared {
         self.ledger.free(uid);
         self.ports.free(uid);
         self.devices.free(uid);
+        self.leaving.settled(uid);
     }
 }
 

@@ -366,6 +366,7 @@ fn pod_settings(config: &Config, address: IpAddr, lead: &Lead) -> pod::Settings 
         devices,
         cluster_dns: config.cluster_dns.clone(),
         cluster_domain: config.cluster_domain.clone(),
+        resolv_conf: config.resolv_conf.clone(),
         image_gc: config.image_gc,
         root_dir: config.root_dir.clone(),
         concurrent_changes: config.pod_sync_workers,

@@ -196,8 +196,10 @@ fn last_words_are_kept_up_to_a_limit() {
     let folder = PodFolder::new(root.path(), "u1");
     assert_eq!(folder.termination_message("c", 0), "");
     let path = folder.put_termination_log("c", 0).unwrap();
-    fs::write(&path, "x".repeat(10_000)).unwrap();
-    assert_eq!(folder.termination_message("c", 0).len(), MAX_MESSAGE_BYTES);
+    fs::write(&path, "x".repeat(10_000) + "last").unwrap();
+    let message = folder.termination_message("c", 0);
+    assert_eq!(message.len(), MAX_MESSAGE_BYTES);
+    assert!(message.ends_with("xlast"), "{message}");
 }
 
 #[test]

@@ -37,6 +37,8 @@ use crate::{
 
 /// How old what is known of the node may be; before a pod is refused it is read anew.
 const NODE_AGE: Duration = Duration::from_mins(1);
+/// Whoever has not given back by then what it holds may never do.
+const GIVE_BACK_WITHIN: Duration = Duration::from_mins(2);
 /// What failed is tried again after so long, unless the pod changes before.
 const AGAIN: Duration = Duration::from_secs(10);
 
@@ -104,6 +106,7 @@ impl Worker {
         seen: &ObservedPod,
     ) -> Result<Result<(), Refusal>, SyncError> {
         let uid = &self.entry.pod.uid;
+        self.shared.leaving.settled(uid);
         let recorded = Allocation::load(self.folder.path());
         let mut allocation = recorded.clone().unwrap_or_else(|| Allocation::of(spec));
         let need = allocation.given(pod).spec.as_ref().map(Need::of).unwrap_or_default();
@@ -114,11 +117,11 @@ impl Worker {
         } else {
             allocation.devices = match self.shared.devices.assign(uid, spec) {
                 Ok(devices) => devices,
-                Err(refusal) => return Ok(Err(refusal)),
+                Err(refusal) => return self.refuse_unless_waiting(refusal),
             };
             if let Err(refusal) = self.admit(uid, need, spec).await? {
                 self.shared.devices.free(uid);
-                return Ok(Err(refusal));
+                return self.refuse_unless_waiting(refusal);
             }
         }
         if recorded.is_none() {
@@ -127,6 +130,14 @@ impl Worker {
         self.memory.given.resize = Resize::of(pod.status.as_ref());
         self.memory.given.allocation = Some(allocation);
         Ok(Ok(()))
+    }
+
+    /// What those have who are about to go is as good as free, if only in a moment.
+    fn refuse_unless_waiting<T>(&self, refusal: Refusal) -> Result<Result<T, Refusal>, SyncError> {
+        if self.shared.leaving.any() && self.memory.first_seen.elapsed() < GIVE_BACK_WITHIN {
+            return Err(SyncError::Waiting(format!("other pods are about to end: {}", refusal.message)));
+        }
+        Ok(Err(refusal))
     }
 
     /// Takes of the node what a new pod needs, all or nothing.

@@ -17,6 +17,7 @@ use cgroups_rs::fs::{
     memory::MemController,
 };
 use nix::{
+    errno::Errno,
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -246,7 +247,10 @@ fn cgroup_mounts(mountinfo: &str) -> Vec<PathBuf> {
 fn end_processes(path: &Path) {
     for process in processes(path) {
         tracing::warn!(process, cgroup = %path.display(), "the runtime has left a process of what runs no more: it is killed");
-        let _ = kill(Pid::from_raw(process), Signal::SIGKILL);
+        match kill(Pid::from_raw(process), Signal::SIGKILL) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(error) => tracing::error!(process, %error, "it can't be killed"),
+        }
     }
 }
 

@@ -25,13 +25,14 @@ pub(super) async fn rotate_logs(
             let log = log_directory(&cri.log_root, pod)
                 .join(&container.name)
                 .join(format!("{}.log", container.attempt));
-            let length = tokio::fs::metadata(&log).await.map_or(0, |found| found.len());
-            if length >= cri.log_limits.0
-                && let Err(error) = rotate_log(cri, &container.id, &log).await
-            {
-                // The others' turn all the same.
-                result = Err(error);
-            }
+            let done = match tokio::fs::metadata(&log).await {
+                Ok(found) if found.len() >= cri.log_limits.0 => rotate_log(cri, &container.id, &log).await,
+                // A rotation was cut off: it writes on into the file that was moved.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => reopen_log(cri, &container.id).await,
+                _ => Ok(()),
+            };
+            // The others' turn all the same.
+            result = done.and(result);
         }
     }
     result
@@ -44,14 +45,20 @@ async fn rotate_log(cri: &Cri, id: &str, log: &Path) -> Result<(), ProviderError
     let rotated = tokio::task::spawn_blocking(move || rotate::rotate(&path, files, now)).await;
     let rotated = rotated.unwrap_or_else(|error| Err(io::Error::other(error)));
     let aside = rotated.map_err(|error| io_failed(operation, log, &error))?;
-    let request = wire::ReopenContainerLogRequest { container_id: id.to_owned() };
-    let mut client = cri.runtime();
-    let reopened = cri.call(operation, CALL_TIMEOUT, client.reopen_container_log(request)).await;
+    let reopened = reopen_log(cri, id).await;
     if reopened.is_err() {
         // The container goes on writing into the file that was moved.
         let _ = tokio::fs::rename(&aside, log).await;
     }
-    reopened.map(drop)
+    reopened
+}
+
+async fn reopen_log(cri: &Cri, id: &str) -> Result<(), ProviderError> {
+    let operation = "ReopenContainerLog";
+    cri.may(operation)?;
+    let request = wire::ReopenContainerLogRequest { container_id: id.to_owned() };
+    let mut client = cri.runtime();
+    cri.call(operation, CALL_TIMEOUT, client.reopen_container_log(request)).await.map(drop)
 }
 
 /// Removes a log and what was rotated of it.

@@ -41,4 +41,11 @@ async fn a_device_is_one_pods_until_that_ends_whoever_restarts() {
     wait(|| world.api.is_gone(&two)).await;
     let five = create("five", 1);
     wait(|| world.api.phase(&five) == "Running").await;
+
+    // By force: to the scheduler they are gone at once.
+    for uid in [&four, &five] {
+        world.api.vanish(uid);
+    }
+    let six = create("six", 2);
+    wait(|| world.api.phase(&six) == "Running").await;
 }
