@@ -16,6 +16,7 @@ use crate::{args::Args, node::pressure::Thresholds, pod::image_gc::ImageGc, prov
 
 mod devices;
 mod file;
+mod metadata;
 mod nodes;
 pub mod reload;
 

@@ -11,7 +11,10 @@ use k8s_openapi::{api::core::v1::Taint, apimachinery::pkg::api::resource::Quanti
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_saphyr::{SnippetMode, UserMessageFormatter};
 
-use super::ConfigError;
+use super::{
+    ConfigError,
+    metadata::{AnnotationKey, LabelKey, LabelValue},
+};
 use crate::{
     args,
     node::pressure::{Signal, Threshold},
@@ -26,8 +29,8 @@ pub(super) struct File {
     pub(super) node_name: Option<String>,
     #[serde(rename = "nodeIP")]
     pub(super) node_ip: Option<IpAddr>,
-    pub(super) labels: BTreeMap<String, String>,
-    pub(super) annotations: BTreeMap<String, String>,
+    pub(super) labels: BTreeMap<LabelKey, LabelValue>,
+    pub(super) annotations: BTreeMap<AnnotationKey, String>,
     pub(super) taints: Vec<FileTaint>,
     pub(super) capacity: BTreeMap<String, Amount>,
     #[serde(rename = "clusterDNS")]
@@ -61,8 +64,8 @@ pub(super) struct FileNode {
     pub(super) node_ip: Option<IpAddr>,
     pub(super) kubelet_address: Option<IpAddr>,
     pub(super) kubelet_port: Option<u16>,
-    pub(super) labels: BTreeMap<String, String>,
-    pub(super) annotations: BTreeMap<String, String>,
+    pub(super) labels: BTreeMap<LabelKey, LabelValue>,
+    pub(super) annotations: BTreeMap<AnnotationKey, String>,
     pub(super) taints: Vec<FileTaint>,
     pub(super) capacity: BTreeMap<String, Amount>,
     pub(super) quota: BTreeMap<String, Amount>,

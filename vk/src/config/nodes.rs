@@ -185,11 +185,11 @@ impl Base<'_> {
     }
 }
 
-fn merged<T: Clone + Into<U>, U>(
-    all: &BTreeMap<String, T>,
-    own: &BTreeMap<String, T>,
+fn merged<K: Clone + Into<String>, T: Clone + Into<U>, U>(
+    all: &BTreeMap<K, T>,
+    own: &BTreeMap<K, T>,
 ) -> BTreeMap<String, U> {
-    all.iter().chain(own).map(|(key, value)| (key.clone(), value.clone().into())).collect()
+    all.iter().chain(own).map(|(key, value)| (key.clone().into(), value.clone().into())).collect()
 }
 
 /// As a kubelet's `evictionHard`: what is named replaces all of the defaults.

@@ -90,6 +90,12 @@ fn errors_name_line_column_key_and_remedy() {
         ("imageGCHighThresholdPercent: 101\n", "101 is no percentage"),
         ("imageMinimumGCAge: soon\n", "\"soon\" is no duration"),
         ("taints:\n- {key: a, effect: Never}\n", "NoSchedule, NoExecute or PreferNoSchedule"),
+        (
+            "labels: {zone: a}\nnodes:\n- name: a\n  labels: {node-role.kubernetes.io/gpu: \"\"}\n",
+            "4:12: \"node-role.kubernetes.io/gpu\" is",
+        ),
+        ("labels:\n  rack: row 7\n", "2:9: \"row 7\" can't be the value of a label"),
+        ("annotations: {a/b/c: d}\n", "\"a/b/c\" can't be the key of an annotation"),
         ("nodeName: [a\n", ""),
     ];
     for (file, expected) in cases {

@@ -81,9 +81,13 @@ mod tests {
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(follow(args, running, [("vk1".to_owned(), live)].into(), CancellationToken::new()));
 
-        write("2", "nodeName: [vk1\n");
-        tokio::time::sleep(3 * POLL).await;
-        assert!(!seen.has_changed().unwrap());
+        for nonsense in
+            ["nodeName: [vk1\n", "nodeName: vk1\nlabels: {kubernetes.io/role: x}\ncapacity: {cpu: 8}\n"]
+        {
+            write("2", nonsense);
+            tokio::time::sleep(3 * POLL).await;
+            assert!(!seen.has_changed().unwrap());
+        }
         write("3", "nodeName: vk1\ncapacity: {cpu: 8}\n");
         tokio::time::timeout(3 * POLL, seen.changed()).await.unwrap().unwrap();
         assert_eq!(seen.borrow_and_update().capacity["cpu"].0, "8");
