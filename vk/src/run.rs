@@ -15,6 +15,7 @@ use tracing::Instrument as _;
 
 use crate::{args::Args, config::Config, metrics::Metrics, notify};
 
+mod address;
 mod reload;
 mod virtual_node;
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::{IpAddr, UdpSocket},
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
+use super::address::Route;
 use crate::{
     backoff::Backoff,
     config::{Config, NodeConfig, ProviderConfig},
@@ -52,6 +53,8 @@ pub(super) struct Prepared {
     identity: Identity,
     client: Client,
     address: IpAddr,
+    /// Where the address was found, if nobody gave it.
+    route: Option<Route>,
     provider: Provider,
     lead: Lead,
     serving: Option<(Serving, Resolver)>,
@@ -104,9 +107,11 @@ impl VirtualNode {
         };
         let (identity, client, server) =
             Identity::new(&config.identity, name, self.readiness.clone(), self.metrics.clone()).await?;
-        let address = match config.node.address {
-            Some(address) => address,
-            None => address_towards(&server)?,
+        let (address, route) = if let Some(address) = config.node.address {
+            (address, None)
+        } else {
+            let route = Route::find(&server)?;
+            (route.source, Some(route))
         };
         tracing::info!(node = name, %address, provider = provider.name(), %server, version = env!("CARGO_PKG_VERSION"), "the virtual node starts");
         let serving = match &config.kubelet_api {
@@ -121,7 +126,7 @@ impl VirtualNode {
             )?),
             None => None,
         };
-        Ok(Prepared { identity, client, address, provider, lead, serving })
+        Ok(Prepared { identity, client, address, route, provider, lead, serving })
     }
 
     /// One life: until `stop`, or until a part fails.
@@ -131,13 +136,16 @@ impl VirtualNode {
         registry: &Arc<Registry>,
         stop: &CancellationToken,
     ) -> anyhow::Result<()> {
-        let Prepared { identity, client, address, provider, lead, serving } = prepared;
+        let Prepared { identity, client, address, route, provider, lead, serving } = prepared;
         let mut parts = Supervisor::new();
         let token = parts.stop();
         parts.start("certificates", {
             let stop = token.clone();
             async move { Ok(identity.run(stop).await?) }.in_current_span()
         });
+        if let Some(route) = route {
+            parts.start("address", route.stays(token.clone()).in_current_span());
+        }
         let certificate = serving.map(|(serving, certificate)| {
             let stop = token.clone();
             parts.start("serving-certificate", async move { Ok(serving.run(stop).await?) }.in_current_span());
@@ -374,20 +382,6 @@ fn pod_settings(config: &Config, address: IpAddr, lead: &Lead) -> pod::Settings 
         lead: lead.clone(),
         ..pod::Settings::new(&config.node.name, vec![address])
     }
-}
-
-/// The address that this machine's route to the API server starts from. Nothing is sent.
-fn address_towards(server: &http::Uri) -> anyhow::Result<IpAddr> {
-    let how = || {
-        format!("can't find this machine's address towards the API server {server}: give it with --node-ip")
-    };
-    let host = server.host().with_context(how)?.trim_start_matches('[').trim_end_matches(']');
-    let find = |local: &str| {
-        let socket = UdpSocket::bind((local, 0))?;
-        socket.connect((host, server.port_u16().unwrap_or(443)))?;
-        Ok::<_, std::io::Error>(socket.local_addr()?.ip())
-    };
-    find("0.0.0.0").or_else(|_| find("::")).with_context(how)
 }
 
 #[cfg(test)]
