@@ -123,7 +123,9 @@ fn reference(
         return field(pod, &field_ref.field_path, runtime).map(Some).map_err(EnvError::Field);
     }
     if let Some(selector) = &source.resource_field_ref {
-        return resources::field(pod, Some(container), selector, &runtime.allocatable)
+        let spec = pod.spec.as_ref();
+        let defaults = spec.map(|spec| resources::default_limits(spec, &runtime.allocatable));
+        return resources::field(pod, Some(container), selector, &defaults.unwrap_or_default())
             .map(Some)
             .map_err(EnvError::Field);
     }

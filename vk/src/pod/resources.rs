@@ -6,7 +6,7 @@ mod limits;
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
-    api::core::v1::{Container, Pod, ResourceFieldSelector, ResourceRequirements},
+    api::core::v1::{Container, Pod, PodSpec, ResourceFieldSelector, ResourceRequirements},
     apimachinery::pkg::api::resource::Quantity,
 };
 
@@ -112,12 +112,26 @@ pub(crate) fn of_bytes(value: i64) -> Quantity {
     })
 }
 
-/// What a `resourceFieldRef` reads. Limits that are not set are the node's allocatable.
+/// What limits that a container does not set are for its variables: the pod's, or else the node's allocatable, as
+/// `defaultPodLimitsForDownwardAPI` in `pkg/kubelet/kubelet_resources.go`. Files of downwardAPI volumes know no limits of the pod.
+pub(crate) fn default_limits(spec: &PodSpec, allocatable: &Amounts) -> Amounts {
+    let mut defaults = allocatable.clone();
+    let limits = limits(spec.resources.as_ref());
+    for (name, unit) in [("cpu", milli as Unit), ("memory", whole)] {
+        let limit = limits.and_then(|limits| limits.get(name)).filter(|limit| unit(limit).unwrap_or(0) != 0);
+        if let (Some(limit), Some(default)) = (limit, defaults.get_mut(name)) {
+            default.clone_from(limit);
+        }
+    }
+    defaults
+}
+
+/// What a `resourceFieldRef` reads. Limits that are not set are the `defaults`.
 pub(crate) fn field(
     pod: &Pod,
     own: Option<&Container>,
     selector: &ResourceFieldSelector,
-    allocatable: &Amounts,
+    defaults: &Amounts,
 ) -> Result<String, String> {
     let spec = pod.spec.as_ref();
     let container = match &selector.container_name {
@@ -134,7 +148,7 @@ pub(crate) fn field(
     let value = match side {
         "requests" => amount(requests(container.resources.as_ref()), name, unit),
         "limits" => match amount(limits(container.resources.as_ref()), name, unit) {
-            0 => amount(Some(allocatable), name, unit),
+            0 => amount(Some(defaults), name, unit),
             limit => limit,
         },
         _ => return Err(format!("unsupported container resource: {}", selector.resource)),

@@ -206,3 +206,26 @@ fn files_of_variables_are_read_or_waited_for() {
         assert_eq!(check(path, "A", true), Err("couldn't parse env file".to_owned()));
     }
 }
+
+#[test]
+fn limits_that_a_container_does_not_set_are_its_pods() {
+    let amounts = |amounts: serde_json::Value| serde_json::from_value::<Amounts>(amounts).unwrap();
+    let reference = |resource: &str| json!({ "resourceFieldRef": { "resource": resource } });
+    let pod: Pod = serde_json::from_value(json!({ "spec": {
+        "resources": { "limits": { "cpu": "2", "memory": "0", "ephemeral-storage": "1" } },
+        "containers": [{ "name": "c", "env": [
+            { "name": "CPU", "valueFrom": reference("limits.cpu") },
+            { "name": "MEMORY", "valueFrom": reference("limits.memory") },
+            { "name": "DISK", "valueFrom": reference("limits.ephemeral-storage") },
+        ] }],
+    } }))
+    .unwrap();
+    let runtime = Runtime {
+        allocatable: amounts(json!({ "cpu": "8", "memory": "64", "ephemeral-storage": "99" })),
+        ..Runtime::default()
+    };
+    let container = &pod.spec.as_ref().unwrap().containers[0];
+    let env = resolve(&pod, container, &Objects::of(&[], &[]), &runtime, &BTreeMap::new()).unwrap();
+    let values: Vec<(&str, &str)> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    assert_eq!(values, [("CPU", "2"), ("DISK", "99"), ("MEMORY", "64")]);
+}
