@@ -73,6 +73,7 @@ pub(crate) fn sandbox(
             run_as_user: context.run_as_user,
             run_as_group: context.run_as_group,
             supplemental_groups: groups(spec),
+            strict_groups: wants_strict_groups(spec),
             selinux: context.se_linux_options.as_ref().map(selinux),
             // The pause process needs no more.
             seccomp: Some(Profile::RuntimeDefault),
@@ -109,6 +110,12 @@ fn groups(spec: &PodSpec) -> Vec<i64> {
     own.into_iter().chain(context.and_then(|context| context.fs_group)).collect()
 }
 
+/// Whether processes have no groups but those that the pod names.
+pub(super) fn wants_strict_groups(spec: &PodSpec) -> bool {
+    let context = spec.security_context.as_ref();
+    context.and_then(|context| context.supplemental_groups_policy.as_deref()) == Some("Strict")
+}
+
 fn selinux(options: &SELinuxOptions) -> Selinux {
     let text = |field: &Option<String>| field.clone().unwrap_or_default();
     Selinux {
@@ -138,17 +145,17 @@ fn seccomp(profile: Option<&SeccompProfile>) -> Profile {
     }
 }
 
-/// Who the container is and what it may: its own settings over the pod's.
-pub(crate) fn security(spec: &PodSpec, container: &Container) -> ContainerSecurity {
+/// Who the container is and what it may: its own settings over the pod's, and the image's user if neither names one.
+fn security(spec: &PodSpec, container: &Container, image: &Image) -> ContainerSecurity {
     let pod = spec.security_context.clone().unwrap_or_default();
     let own = container.security_context.clone().unwrap_or_default();
     let privileged = own.privileged.unwrap_or(false);
     let capabilities = own.capabilities.unwrap_or_default();
     ContainerSecurity {
-        run_as_user: own.run_as_user.or(pod.run_as_user),
+        user: own.run_as_user.or(pod.run_as_user).map_or_else(|| image.user.clone(), ImageUser::Id),
         run_as_group: own.run_as_group.or(pod.run_as_group),
         supplemental_groups: groups(spec),
-        strict_groups: pod.supplemental_groups_policy.as_deref() == Some("Strict"),
+        strict_groups: wants_strict_groups(spec),
         privileged,
         read_only_root: own.read_only_root_filesystem.unwrap_or(false),
         no_new_privileges: own.allow_privilege_escalation == Some(false),
@@ -343,7 +350,7 @@ pub(crate) fn container(
         stdin_once: container.stdin_once.unwrap_or(false),
         tty: container.tty.unwrap_or(false),
         resources: resources::container(spec, container, machine_memory),
-        security: security(spec, container),
+        security: security(spec, container, image),
         joins: None,
         devices: Vec::new(),
     })
@@ -376,14 +383,25 @@ mod tests {
                 { "name": "c", "securityContext": { "privileged": true } },
             ],
         }));
-        let of = |n: usize| security(&spec, &spec.containers[n]);
-        assert_eq!((of(0).run_as_user, of(0).run_as_group), (Some(1), Some(2)));
+        let image = Image { id: "i".into(), size: 0, user: ImageUser::Name("web".into()) };
+        let of = |n: usize| security(&spec, &spec.containers[n], &image);
+        assert_eq!((of(0).user, of(0).run_as_group), (ImageUser::Id(1), Some(2)));
         assert_eq!(of(0).supplemental_groups, [4, 3]);
         assert_eq!(of(0).seccomp, Some(Profile::RuntimeDefault));
-        assert_eq!((of(1).run_as_user, of(1).no_new_privileges), (Some(9), true));
+        assert_eq!((of(1).user, of(1).no_new_privileges), (ImageUser::Id(9), true));
         assert_eq!(of(1).drop_capabilities, ["ALL"]);
         assert_eq!(of(1).seccomp, Some(Profile::Unconfined));
         assert_eq!((of(2).privileged, of(2).seccomp), (true, Some(Profile::Unconfined)));
+    }
+
+    #[test]
+    fn a_group_never_comes_without_a_user() {
+        let spec = spec(json!({ "containers": [{ "name": "a", "securityContext": { "runAsGroup": 7 } }] }));
+        for user in [ImageUser::Id(0), ImageUser::Id(1000), ImageUser::Name("web".into())] {
+            let image = Image { id: "i".into(), size: 0, user: user.clone() };
+            let security = security(&spec, &spec.containers[0], &image);
+            assert_eq!((security.user, security.run_as_group), (user, Some(7)));
+        }
     }
 
     #[test]

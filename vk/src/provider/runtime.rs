@@ -159,7 +159,7 @@ pub struct Image {
     pub user: ImageUser,
 }
 
-/// The user that an image names.
+/// The user that an image names, or a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageUser {
     /// By number; root when it names none.
@@ -319,6 +319,8 @@ pub struct SandboxSecurity {
     pub run_as_group: Option<i64>,
     /// Further groups.
     pub supplemental_groups: Vec<i64>,
+    /// As [`ContainerSecurity::strict_groups`].
+    pub strict_groups: bool,
     /// `SELinux` label.
     pub selinux: Option<Selinux>,
     /// System calls.
@@ -429,11 +431,11 @@ pub enum Propagation {
 }
 
 /// Who a container is and what it may.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::struct_excessive_bools)] // As the pod has them.
 pub struct ContainerSecurity {
-    /// User ID; `None`: the image's.
-    pub run_as_user: Option<i64>,
+    /// The pod's, or else the image's: runtimes refuse a group without a user.
+    pub user: ImageUser,
     /// Group ID.
     pub run_as_group: Option<i64>,
     /// Further groups.

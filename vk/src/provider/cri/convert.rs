@@ -90,7 +90,7 @@ pub fn sandbox_config(
                 privileged: sandbox.privileged,
                 seccomp: security.seccomp.as_ref().map(profile),
                 apparmor: security.apparmor.as_ref().map(profile),
-                supplemental_groups_policy: wire::SupplementalGroupsPolicy::Merge.into(),
+                supplemental_groups_policy: groups_policy(security.strict_groups).into(),
             }),
             sysctls: sandbox.sysctls.clone().into_iter().collect(),
             overhead: None,
@@ -157,10 +157,9 @@ fn container_security(
     } else {
         (MASKED.map(str::to_owned).to_vec(), READONLY.map(str::to_owned).to_vec())
     };
-    let policy = if security.strict_groups {
-        wire::SupplementalGroupsPolicy::Strict
-    } else {
-        wire::SupplementalGroupsPolicy::Merge
+    let (uid, username) = match &security.user {
+        ImageUser::Id(uid) => (Some(int(*uid)), String::new()),
+        ImageUser::Name(name) => (None, name.clone()),
     };
     wire::LinuxContainerSecurityContext {
         capabilities: Some(wire::Capability {
@@ -171,8 +170,8 @@ fn container_security(
         privileged: security.privileged,
         namespace_options: Some(namespaces(shared)),
         selinux_options: security.selinux.as_ref().map(selinux),
-        run_as_user: security.run_as_user.map(int),
-        run_as_username: String::new(),
+        run_as_user: uid,
+        run_as_username: username,
         run_as_group: security.run_as_group.map(int),
         readonly_rootfs: security.read_only_root,
         supplemental_groups: security.supplemental_groups.clone(),
@@ -181,8 +180,12 @@ fn container_security(
         readonly_paths: readonly,
         seccomp: security.seccomp.as_ref().map(profile),
         apparmor: security.apparmor.as_ref().map(profile),
-        supplemental_groups_policy: policy.into(),
+        supplemental_groups_policy: groups_policy(security.strict_groups).into(),
     }
+}
+
+fn groups_policy(strict: bool) -> wire::SupplementalGroupsPolicy {
+    if strict { wire::SupplementalGroupsPolicy::Strict } else { wire::SupplementalGroupsPolicy::Merge }
 }
 
 const MASKED: [&str; 12] = [

@@ -26,12 +26,40 @@ fn a_pods_own_labels_do_not_pass_for_ownership_marks() {
             qos: crate::provider::runtime::QosClass::BestEffort,
             limits: Resources::default(),
         },
-        security: crate::provider::runtime::SandboxSecurity::default(),
+        security: crate::provider::runtime::SandboxSecurity { strict_groups: true, ..Default::default() },
     };
     let config = sandbox_config("vk", &sandbox, Path::new("/logs"), "/parent".into());
     assert_eq!(config.labels[POD_UID_LABEL], "u1");
     assert_eq!(config.labels["app"], "x");
     assert_eq!(config.labels[NODE_LABEL], "vk");
+    let security = config.linux.and_then(|linux| linux.security_context).expect("it is sent");
+    assert_eq!(security.supplemental_groups_policy(), wire::SupplementalGroupsPolicy::Strict);
+}
+
+#[test]
+fn users_are_sent_by_number_or_by_name() {
+    let sent = |user| {
+        let security = ContainerSecurity {
+            user,
+            run_as_group: Some(7),
+            supplemental_groups: Vec::new(),
+            strict_groups: true,
+            privileged: false,
+            read_only_root: false,
+            no_new_privileges: false,
+            add_capabilities: Vec::new(),
+            drop_capabilities: Vec::new(),
+            selinux: None,
+            seccomp: None,
+            apparmor: None,
+            unmasked_proc: false,
+        };
+        let sent = container_security(Namespaces::default(), &security);
+        assert_eq!(sent.supplemental_groups_policy(), wire::SupplementalGroupsPolicy::Strict);
+        (sent.run_as_user, sent.run_as_username)
+    };
+    assert_eq!(sent(ImageUser::Id(0)), (Some(int(0)), String::new()));
+    assert_eq!(sent(ImageUser::Name("web".into())), (None, "web".to_owned()));
 }
 
 #[test]
