@@ -16,9 +16,12 @@ pub(crate) const TESTS: &[Test] = &[
     ("vk_pods::long_logs_are_rotated", long_logs_are_rotated),
 ];
 
-/// What a container's cgroup says: memory limit, CPU limit, CPU weight.
+/// What a container's cgroup says: memory limit, CPU limit, CPU weight; whether it dies whole, and how much it may swap, where the kernel
+/// has that.
 const CGROUP: &str = "cd /sys/fs/cgroup; cat memory.max cpu.max cpu.weight 2>/dev/null || \
-     cat memory/memory.limit_in_bytes cpu/cpu.cfs_quota_us cpu/cpu.shares";
+     cat memory/memory.limit_in_bytes cpu/cpu.cfs_quota_us cpu/cpu.shares; \
+     for file in memory.oom.group memory.swap.max memory/memory.memsw.limit_in_bytes; do \
+     if test -e $file; then echo $file $(cat $file); fi; done";
 
 /// What a user sees of the pod's containers, resources and resize; without times, IDs and the nodes' sizes.
 fn looks(pod: &Value) -> Value {

@@ -42,7 +42,7 @@ use super::{
     },
 };
 use crate::lead::Lead;
-use cgroup::{Driver, Tree};
+use cgroup::{Driver, Memory, Tree};
 pub use config::CriConfig;
 use errors::{absent_is_done, as_told, failed, failure, io_failed};
 
@@ -172,9 +172,18 @@ impl Cri {
             .await
     }
 
+    async fn memory(&self) -> Result<Memory, ProviderError> {
+        self.tree().await?.memory().map_err(|error| failed("look at the machine's cgroups", &error))
+    }
+
     async fn sandbox_config(&self, sandbox: &SandboxSpec) -> Result<wire::PodSandboxConfig, ProviderError> {
         let parent = self.tree().await?.parent(&sandbox.pod.uid, sandbox.cgroup.qos);
-        Ok(convert::sandbox_config(&self.node, sandbox, &log_directory(&self.log_root, &sandbox.pod), parent))
+        let logs = log_directory(&self.log_root, &sandbox.pod);
+        let mut config = convert::sandbox_config(&self.node, sandbox, &logs, parent);
+        if let Some(resources) = config.linux.as_mut().and_then(|linux| linux.resources.as_mut()) {
+            self.memory().await?.of_sandbox(resources);
+        }
+        Ok(config)
     }
 
     async fn sandboxes(&self, uid: Option<&str>) -> Result<Vec<wire::PodSandbox>, ProviderError> {
@@ -384,7 +393,10 @@ impl ContainerRuntime for Cri {
         container: &ContainerSpec,
     ) -> Result<String, ProviderError> {
         let operation = "CreateContainer";
-        let config = convert::container_config(&self.node, sandbox, container);
+        let mut config = convert::container_config(&self.node, sandbox, container);
+        if let Some(resources) = config.linux.as_mut().and_then(|linux| linux.resources.as_mut()) {
+            self.memory().await?.of_container(resources);
+        }
         let sandbox_config = self.sandbox_config(sandbox).await?;
         let logs = log_directory(&self.log_root, &sandbox.pod).join(&container.name);
         tokio::fs::create_dir_all(&logs).await.map_err(|error| io_failed(operation, &logs, &error))?;
@@ -399,9 +411,11 @@ impl ContainerRuntime for Cri {
     }
 
     async fn update_container(&self, id: &str, resources: Resources) -> Result<(), ProviderError> {
+        let mut resources = convert::resources(&resources);
+        self.memory().await?.of_container(&mut resources);
         let request = wire::UpdateContainerResourcesRequest {
             container_id: id.to_owned(),
-            linux: Some(convert::resources(&resources)),
+            linux: Some(resources),
             annotations: std::collections::HashMap::new(),
         };
         let mut client = self.runtime();

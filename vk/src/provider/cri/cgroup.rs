@@ -24,7 +24,9 @@ use nix::{
 
 use crate::provider::runtime::{CPU_PERIOD_US, PodCgroup, QosClass, Resources};
 
+mod memory;
 mod read;
+pub(super) use memory::Memory;
 pub(super) use read::{Reader, parse_pressure};
 
 /// The branch under the configured root.
@@ -68,12 +70,14 @@ struct Machine {
     v1: Option<V1>,
     /// Where they are mounted.
     mounts: Vec<PathBuf>,
+    memory: Memory,
 }
 
 impl Machine {
     fn look() -> io::Result<Self> {
         let mounts = cgroup_mounts(&fs::read_to_string("/proc/self/mountinfo")?);
-        Ok(Self { v1: (!is_cgroup2_unified_mode()).then(V1::new), mounts })
+        let unified = is_cgroup2_unified_mode();
+        Ok(Self { v1: (!unified).then(V1::new), mounts, memory: Memory::look(Path::new("/"), unified) })
     }
 
     fn hierarchy(&self) -> Box<dyn Hierarchy> {
@@ -95,6 +99,11 @@ impl Tree {
         }
         let machine = Machine::look().map_err(CgroupError::Mounts)?;
         Ok(self.machine.get_or_init(|| machine))
+    }
+
+    /// What is asked of containers' memory on this machine.
+    pub(super) fn memory(&self) -> Result<Memory, CgroupError> {
+        Ok(self.machine()?.memory)
     }
 
     /// How the runtime is told where the pod is: `cgroup_parent` of the sandbox.
