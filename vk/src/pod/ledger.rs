@@ -16,10 +16,15 @@ use super::{
 };
 use crate::provider::runtime::QosClass;
 
-/// Amounts by resource: CPU in thousandths, bytes, pieces. Wide enough that no sum of what pods can ask for ends at a limit, from where
-/// what is given back would not lead back.
+/// What a pod asks for, what a node has, or sums of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Need(BTreeMap<String, i128>);
+pub(crate) struct Need {
+    /// By resource: CPU in thousandths, bytes, pieces. Wide enough that no sum of what pods can ask for ends at a limit, from where what is
+    /// given back would not lead back.
+    amounts: BTreeMap<String, i128>,
+    /// The CPU, in thousandths, that is asked for by burstable pods.
+    burstable_cpu: i128,
+}
 
 impl Need {
     /// Of a pod.
@@ -28,11 +33,13 @@ impl Need {
         let asked = containers.filter_map(|container| container.resources.as_ref()).chain(&spec.resources);
         let names = asked.filter_map(|resources| resources.requests.as_ref()).flat_map(|r| r.keys());
         let names = names.chain(spec.overhead.iter().flat_map(|overhead| overhead.keys()));
-        let mut need: BTreeMap<String, i128> =
+        let mut amounts: BTreeMap<String, i128> =
             names.map(|name| (name.clone(), i128::from(resources::request(spec, name)))).collect();
-        need.retain(|_, amount| *amount > 0);
-        need.insert("pods".to_owned(), 1);
-        Self(need)
+        amounts.retain(|_, amount| *amount > 0);
+        amounts.insert("pods".to_owned(), 1);
+        let is_burstable = resources::qos(spec) == QosClass::Burstable;
+        let burstable_cpu = amounts.get("cpu").copied().filter(|_| is_burstable).unwrap_or(0);
+        Self { amounts, burstable_cpu }
     }
 
     /// Of a node.
@@ -41,38 +48,41 @@ impl Need {
             let unit = if name == "cpu" { milli } else { whole };
             Some((name.clone(), i128::from(unit(quantity)?)))
         };
-        Self(amounts.iter().filter_map(amount).collect())
+        Self { amounts: amounts.iter().filter_map(amount).collect(), burstable_cpu: 0 }
     }
 
     fn get(&self, name: &str) -> i128 {
-        self.0.get(name).copied().unwrap_or(0)
+        self.amounts.get(name).copied().unwrap_or(0)
     }
 
     fn add(&mut self, other: &Self) {
-        for (name, amount) in &other.0 {
+        for (name, amount) in &other.amounts {
             let sum = self.get(name).saturating_add(*amount);
-            self.0.insert(name.clone(), sum);
+            self.amounts.insert(name.clone(), sum);
         }
+        self.burstable_cpu = self.burstable_cpu.saturating_add(other.burstable_cpu);
     }
 
     fn subtract(&mut self, other: &Self) {
-        for (name, amount) in &other.0 {
+        for (name, amount) in &other.amounts {
             let rest = self.get(name).saturating_sub(*amount);
-            self.0.insert(name.clone(), rest);
+            self.amounts.insert(name.clone(), rest);
         }
+        self.burstable_cpu = self.burstable_cpu.saturating_sub(other.burstable_cpu);
     }
 
-    /// What this has more than another.
+    /// What this has more of than another.
     fn beyond(&self, other: &Self) -> Self {
         let more = |(name, amount): (&String, &i128)| (name.clone(), amount.saturating_sub(other.get(name)));
-        Self(self.0.iter().map(more).filter(|(_, amount)| *amount > 0).collect())
+        let amounts = self.amounts.iter().map(more).filter(|(_, amount)| *amount > 0).collect();
+        Self { amounts, burstable_cpu: 0 }
     }
 
     /// In the order in which a kubelet looks.
     fn names(&self) -> impl Iterator<Item = &str> {
         let first = ["pods", "cpu", "memory", "ephemeral-storage"];
-        let others = self.0.keys().map(String::as_str).filter(move |name| !first.contains(name));
-        first.into_iter().filter(|name| self.0.contains_key(*name)).chain(others)
+        let others = self.amounts.keys().map(String::as_str).filter(move |name| !first.contains(name));
+        first.into_iter().filter(|name| self.amounts.contains_key(*name)).chain(others)
     }
 
     /// The first resource of which there is not enough beside what is used.
@@ -185,7 +195,7 @@ impl Ledger {
         let rank = (Reverse(spec.and_then(|spec| spec.priority).unwrap_or(0)), !guaranteed, since);
         let before = books.held.get(&uid).cloned().unwrap_or_default();
         let mut used = books.used_by_others(&uid);
-        if !need.beyond(&before).0.is_empty() {
+        if !need.beyond(&before).amounts.is_empty() {
             used.add(&books.promised(&uid, rank, capacity));
         }
         if let Some(lack) = need.lacks(&used, capacity) {
@@ -194,12 +204,17 @@ impl Ledger {
             return Err(lack);
         }
         books.waiting.remove(&uid);
-        let shrinks = !before.beyond(&need).0.is_empty();
+        let shrinks = !before.beyond(&need).amounts.is_empty();
         books.put(&uid, need);
         if shrinks {
             books.wake();
         }
         Ok(())
+    }
+
+    /// What burstable pods weigh together.
+    pub(crate) fn burstable_shares(&self) -> u64 {
+        resources::shares(i64::try_from(self.books().total.burstable_cpu).unwrap_or(i64::MAX))
     }
 
     /// The pod does not want more any longer.
@@ -319,9 +334,29 @@ mod tests {
     }
 
     #[test]
+    fn burstable_pods_weigh_as_much_as_they_ask_for_together() {
+        let ledger = Ledger::default();
+        assert_eq!(ledger.burstable_shares(), 2);
+        ledger.hold("a", need("1500m"));
+        ledger.hold("b", need("500m"));
+        let guaranteed = json!({ "containers": [
+            { "name": "c", "resources": {
+                "requests": { "cpu": "4", "memory": "1Gi" }, "limits": { "cpu": "4", "memory": "1Gi" },
+            } },
+        ] });
+        ledger.hold("c", Need::of(&serde_json::from_value(guaranteed).unwrap()));
+        assert_eq!(ledger.burstable_shares(), 2048);
+        ledger.resize(&pod("a", "1", 0), need("1"), &capacity("9"), &Arc::default()).unwrap();
+        assert_eq!(ledger.burstable_shares(), 1536);
+        ledger.free("a");
+        ledger.free("b");
+        assert_eq!(ledger.burstable_shares(), 2);
+    }
+
+    #[test]
     fn what_the_node_does_not_offer_is_lacking() {
         let mut without = capacity("2");
-        without.0.remove("x.y/z");
+        without.amounts.remove("x.y/z");
         let refusal = Ledger::default().admit("a", need("1"), &without).unwrap_err().refusal();
         assert_eq!(refusal.reason, "OutOfx.y/z");
     }

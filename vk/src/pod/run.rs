@@ -103,6 +103,7 @@ impl Pods {
             access: Access::new(root),
             devices: Devices::new(self.settings.devices.clone(), &self.settings.root_dir),
             ledger: Ledger::default(),
+            weighed: tokio::sync::Mutex::default(),
             ports: Ports::default(),
             leaving: Leaving::of(files::pod_uids(root)),
             pulls: std::sync::Mutex::default(),

@@ -69,6 +69,7 @@ pub(crate) fn sandbox(
         namespaces,
         privileged: containers().any(is_privileged),
         cgroup: resources::pod(spec),
+        huge_pages: resources::huge_pages(spec),
         security: SandboxSecurity {
             run_as_user: context.run_as_user,
             run_as_group: context.run_as_group,

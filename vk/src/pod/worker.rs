@@ -10,37 +10,31 @@ mod objects;
 mod report;
 mod resize;
 mod service;
+mod shared;
 mod start;
 mod storage;
 mod teardown;
 mod volumes;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus, Service};
-use kube::{Client, runtime::reflector};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
+use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Settings,
-    access::Access,
     admission::Refusal,
-    devices::Devices,
-    events::{Kind, Recorder},
+    events::Kind,
     files::{FilesError, PodFolder},
-    leaving::Leaving,
-    ledger::Ledger,
     lifecycle::{self, CrashLoops, Plan, Wait},
-    objects::{Held, Reader},
-    ports::Ports,
-    probe::{counts::Counts, watch::Prober},
+    objects::Held,
+    probe::watch::Prober,
     spec::pod_ref,
     status::{self, Verdict, Waiting},
     volumes::Tokens,
@@ -56,6 +50,7 @@ use crate::{
 };
 
 pub(super) use report::{is_newer, version};
+pub(super) use shared::Shared;
 use teardown::Sentence;
 
 /// First and longest wait after something went wrong.
@@ -65,48 +60,6 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 const RETRY_WHEN_NEW: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(1));
 /// A pod that has waited so long for its turn is told to its user.
 const SHOW_PENDING: Duration = Duration::from_secs(1);
-
-/// What all workers use.
-pub(super) struct Shared {
-    pub(super) client: Client,
-    pub(super) provider: Provider,
-    pub(super) settings: Settings,
-    pub(super) reader: Reader,
-    pub(super) recorder: Recorder,
-    /// What probes have found.
-    pub(super) probed: Arc<Counts>,
-    pub(super) services: reflector::Store<Service>,
-    /// How many pods are being started or removed.
-    pub(super) changes: Arc<Semaphore>,
-    /// How many calls that write pods are under way: each takes a connection of its own.
-    pub(super) writes: Semaphore,
-    /// Who may use which image.
-    pub(super) access: Access,
-    /// Who has which device.
-    pub(super) devices: Devices,
-    /// Who holds how much of the node.
-    pub(super) ledger: Ledger,
-    /// Who has which port of the machine.
-    pub(super) ports: Ports,
-    /// Who is about to give back what it holds of those.
-    pub(super) leaving: Leaving,
-    /// One pull of an image at a time.
-    pub(super) pulls: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
-    /// `containerd` in `containerd://ID`.
-    pub(super) scheme: String,
-    /// Bytes.
-    pub(super) machine_memory: i64,
-}
-
-impl Shared {
-    /// The pod has ended: what it had of the node is others'.
-    pub(super) fn free(&self, uid: &str) {
-        self.ledger.free(uid);
-        self.ports.free(uid);
-        self.devices.free(uid);
-        self.leaving.settled(uid);
-    }
-}
 
 /// The newest object; `None`: the API server has it no more.
 pub(super) type Latest = Option<Arc<Pod>>;
@@ -299,6 +252,8 @@ impl Worker {
                 Box::pin(self.sync_service(pod.as_ref(), service.as_ref())).await
             }
         };
+        // The pod may have ended.
+        self.shared.weigh().await;
         match result {
             Ok(next) => {
                 // What waits for something else is tried again less and less often.
@@ -353,6 +308,8 @@ impl Worker {
             Ok(pod) => pod,
             Err(refusal) => return self.refuse(pod, &refusal).await,
         };
+        // Before it shares the CPU with others.
+        self.shared.weigh().await;
         if let Some(next) = self.enforce(pod, runtime, &seen).await? {
             return Ok(next);
         }

@@ -361,7 +361,8 @@ impl ContainerRuntime for Cri {
         let operation = "RunPodSandbox";
         let config = self.sandbox_config(sandbox).await?;
         let tree = self.tree().await?;
-        tree.create(&sandbox.pod.uid, sandbox.cgroup).map_err(|error| failed(operation, &error))?;
+        tree.create(&sandbox.pod.uid, sandbox.cgroup, &sandbox.huge_pages)
+            .map_err(|error| failed(operation, &error))?;
         let logs = log_directory(&self.log_root, &sandbox.pod);
         tokio::fs::create_dir_all(&logs).await.map_err(|error| io_failed(operation, &logs, &error))?;
         let request = wire::RunPodSandboxRequest {
@@ -428,6 +429,12 @@ impl ContainerRuntime for Cri {
         self.may("resize the pod's cgroup")?;
         let tree = self.tree().await?;
         tree.update(uid, cgroup).map_err(|error| failed("resize the pod's cgroup", &error))
+    }
+
+    async fn weigh(&self, burstable_shares: u64) -> Result<(), ProviderError> {
+        let operation = "weigh the classes of pods";
+        self.may(operation)?;
+        self.tree().await?.weigh(burstable_shares).map_err(|error| failed(operation, &error))
     }
 
     async fn start_container(&self, id: &str) -> Result<(), ProviderError> {

@@ -98,6 +98,13 @@ pub trait ContainerRuntime: Send + Sync {
     /// Changes the limits of the pod's cgroup; those that are `None` stay as they are. May be repeated.
     async fn update_pod(&self, uid: &str, cgroup: PodCgroup) -> Result<(), ProviderError>;
 
+    /// How much of the CPU burstable pods ask for together, in the units of [`Resources::cpu_shares`]: what they all weigh beside each
+    /// guaranteed pod, and beside those that ask for nothing. May be repeated.
+    async fn weigh(&self, burstable_shares: u64) -> Result<(), ProviderError> {
+        let _ = burstable_shares;
+        Ok(())
+    }
+
     /// Starts a container that was made.
     async fn start_container(&self, id: &str) -> Result<(), ProviderError>;
 
@@ -210,6 +217,8 @@ pub struct SandboxSpec {
     pub privileged: bool,
     /// Where the pod's cgroup is, relative to the node's, and its limits.
     pub cgroup: PodCgroup,
+    /// Huge pages that the pod may use: bytes by the size of a page.
+    pub huge_pages: BTreeMap<u64, u64>,
     /// User, group and profiles of the pause process.
     pub security: SandboxSecurity,
 }

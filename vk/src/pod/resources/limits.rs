@@ -1,6 +1,11 @@
 //! Quality of service and the numbers of cgroups: of one container, and of the pod around them.
 
-use k8s_openapi::api::core::v1::{Container, PodSpec, ResourceRequirements};
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::core::v1::{Container, PodSpec, ResourceRequirements},
+    apimachinery::pkg::api::resource::Quantity,
+};
 
 use super::{Amounts, Unit, amount, limits, milli, requests, whole};
 use crate::{
@@ -123,7 +128,21 @@ fn each_has_limit(spec: &PodSpec, name: &str, unit: Unit) -> bool {
     spec.containers.iter().all(has) && spec.init_containers.iter().flatten().all(has)
 }
 
-fn shares(milli_cpu: i64) -> u64 {
+/// What the pod asks for of huge pages: bytes by the size of a page, as its resources' names have it (`hugepages-2Mi`).
+pub(crate) fn huge_pages(spec: &PodSpec) -> BTreeMap<u64, u64> {
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let asked = containers.filter_map(|container| container.resources.as_ref()).chain(&spec.resources);
+    let names = asked.filter_map(|resources| resources.requests.as_ref()).flat_map(|amounts| amounts.keys());
+    names
+        .filter_map(|name| {
+            let page = whole(&Quantity(name.strip_prefix("hugepages-")?.to_owned()))?;
+            Some((u64::try_from(page).ok()?, u64::try_from(request(spec, name)).ok()?))
+        })
+        .collect()
+}
+
+/// The weight of what asks for so much of the CPU.
+pub(crate) fn shares(milli_cpu: i64) -> u64 {
     (milli_cpu.saturating_mul(1024) / 1000).clamp(MIN_SHARES, MAX_SHARES).unsigned_abs()
 }
 
@@ -196,6 +215,14 @@ mod tests {
         assert_eq!(pod(&spec).limits.memory_bytes, Some(i64::MAX));
         assert_eq!(container(&spec, &spec.containers[0], 1 << 30).memory_bytes, Some(i64::MAX));
         assert_eq!(request(&spec, "cpu"), 0);
+    }
+
+    #[test]
+    fn huge_pages_are_counted_by_their_size() {
+        let one = || json!({ "requests": { "cpu": "1", "hugepages-2Mi": "4Mi", "hugepages-1Gi": "1Gi" } });
+        let two = json!({ "requests": { "hugepages-2Mi": "2Mi", "hugepages-x": "1" } });
+        assert_eq!(huge_pages(&spec(&[one(), two])), [(2 << 20, 6 << 20), (1 << 30, 1 << 30)].into());
+        assert!(huge_pages(&spec(&[json!({})])).is_empty());
     }
 
     #[test]

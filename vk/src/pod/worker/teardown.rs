@@ -130,6 +130,7 @@ impl Worker {
         let _turn = Arc::clone(&self.shared.changes).acquire_owned().await;
         self.give_back(runtime, &seen).await?;
         tracing::debug!(pod = %self.entry.pod, pod.uid = self.entry.pod.uid, "nothing is left of the pod");
+        self.shared.free(&self.entry.pod.uid);
         Ok(Next::Gone)
     }
 

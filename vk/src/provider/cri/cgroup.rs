@@ -1,9 +1,11 @@
-//! The pods' cgroups: `<root>/spillway/<class>/pod<uid>`, made with the pod's limits before its sandbox and removed after it.
+//! The pods' cgroups, made with the pod's limits before its sandbox and removed after it: `<root>/spillway/<class>/pod<uid>`, and
+//! `<root>/spillway/pod<uid>` of guaranteed pods. As under a kubelet, each of these competes for the CPU with the classes as wholes.
 //!
 //! Containers' own cgroups below are the runtime's. The branch is called `spillway` and not `kubepods`, because a real kubelet on the
 //! same machine ends what it doesn't know under its own.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
     sync::OnceLock,
@@ -12,9 +14,7 @@ use std::{
 use cgroups_rs::fs::{
     Cgroup, Hierarchy,
     cgroup_builder::CgroupBuilder,
-    cpu::CpuController,
     hierarchies::{V1, V2, is_cgroup2_unified_mode},
-    memory::MemController,
 };
 use nix::{
     errno::Errno,
@@ -22,8 +22,9 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::provider::runtime::{CPU_PERIOD_US, PodCgroup, QosClass, Resources};
+use crate::provider::runtime::{PodCgroup, QosClass};
 
+mod limits;
 mod memory;
 mod read;
 pub(super) use memory::Memory;
@@ -31,6 +32,8 @@ pub(super) use read::{Reader, parse_pressure};
 
 /// The branch under the configured root.
 const BRANCH: &str = "spillway";
+/// Where older versions put guaranteed pods; they run on there.
+const OLD_GUARANTEED: &str = "guaranteed";
 
 /// Why a pod's cgroup could not be made or removed.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +44,8 @@ pub(super) enum CgroupError {
     Create { path: String, source: cgroups_rs::fs::error::Error },
     #[error("can't set {what} of cgroup {path}")]
     Limit { what: &'static str, path: String, source: cgroups_rs::fs::error::Error },
+    #[error("can't limit huge pages by {}", path.display())]
+    HugePages { path: PathBuf, source: io::Error },
     #[error("can't remove cgroup {}", path.display())]
     Remove { path: PathBuf, source: io::Error },
 }
@@ -80,6 +85,11 @@ impl Machine {
         Ok(Self { v1: (!unified).then(V1::new), mounts, memory: Memory::look(Path::new("/"), unified) })
     }
 
+    /// Whether there is such a cgroup.
+    fn has(&self, path: &str) -> bool {
+        self.mounts.iter().any(|mount| mount.join(path).is_dir())
+    }
+
     fn hierarchy(&self) -> Box<dyn Hierarchy> {
         match &self.v1 {
             Some(v1) => Box::new(v1.clone()),
@@ -109,29 +119,49 @@ impl Tree {
     /// How the runtime is told where the pod is: `cgroup_parent` of the sandbox.
     pub(super) fn parent(&self, uid: &str, qos: QosClass) -> String {
         match self.driver {
-            Driver::Cgroupfs => format!("/{}", self.path(uid, qos)),
+            Driver::Cgroupfs => format!("/{}", self.path(class(qos), uid)),
             Driver::Systemd => {
                 // A slice's name spells its place: a-b.slice is in a.slice. A dash within a name would be a level.
-                let mut names: Vec<String> = self.root.split('/').map(unit_name).collect();
-                names.extend([BRANCH.to_owned(), class(qos).to_owned(), format!("pod{}", unit_name(uid))]);
-                names.retain(|name| !name.is_empty());
-                format!("{}.slice", names.join("-"))
+                format!("{}.slice", self.slice(class(qos), uid).join("-"))
             }
         }
     }
 
-    /// Makes the pod's cgroup and sets its limits. May be repeated.
-    pub(super) fn create(&self, uid: &str, cgroup: PodCgroup) -> Result<(), CgroupError> {
+    /// Makes the pod's cgroup and sets its limits; of huge pages it gets what is said, in bytes by the size of a page, and no others. May
+    /// be repeated.
+    pub(super) fn create(
+        &self,
+        uid: &str,
+        cgroup: PodCgroup,
+        huge_pages: &BTreeMap<u64, u64>,
+    ) -> Result<(), CgroupError> {
         if self.driver == Driver::Systemd {
             return Ok(());
         }
-        let path = self.path(uid, cgroup.qos);
-        let controllers = ["cpu", "cpuset", "memory", "pids"].map(str::to_owned).to_vec();
-        let made = CgroupBuilder::new(&path)
-            .set_specified_controllers(controllers)
-            .build(self.machine()?.hierarchy())
-            .map_err(|source| CgroupError::Create { path: path.clone(), source })?;
-        limit(&made, cgroup.limits).map_err(|(what, source)| CgroupError::Limit { what, path, source })
+        let path = self.path(class(cgroup.qos), uid);
+        let machine = self.machine()?;
+        let hierarchy = machine.hierarchy();
+        let mut controllers = vec!["cpu", "cpuset", "memory", "pids"];
+        // Not every kernel has it, nor is it everywhere delegated to us.
+        if hierarchy.subsystems().iter().any(|known| known.controller_name() == "hugetlb") {
+            controllers.push("hugetlb");
+        }
+        let made = make(hierarchy, &path, &controllers)?;
+        for mount in &machine.mounts {
+            limits::huge_pages(&mount.join(&path), huge_pages)
+                .map_err(|(path, source)| CgroupError::HugePages { path, source })?;
+        }
+        limits::set(&made, cgroup.limits).map_err(|(what, source)| CgroupError::Limit { what, path, source })
+    }
+
+    /// Gives the classes their shares of the CPU: as much as burstable pods ask for together, and next to nothing for those that ask for
+    /// nothing. May be repeated.
+    pub(super) fn weigh(&self, burstable_shares: u64) -> Result<(), CgroupError> {
+        if self.driver == Driver::Systemd {
+            return Ok(());
+        }
+        let machine = self.machine()?;
+        weigh_classes(|| machine.hierarchy(), &self.branch(), burstable_shares)
     }
 
     /// Sets other limits; what has none stays as it is. systemd's slices have none to begin with.
@@ -139,11 +169,12 @@ impl Tree {
         if self.driver == Driver::Systemd {
             return Ok(());
         }
-        let path = self.path(uid, cgroup.qos);
+        let machine = self.machine()?;
+        let found = self.places(uid).into_iter().find(|place| machine.has(place));
+        let path = found.unwrap_or_else(|| self.path(class(cgroup.qos), uid));
         let controllers = ["cpu", "memory"].map(str::to_owned).to_vec();
-        let hierarchy = self.machine()?.hierarchy();
-        let found = Cgroup::load_with_specified_controllers(hierarchy, &path, controllers);
-        limit(&found, cgroup.limits).map_err(|(what, source)| CgroupError::Limit { what, path, source })
+        let found = Cgroup::load_with_specified_controllers(machine.hierarchy(), &path, controllers);
+        limits::set(&found, cgroup.limits).map_err(|(what, source)| CgroupError::Limit { what, path, source })
     }
 
     /// Removes the pod's cgroup from every hierarchy, whatever its class, with the empty ones below. Nothing of the pod's runs any more; what
@@ -154,8 +185,8 @@ impl Tree {
             return Ok(());
         }
         for hierarchy in &self.machine()?.mounts {
-            for qos in [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort] {
-                let path = hierarchy.join(self.path(uid, qos));
+            for place in self.places(uid) {
+                let path = hierarchy.join(place);
                 remove_tree(&path).map_err(|source| {
                     if source.kind() == io::ErrorKind::ResourceBusy {
                         end_processes(&path);
@@ -189,30 +220,60 @@ impl Tree {
         }
     }
 
-    /// Where the pod may be, by class.
-    pub(super) fn places(&self, uid: &str) -> [String; 3] {
-        [QosClass::BestEffort, QosClass::Burstable, QosClass::Guaranteed].map(|qos| match self.driver {
-            Driver::Cgroupfs => self.path(uid, qos),
-            Driver::Systemd => {
-                let name = self.parent(uid, qos);
-                let names: Vec<_> = name.trim_end_matches(".slice").split('-').map(str::to_owned).collect();
-                slice_path(&names)
-            }
+    /// Where the pod may be, by class. Where older versions had it comes last: a pod whose sandbox was made anew is in both places.
+    pub(super) fn places(&self, uid: &str) -> [String; 4] {
+        let [best_effort, burstable, guaranteed] =
+            [QosClass::BestEffort, QosClass::Burstable, QosClass::Guaranteed].map(class);
+        [best_effort, burstable, guaranteed, Some(OLD_GUARANTEED)].map(|class| match self.driver {
+            Driver::Cgroupfs => self.path(class, uid),
+            Driver::Systemd => slice_path(&self.slice(class, uid)),
         })
     }
 
-    fn path(&self, uid: &str, qos: QosClass) -> String {
-        let root = if self.root.is_empty() { String::new() } else { format!("{}/", self.root) };
-        format!("{root}{BRANCH}/{}/pod{uid}", class(qos))
+    fn path(&self, class: Option<&str>, uid: &str) -> String {
+        let class = class.map(|class| format!("/{class}")).unwrap_or_default();
+        format!("{}{class}/pod{uid}", self.branch())
+    }
+
+    /// The names that a pod's slice is made of.
+    fn slice(&self, class: Option<&str>, uid: &str) -> Vec<String> {
+        let mut names: Vec<String> = self.root.split('/').map(unit_name).collect();
+        names.extend([BRANCH, class.unwrap_or_default()].map(str::to_owned));
+        names.push(format!("pod{}", unit_name(uid)));
+        names.retain(|name| !name.is_empty());
+        names
     }
 }
 
-fn class(qos: QosClass) -> &'static str {
+/// The cgroup between the branch and the pods; guaranteed pods have none.
+fn class(qos: QosClass) -> Option<&'static str> {
     match qos {
-        QosClass::Guaranteed => "guaranteed",
-        QosClass::Burstable => "burstable",
-        QosClass::BestEffort => "besteffort",
+        QosClass::Guaranteed => None,
+        QosClass::Burstable => Some("burstable"),
+        QosClass::BestEffort => Some("besteffort"),
     }
+}
+
+fn weigh_classes(
+    hierarchy: impl Fn() -> Box<dyn Hierarchy>,
+    branch: &str,
+    burstable_shares: u64,
+) -> Result<(), CgroupError> {
+    let classes = [(QosClass::BestEffort, limits::LEAST_SHARES), (QosClass::Burstable, burstable_shares)];
+    for (qos, shares) in classes {
+        let Some(class) = class(qos) else { continue };
+        let path = format!("{branch}/{class}");
+        let made = make(hierarchy(), &path, &["cpu"])?;
+        limits::weigh(&made, shares).map_err(|(what, source)| CgroupError::Limit { what, path, source })?;
+    }
+    Ok(())
+}
+
+fn make(hierarchy: Box<dyn Hierarchy>, path: &str, controllers: &[&str]) -> Result<Cgroup, CgroupError> {
+    CgroupBuilder::new(path)
+        .set_specified_controllers(controllers.iter().map(|&name| name.to_owned()).collect())
+        .build(hierarchy)
+        .map_err(|source| CgroupError::Create { path: path.to_owned(), source })
 }
 
 /// Where systemd has the slice of these names: `a.slice/a-b.slice`.
@@ -223,21 +284,6 @@ fn slice_path(names: &[String]) -> String {
 
 fn unit_name(name: &str) -> String {
     name.replace('-', "_")
-}
-
-fn limit(cgroup: &Cgroup, limits: Resources) -> Result<(), (&'static str, cgroups_rs::fs::error::Error)> {
-    if let Some(cpu) = cgroup.controller_of::<CpuController>() {
-        // The crate converts shares to a weight where the hierarchy has weights.
-        cpu.set_shares(limits.cpu_shares.max(2)).map_err(|error| ("the CPU weight", error))?;
-        if let Some(quota) = limits.cpu_quota_us {
-            cpu.set_cfs_quota_and_period(Some(quota), Some(CPU_PERIOD_US.unsigned_abs()))
-                .map_err(|error| ("the CPU limit", error))?;
-        }
-    }
-    if let (Some(memory), Some(bytes)) = (cgroup.controller_of::<MemController>(), limits.memory_bytes) {
-        memory.set_limit(bytes).map_err(|error| ("the memory limit", error))?;
-    }
-    Ok(())
 }
 
 /// Mount points of all cgroup hierarchies, v1 and v2, from the text of `/proc/self/mountinfo`.
@@ -263,11 +309,16 @@ fn end_processes(path: &Path) {
     }
 }
 
-/// The cgroups of a container: its class's, its pod's, and then one that has its ID in its name, whoever names it.
+/// The cgroups of a container: its class's if there is one, its pod's, and then one that has its ID in its name, whoever names it.
 fn of_container(branch: &Path, id: &str) -> Vec<PathBuf> {
-    let below = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
-    let pods = below(branch).flat_map(|class| below(&class).collect::<Vec<_>>());
-    pods.flat_map(|pod| below(&pod).collect::<Vec<_>>())
+    let below = |path: &PathBuf| -> Vec<PathBuf> {
+        fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+    };
+    let second: Vec<_> = below(&branch.to_owned()).iter().flat_map(below).collect();
+    let third: Vec<_> = second.iter().flat_map(below).collect();
+    second
+        .into_iter()
+        .chain(third)
         .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().contains(id)))
         .collect()
 }
@@ -324,12 +375,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let one = folder.path().join("besteffort/pod1/abc");
         let other = folder.path().join("x-burstable.slice/x-burstable-pod2.slice/cri-containerd-abc.scope");
-        for path in [&one, &other, &folder.path().join("guaranteed/pod3/def")] {
+        let third = folder.path().join("pod3/abc");
+        for path in [&one, &other, &third, &folder.path().join("pod4/def")] {
             fs::create_dir_all(path).unwrap();
         }
         let mut found = of_container(folder.path(), "abc");
         found.sort();
-        assert_eq!(found, [one, other]);
+        assert_eq!(found, [one, third, other]);
         assert!(of_container(&folder.path().join("nothing"), "abc").is_empty());
     }
 
@@ -338,22 +390,45 @@ mod tests {
         let tree = Tree::new("/", Driver::Cgroupfs);
         assert_eq!(tree.parent("a-b", QosClass::Burstable), "/spillway/burstable/poda-b");
         let tree = Tree::new("/vk/one", Driver::Cgroupfs);
-        assert_eq!(tree.parent("a-b", QosClass::Guaranteed), "/vk/one/spillway/guaranteed/poda-b");
+        assert_eq!(tree.parent("a-b", QosClass::Guaranteed), "/vk/one/spillway/poda-b");
         let tree = Tree::new("/", Driver::Systemd);
         assert_eq!(tree.parent("a-b", QosClass::BestEffort), "spillway-besteffort-poda_b.slice");
+        assert_eq!(tree.parent("a-b", QosClass::Guaranteed), "spillway-poda_b.slice");
     }
 
     #[test]
     fn pods_are_looked_for_where_they_are_made() {
         let tree = Tree::new("/vk/one", Driver::Cgroupfs);
         assert_eq!(tree.branch(), "vk/one/spillway");
-        assert!(tree.places("a-b").contains(&"vk/one/spillway/burstable/poda-b".to_owned()));
+        assert_eq!(
+            tree.places("a-b"),
+            ["besteffort/poda-b", "burstable/poda-b", "poda-b", "guaranteed/poda-b"]
+                .map(|place| format!("vk/one/spillway/{place}"))
+        );
         let tree = Tree::new("/vk", Driver::Systemd);
         assert_eq!(tree.branch(), "vk.slice/vk-spillway.slice");
         assert!(tree.places("a-b").contains(
             &"vk.slice/vk-spillway.slice/vk-spillway-besteffort.slice/vk-spillway-besteffort-poda_b.slice"
                 .to_owned()
         ));
+    }
+
+    #[test]
+    fn pods_of_older_versions_are_found_and_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let tree = Tree::new("/", Driver::Cgroupfs);
+        let machine = Machine { v1: None, mounts: vec![folder.path().to_owned()] };
+        tree.machine.set(machine.clone()).unwrap();
+        let old = folder.path().join("spillway/guaranteed/pod1");
+        fs::create_dir_all(old.join("container")).unwrap();
+        let found = || tree.places("1").into_iter().find(|place| machine.has(place));
+        assert_eq!(found().as_deref(), Some("spillway/guaranteed/pod1"));
+        // Its next sandbox.
+        let new = folder.path().join("spillway/pod1");
+        fs::create_dir(&new).unwrap();
+        assert_eq!(found().as_deref(), Some("spillway/pod1"));
+        tree.remove("1").unwrap();
+        assert!(!old.exists() && !new.exists());
     }
 
     #[test]

@@ -78,6 +78,7 @@ struct Machine {
     /// An image whose pull does not end.
     endless: Option<String>,
     refuse_updates: Option<String>,
+    burstable_shares: Option<u64>,
     forget_start: bool,
     /// How containers end that are told to, unless with 143.
     stopped_with: Option<i32>,
@@ -122,6 +123,10 @@ impl Runtime {
 
     pub(super) fn started(&self, name: &str) -> usize {
         self.lock().starts.iter().filter(|start| *start == name).count()
+    }
+
+    pub(super) fn burstable_shares(&self) -> Option<u64> {
+        self.lock().burstable_shares
     }
 
     pub(super) fn story(&self) -> Vec<String> {
@@ -442,6 +447,11 @@ impl ContainerRuntime for Runtime {
     async fn update_pod(&self, _uid: &str, cgroup: PodCgroup) -> Result<(), ProviderError> {
         self.call("update_pod").story.push(format!("pod cgroup {:?}", cgroup.limits.cpu_quota_us));
         self.answer(Ok(())).await
+    }
+
+    async fn weigh(&self, burstable_shares: u64) -> Result<(), ProviderError> {
+        self.lock().burstable_shares = Some(burstable_shares);
+        Ok(())
     }
 
     async fn start_container(&self, id: &str) -> Result<(), ProviderError> {

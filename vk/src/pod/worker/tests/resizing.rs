@@ -190,3 +190,23 @@ async fn a_pod_for_which_there_is_no_room_is_refused() {
     let uid = world.api.create("again", spec);
     wait(|| world.api.phase(&uid) == "Running").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_provider_is_told_what_burstable_pods_weigh_together() {
+    let world = World::new();
+    let first = start(&world);
+    let asks = |cpu: &str| json!({ "requests": { "cpu": cpu } });
+    let one = running(&world, "one", &asks("500m"), &json!([])).await;
+    let two = running(&world, "two", &asks("1500m"), &json!([])).await;
+    running(&world, "guaranteed", &sized("1", "1Gi"), &json!([])).await;
+    assert_eq!(world.runtime.burstable_shares(), Some(2048));
+    resize(&world, &two, &asks("500m"));
+    wait(|| world.runtime.burstable_shares() == Some(1024)).await;
+    // Also what changes while nobody looks.
+    drop(first);
+    world.api.delete(&one, 0);
+    let _second = start(&world);
+    wait(|| world.runtime.burstable_shares() == Some(512)).await;
+    world.api.delete(&two, 1);
+    wait(|| world.runtime.burstable_shares() == Some(2)).await;
+}

@@ -26,6 +26,7 @@ fn a_pods_own_labels_do_not_pass_for_ownership_marks() {
             qos: crate::provider::runtime::QosClass::BestEffort,
             limits: Resources::default(),
         },
+        huge_pages: BTreeMap::new(),
         security: crate::provider::runtime::SandboxSecurity { strict_groups: true, ..Default::default() },
     };
     let config = sandbox_config("vk", &sandbox, Path::new("/logs"), "/parent".into());
