@@ -24,6 +24,8 @@ use super::{
 const MAX_MESSAGE_BYTES: usize = 4096;
 /// How notes of starts end, after the attempt.
 const STARTED: &str = ".started";
+/// How notes of ends to be followed by a start end, after the attempt.
+const KILLED: &str = ".killed";
 /// The link that readers go through; swapping it changes all files at once.
 const DATA: &str = "..data";
 
@@ -202,35 +204,56 @@ impl PodFolder {
     /// Notes that the attempt is about to be started, and no earlier one any more. Written to last longer than this process and the runtime,
     /// not than the machine, which containers do not survive either.
     pub(crate) fn note_start(&self, container: &str, attempt: u32) -> Result<(), FilesError> {
-        let folder = self.path.join("containers").join(container);
-        let path = folder.join(format!("{attempt}{STARTED}"));
-        make_dirs(&folder)?;
-        fs::write(&path, "").at("write", &path)?;
+        let folder = self.note(container, attempt, STARTED)?;
         if let Some(before) = attempt.checked_sub(1) {
-            let _ = fs::remove_file(folder.join(format!("{before}{STARTED}")));
+            for kind in [STARTED, KILLED] {
+                let _ = fs::remove_file(folder.join(format!("{before}{kind}")));
+            }
         }
         Ok(())
     }
 
+    /// Notes that the attempt is about to be ended to have the next one started.
+    pub(crate) fn note_kill(&self, container: &str, attempt: u32) -> Result<(), FilesError> {
+        self.note(container, attempt, KILLED).map(drop)
+    }
+
+    fn note(&self, container: &str, attempt: u32, kind: &str) -> Result<PathBuf, FilesError> {
+        let folder = self.path.join("containers").join(container);
+        let path = folder.join(format!("{attempt}{kind}"));
+        make_dirs(&folder)?;
+        fs::write(&path, "").at("write", &path)?;
+        Ok(folder)
+    }
+
     /// The last attempt at each container that was about to be started.
     pub(crate) fn started(&self) -> Result<BTreeMap<String, u32>, FilesError> {
+        self.noted(STARTED)
+    }
+
+    /// The last attempt at each container that was about to be ended to have the next one started.
+    pub(crate) fn killed(&self) -> Result<BTreeMap<String, u32>, FilesError> {
+        self.noted(KILLED)
+    }
+
+    fn noted(&self, kind: &str) -> Result<BTreeMap<String, u32>, FilesError> {
         let folder = self.path.join("containers");
         let containers = match fs::read_dir(&folder) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
             containers => containers.at("list", &folder)?,
         };
-        let mut started = BTreeMap::new();
+        let mut noted = BTreeMap::new();
         for container in containers {
             let container = container.at("list", &folder)?;
             let attempts = fs::read_dir(container.path()).at("list", &container.path())?.flatten();
             let last = attempts
-                .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(STARTED)?.parse().ok())
+                .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(kind)?.parse().ok())
                 .max();
             if let (Ok(name), Some(attempt)) = (container.file_name().into_string(), last) {
-                started.insert(name, attempt);
+                noted.insert(name, attempt);
             }
         }
-        Ok(started)
+        Ok(noted)
     }
 
     /// What a container left as its last words, the end of it if they are many; empty if nothing.

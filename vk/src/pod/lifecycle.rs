@@ -256,14 +256,14 @@ fn plan_sandbox(spec: &PodSpec, seen: &ObservedPod, loops: &CrashLoops) -> Plan 
     }
     // What outlives its sandbox is ended as always, and not beside what runs in the next one.
     let left = seen.containers.iter().filter(|container| container.may_run() && !loops.has_ended(container));
-    let kill: Vec<Kill> = left.map(|container| outlived(spec, container)).collect();
+    let kill: Vec<Kill> = left.map(|container| stopped(spec, container)).collect();
     if !kill.is_empty() {
         return Plan::Run { kill, start: Vec::new(), wait: Vec::new() };
     }
     Plan::MakeSandbox(seen.sandbox().map_or(0, |sandbox| sandbox.attempt + 1))
 }
 
-fn outlived(spec: &PodSpec, run: &observed::Container) -> Kill {
+fn stopped(spec: &PodSpec, run: &observed::Container) -> Kill {
     let own = ephemeral::own(spec, &run.name);
     Kill {
         name: run.name.clone(),
@@ -417,6 +417,9 @@ impl<'a> Planner<'a> {
                     self.kill.push(replaced(container, is_init, last));
                 } else if let Some(failed) = self.healths.failed(&last.id) {
                     self.kill.push(self.kill(container, is_init, last, failed));
+                } else if self.loops.returns(last) && !self.loops.has_ended(last) {
+                    // Its end was begun.
+                    self.kill.push(stopped(self.spec, last));
                 }
             }
             // It may still run. What it turns out to be decides about the next one.

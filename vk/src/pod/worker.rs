@@ -460,8 +460,11 @@ impl Worker {
             Some(started) => started,
             unread => {
                 let folder = self.folder.clone();
-                let started = tokio::task::spawn_blocking(move || folder.started()).await;
-                unread.insert(started.map_err(|error| SyncError::Waiting(error.to_string()))??)
+                let read = move || Ok::<_, FilesError>((folder.started()?, folder.killed()?));
+                let read = tokio::task::spawn_blocking(read).await;
+                let (started, killed) = read.map_err(|error| SyncError::Waiting(error.to_string()))??;
+                self.memory.loops.remember(killed);
+                unread.insert(started)
             }
         };
         for id in lifecycle::uncertain(&seen, started) {

@@ -68,6 +68,10 @@ fn the_last_start_of_each_container_is_noted() {
     folder.note_start("b", 0).unwrap();
     folder.note_start("b", 0).unwrap();
     assert_eq!(folder.started().unwrap(), [("a".to_owned(), 10), ("b".to_owned(), 0)].into());
+    folder.note_kill("a", 10).unwrap();
+    assert_eq!(folder.killed().unwrap(), [("a".to_owned(), 10)].into());
+    folder.note_start("a", 11).unwrap();
+    assert_eq!(folder.killed().unwrap(), [].into(), "it is followed");
 }
 
 #[test]

@@ -25,7 +25,7 @@ pub(crate) struct CrashLoops {
 /// A container that we were to end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Killed {
-    id: String,
+    attempt: u32,
     /// What its successor waits for.
     wait: Option<(Duration, Timestamp)>,
     returns: bool,
@@ -37,10 +37,19 @@ impl CrashLoops {
     /// A container is about to be ended by us. A kubelet starts the next one at the same moment, so its wait is not counted from this end
     /// but from the one before.
     pub(crate) fn killing(&mut self, seen: &ObservedPod, kill: &Kill) {
+        let Some(run) = seen.containers.iter().find(|container| container.id == kill.id) else { return };
         let before = seen.containers.iter().find(|other| other.name == kill.name && other.exit().is_some());
         let wait = before.and_then(|before| self.after(before, before.exit()?));
-        let killed = Killed { id: kill.id.clone(), wait, returns: kill.returns, has_ended: false };
+        let killed = Killed { attempt: run.attempt, wait, returns: kill.returns, has_ended: false };
         self.killed.insert(kill.name.clone(), killed);
+    }
+
+    /// What an earlier process has noted of its kills, by name: the attempt. What of it still runs is ended by this one.
+    pub(crate) fn remember(&mut self, noted: BTreeMap<String, u32>) {
+        for (name, attempt) in noted {
+            let killed = Killed { attempt, wait: None, returns: true, has_ended: false };
+            self.killed.entry(name).or_insert(killed);
+        }
     }
 
     /// The runtime says that it has ended.
@@ -51,7 +60,7 @@ impl CrashLoops {
     }
 
     fn of(&self, last: &observed::Container) -> Option<&Killed> {
-        self.killed.get(&last.name).filter(|killed| killed.id == last.id)
+        self.killed.get(&last.name).filter(|killed| killed.attempt == last.attempt)
     }
 
     /// Whether we have ended this container to have it started again, whatever its exit code.

@@ -359,6 +359,15 @@ fn what_we_ended_is_started_again_whatever_its_exit_code_unless_the_policy_is_ne
     check("Never", None, "finished");
     check("Never", Some("OnFailure"), "start a:1");
     check("OnFailure", Some("Never"), "finished");
+
+    // An earlier process had begun with it.
+    let (spec, mut loops) = (spec("OnFailure", &[], &["a"]), CrashLoops::default());
+    loops.remember([("a".to_owned(), 0)].into());
+    assert_eq!(planned_with(&spec, &before, &Healths::default(), &mut loops), "kill a-0");
+    let after = seen(true, vec![container("a", 0, exited(0, 0, 1))]);
+    assert_eq!(planned_with(&spec, &after, &Healths::default(), &mut loops), "start a:1");
+    let next = seen(true, vec![container("a", 1, exited(0, 2, 3))]);
+    assert_eq!(planned_with(&spec, &next, &Healths::default(), &mut loops), "finished");
 }
 
 #[test]

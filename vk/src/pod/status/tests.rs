@@ -184,7 +184,7 @@ fn what_we_ended_to_have_it_started_again_is_not_told_as_the_pods_end() {
     let mut loops = none.clone();
     let (name, id, message) = ("a".to_owned(), "a0".to_owned(), String::new());
     let kill = lifecycle::Kill { name, id, message, failed: None, returns: true };
-    loops.killing(&ObservedPod::default(), &kill);
+    loops.killing(&ended(), &kill);
     check(ended(), &loops, "Running | a:0 ContainerCreating after Completed(0)");
     let made = vec![container("a", 1, State::Created), container("a", 0, exited(0))];
     check(seen(true, made), &none, "Running | a:1 waiting after Completed(0)");

@@ -72,6 +72,7 @@ impl Worker {
                 grace: own.unwrap_or_else(|| grace_seconds(pod)),
             });
         }
+        self.note_kills(seen, kills).await?;
         let ip = self.pod_ip(pod, seen);
         let unwanted = unwanted(self.latest.clone());
         if self.end_containers(runtime, Some(pod), &ip, endings, unwanted).await? {
@@ -80,6 +81,18 @@ impl Worker {
             }
         }
         Ok(Next::Again)
+    }
+
+    /// Whatever dies from here on: these are ended, and started again.
+    async fn note_kills(&self, seen: &ObservedPod, kills: &[Kill]) -> Result<(), SyncError> {
+        let returning = kills.iter().filter(|kill| kill.returns);
+        let runs = returning.filter_map(|kill| seen.containers.iter().find(|run| run.id == kill.id));
+        let runs: Vec<_> = runs.map(|run| (run.name.clone(), run.attempt)).collect();
+        let folder = self.folder.clone();
+        let note = move || runs.iter().try_for_each(|(name, attempt)| folder.note_kill(name, *attempt));
+        let noted = tokio::task::spawn_blocking(note).await;
+        noted.map_err(|error| SyncError::Waiting(error.to_string()))??;
+        Ok(())
     }
 
     /// Ends containers, and tells how far that is. `false`: `interrupt` came first; whoever has not ended by then goes on ending.

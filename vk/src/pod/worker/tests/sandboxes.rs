@@ -48,10 +48,12 @@ async fn a_pod_that_is_deleted_while_it_leaves_its_sandbox_gets_no_other() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_killed_while_it_changes_the_sandbox_goes_on_with_it() {
-    for calls_before_death in 1..12 {
+    let deaths = (1..12).flat_map(|calls| [(calls, "Always", 143), (calls, "OnFailure", 0)]);
+    for (calls_before_death, policy, code) in deaths {
         let world = World::new();
+        world.runtime.end_with(code);
         let first = start(&world);
-        let uid = world.api.create("web", spec("Always"));
+        let uid = world.api.create("web", spec(policy));
         wait(|| world.api.phase(&uid) == "Running").await;
         drop(first);
         world.runtime.lose_pauses();
@@ -67,6 +69,6 @@ async fn a_daemon_killed_while_it_changes_the_sandbox_goes_on_with_it() {
         let _third = start(&world);
         wait(is_back).await;
         let counts = (world.runtime.started("main"), world.runtime.running(), world.runtime.pods());
-        assert_eq!(counts, (2, 1, 1), "died after {calls_before_death} calls");
+        assert_eq!(counts, (2, 1, 1), "{policy} died after {calls_before_death} calls");
     }
 }
