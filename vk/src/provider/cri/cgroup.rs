@@ -417,7 +417,11 @@ mod tests {
     fn pods_of_older_versions_are_found_and_removed() {
         let folder = tempfile::tempdir().unwrap();
         let tree = Tree::new("/", Driver::Cgroupfs);
-        let machine = Machine { v1: None, mounts: vec![folder.path().to_owned()] };
+        let machine = Machine {
+            v1: None,
+            mounts: vec![folder.path().to_owned()],
+            memory: Memory::look(folder.path(), true),
+        };
         tree.machine.set(machine.clone()).unwrap();
         let old = folder.path().join("spillway/guaranteed/pod1");
         fs::create_dir_all(old.join("container")).unwrap();
