@@ -63,6 +63,8 @@ pub struct Settings {
     pub cluster_domain: String,
     /// The machine's resolver configuration, for pods that use its DNS.
     pub resolv_conf: PathBuf,
+    /// The kernel's file that says whether it enforces `AppArmor` profiles.
+    pub apparmor: PathBuf,
     /// Folder for volumes; on the machine that the pods run on.
     pub root_dir: PathBuf,
     /// CDI names of the devices that the node offers, by resource.
@@ -86,6 +88,7 @@ impl Settings {
             cluster_dns: Vec::new(),
             cluster_domain: "cluster.local".to_owned(),
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
+            apparmor: PathBuf::from("/sys/module/apparmor/parameters/enabled"),
             root_dir: PathBuf::from("/var/lib/spillway-vk"),
             devices: BTreeMap::new(),
             concurrent_changes: 8,

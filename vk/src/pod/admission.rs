@@ -1,9 +1,12 @@
 //! What the virtual node does not do, said before anything is started. A pod that asks for it is refused as a kubelet refuses: phase
 //! Failed, a reason, a message that names the field, an event. Nothing that a pod asks for is silently left out.
 
+mod apparmor;
 mod sound;
 
 pub(crate) use sound::misnamed;
+
+use std::path::Path;
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume, VolumeProjection};
 
@@ -39,8 +42,8 @@ fn unsupported(field: &str) -> Refusal {
     }
 }
 
-/// The first thing that the pod asks for and a container runtime here can't do.
-pub(crate) fn refuse(pod: &Pod) -> Option<Refusal> {
+/// The first thing that the pod asks for and a container runtime here can't do. `apparmor`: the file of [`Settings`](super::Settings).
+pub(crate) fn refuse(pod: &Pod, apparmor: &Path) -> Option<Refusal> {
     let spec = pod.spec.as_ref()?;
     let mut volumes = spec.volumes.iter().flatten().enumerate();
     let mut inits = spec.init_containers.iter().flatten().enumerate();
@@ -51,6 +54,7 @@ pub(crate) fn refuse(pod: &Pod) -> Option<Refusal> {
         .or_else(|| volumes.find_map(|(n, v)| volume(&format!("spec.volumes[{n}]"), v)))
         .or_else(|| inits.find_map(|(n, c)| container(&format!("spec.initContainers[{n}]"), c)))
         .or_else(|| containers.find_map(|(n, c)| container(&format!("spec.containers[{n}]"), c)))
+        .or_else(|| apparmor::refuse(spec, apparmor))
 }
 
 fn system(spec: &PodSpec) -> Option<Refusal> {
@@ -192,7 +196,7 @@ mod tests {
             spec["containers"] = json!([{ "name": "c" }]);
         }
         let pod = serde_json::from_value(json!({ "spec": spec })).unwrap();
-        refuse(&pod).map(|refusal| (refusal.reason, refusal.message))
+        refuse(&pod, Path::new("")).map(|refusal| (refusal.reason, refusal.message))
     }
 
     #[test]

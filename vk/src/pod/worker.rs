@@ -289,7 +289,7 @@ impl Worker {
         let seen = self.observe(runtime, pod).await?;
         self.follow(pod, &seen);
         let refusal = if seen.is_empty() {
-            super::admission::refuse(pod)
+            super::admission::refuse(pod, &self.shared.settings.apparmor)
         } else {
             // What is there was admitted, but containers may have come since.
             super::admission::misnamed(pod)
