@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{
     Node, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Taint, Toleration,
 };
 
-use super::admission::Refusal;
+use super::{admission::Refusal, spec};
 
 fn predicate(name: &str, description: &str) -> Refusal {
     Refusal { reason: name.to_owned(), message: format!("Predicate {name} failed: {description}") }
@@ -15,6 +15,16 @@ fn predicate(name: &str, description: &str) -> Refusal {
 /// Another pod has a port of the machine that this one asks for.
 pub(super) fn port_taken() -> Refusal {
     predicate("NodePorts", "node(s) didn't have free ports for the requested pod ports")
+}
+
+/// What the node's runtime can't do for the pod.
+pub(super) fn lacks_feature(spec: &PodSpec, node: &Node) -> Option<Refusal> {
+    let features = node.status.as_ref().and_then(|status| status.features.as_ref());
+    let strict_groups = features.and_then(|features| features.supplemental_groups_policy).unwrap_or(false);
+    (spec::wants_strict_groups(spec) && !strict_groups).then(|| Refusal {
+        reason: "SupplementalGroupsPolicyNotSupported".to_owned(),
+        message: "SupplementalGroupsPolicy=Strict is not supported in this node".to_owned(),
+    })
 }
 
 /// The first thing about the node that the pod can't live with.
@@ -109,6 +119,21 @@ mod tests {
                 "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": [{}, term] },
             } },
         })
+    }
+
+    #[test]
+    fn strict_groups_need_a_runtime_that_knows_them() {
+        let refused = |policy: &str, features: Value| {
+            let spec = json!({ "securityContext": { "supplementalGroupsPolicy": policy }, "containers": [] });
+            let node = json!({ "status": { "features": features } });
+            let (spec, node) = (serde_json::from_value(spec).unwrap(), serde_json::from_value(node).unwrap());
+            lacks_feature(&spec, &node).map(|refusal| refusal.reason)
+        };
+        let unsupported = Some("SupplementalGroupsPolicyNotSupported".to_owned());
+        assert_eq!(refused("Strict", Value::Null), unsupported);
+        assert_eq!(refused("Strict", json!({ "supplementalGroupsPolicy": false })), unsupported);
+        assert_eq!(refused("Strict", json!({ "supplementalGroupsPolicy": true })), None);
+        assert_eq!(refused("Merge", Value::Null), None);
     }
 
     #[test]

@@ -147,13 +147,13 @@ impl Worker {
         for age in [NODE_AGE, Duration::ZERO] {
             let node = self.node(age).await?;
             let room = Need::capacity(&objects::allocatable(&node));
-            let taken = match self.shared.ledger.admit(uid, need.clone(), &room) {
-                Err(lack) => Err(lack.refusal()),
-                Ok(()) => match fit::refuse(spec, &node) {
-                    Some(refusal) => Err(refusal),
-                    None => self.shared.ports.claim(uid, spec).map_err(|Taken| fit::port_taken()),
-                },
-            };
+            let taken = fit::lacks_feature(spec, &node)
+                .map_or(Ok(()), Err)
+                .and_then(|()| {
+                    self.shared.ledger.admit(uid, need.clone(), &room).map_err(|lack| lack.refusal())
+                })
+                .and_then(|()| fit::refuse(spec, &node).map_or(Ok(()), Err))
+                .and_then(|()| self.shared.ports.claim(uid, spec).map_err(|Taken| fit::port_taken()));
             let Err(refusal) = taken else { return Ok(Ok(())) };
             refused = Some(refusal);
             self.shared.ledger.free(uid);
