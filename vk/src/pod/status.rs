@@ -2,6 +2,7 @@
 //! (`generateAPIPodStatus` in `pkg/kubelet/kubelet_pods.go`, conditions in `pkg/kubelet/status/generate.go`). Pure.
 
 mod conditions;
+mod ends;
 mod given;
 
 use std::{collections::BTreeMap, net::IpAddr};
@@ -23,6 +24,7 @@ use super::{
     resources, spec,
 };
 use crate::provider::observed::{self, ObservedPod, State};
+use ends::{as_told, end_before, ended_in, last_exit};
 pub(crate) use given::{Note, Resize};
 
 /// Why a container does not run (yet).
@@ -168,18 +170,6 @@ pub(crate) fn is_terminal(status: Option<&PodStatus>) -> bool {
     matches!(status.and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed"))
 }
 
-fn ended_in(state: Option<&ContainerState>) -> Option<&ContainerStateTerminated> {
-    state.and_then(|state| state.terminated.as_ref())
-}
-
-/// What its exit code says of a container that runs no more: of its state, or of its last state while it waits to run again.
-fn last_exit(status: &ContainerStatus) -> Option<&ContainerStateTerminated> {
-    ended_in(status.state.as_ref()).or_else(|| {
-        let waits = status.state.as_ref().is_some_and(|state| state.waiting.is_some());
-        waits.then(|| ended_in(status.last_state.as_ref())).flatten()
-    })
-}
-
 fn is_running(status: &ContainerStatus) -> bool {
     status.state.as_ref().is_some_and(|state| state.running.is_some())
 }
@@ -312,6 +302,7 @@ fn container_statuses(
                 None => new,
             }
         })
+        .map(|status| ends::with_short_messages(status, spec))
         .collect();
     if kind != Kind::Init {
         statuses.sort_by(|a, b| a.name.cmp(&b.name));
@@ -409,35 +400,6 @@ fn container_status(
         says(Healths::is_ready)
     };
     status
-}
-
-/// An end that was told stands: whoever has acted on it must not hear of another end of the same container. A runtime that comes back from
-/// the middle of something may know another one.
-fn as_told(mut new: ContainerStatus, old: &ContainerStatus) -> ContainerStatus {
-    for state in [&mut new.state, &mut new.last_state] {
-        let Some(id) = ended_in(state.as_ref()).and_then(|end| end.container_id.as_ref()) else { continue };
-        let told = [&old.state, &old.last_state]
-            .into_iter()
-            .find(|told| ended_in(told.as_ref()).is_some_and(|end| end.container_id.as_ref() == Some(id)));
-        if let Some(told) = told {
-            *state = told.clone();
-        }
-    }
-    new
-}
-
-/// The end of the attempt before this one, if it was told.
-fn end_before(old: &ContainerStatus, attempt: i32) -> Option<ContainerState> {
-    match attempt.saturating_sub(old.restart_count) {
-        0 => {
-            // While it waits, its own end is its last.
-            let waits = old.state.as_ref().is_some_and(|state| state.waiting.is_some());
-            let end = ended_in(old.last_state.as_ref())?;
-            (!waits || end.container_id != old.container_id).then(|| old.last_state.clone()).flatten()
-        }
-        1 => Some(ContainerState { terminated: Some(last_exit(old)?.clone()), ..Default::default() }),
-        _ => None,
-    }
 }
 
 /// Whether the API server would refuse the whole status for this init container: it has ended and its policy doesn't start it again. A

@@ -470,3 +470,18 @@ fn an_init_container_that_runs_again_in_a_new_sandbox_stays_ended_where_the_api_
     check("Always", 0, "runs 1");
     check("OnFailure", 1, "runs 1");
 }
+
+#[test]
+fn messages_of_many_containers_are_cut() {
+    let pod = pod(
+        json!({ "containers": [{ "name": "a" }, { "name": "b" }, { "name": "c" }, { "name": "d" }] }),
+        json!({}),
+    );
+    let mut last = container("a", 0, exited(1));
+    if let State::Exited(exit) = &mut last.state {
+        exit.message = "x".repeat(4096);
+    }
+    let status = Case::new(&pod, seen(true, vec![last])).build();
+    let end = status.container_statuses.unwrap().remove(0).state.unwrap().terminated.unwrap();
+    assert_eq!(end.message.unwrap().len(), 3072);
+}
