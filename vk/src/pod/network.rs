@@ -6,13 +6,17 @@ use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
 use crate::provider::runtime::Dns;
 
-/// Linux allows no longer host names.
+/// A kubelet cuts longer names off.
 const MAX_HOSTNAME: usize = 63;
+/// Linux allows no longer host names.
+const MAX_FULL_NAME: usize = 64;
 /// Resolvers read no more servers than these.
 const MAX_SERVERS: usize = 3;
 /// The kubelet's limits on search lists.
 const MAX_SEARCHES: usize = 32;
 const MAX_SEARCH_CHARS: usize = 2048;
+/// Some resolvers abort at longer domains.
+const MAX_SEARCH_DOMAIN: usize = 253;
 
 /// The name of the pod's host, and its full name if it has a domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,24 +31,24 @@ pub(crate) struct Hostname {
 pub(crate) fn hostname(pod: &Pod, cluster_domain: &str) -> Result<Hostname, String> {
     let spec = pod.spec.as_ref();
     if let Some(name) = spec.and_then(|spec| spec.hostname_override.clone()) {
+        let name = cut_off(name);
         return Ok(Hostname { short: name.clone(), full: None, kernel: name });
     }
     let set = |get: fn(&PodSpec) -> Option<&String>| spec.and_then(get).filter(|text| !text.is_empty());
-    let mut short =
-        set(|spec| spec.hostname.as_ref()).or(pod.metadata.name.as_ref()).cloned().unwrap_or_default();
-    if short.len() > MAX_HOSTNAME {
-        short.truncate(short.floor_char_boundary(MAX_HOSTNAME));
-        short.truncate(short.trim_end_matches(['-', '.']).len());
-    }
+    let name = set(|spec| spec.hostname.as_ref()).or(pod.metadata.name.as_ref());
+    let short = cut_off(name.cloned().unwrap_or_default());
     let full = set(|spec| spec.subdomain.as_ref()).map(|subdomain| {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         format!("{short}.{subdomain}.{namespace}.svc.{cluster_domain}")
     });
-    let as_full = spec.and_then(|spec| spec.set_hostname_as_fqdn).unwrap_or(false);
+    // On the machine's network it has the machine's name, whatever its own would be.
+    let as_full =
+        spec.is_some_and(|spec| spec.set_hostname_as_fqdn == Some(true) && spec.host_network != Some(true));
     let kernel = match &full {
-        Some(full) if as_full && full.len() > MAX_HOSTNAME => {
+        Some(full) if as_full && full.len() > MAX_FULL_NAME => {
             return Err(format!(
-                "the FQDN {full} is too long ({MAX_HOSTNAME} characters is the max, {} given)",
+                "failed to construct FQDN from pod hostname and cluster domain, FQDN {full} is too long ({MAX_FULL_NAME} characters \
+                 is the max, {} characters requested)",
                 full.len()
             ));
         }
@@ -52,6 +56,14 @@ pub(crate) fn hostname(pod: &Pod, cluster_domain: &str) -> Result<Hostname, Stri
         _ => short.clone(),
     };
     Ok(Hostname { short, full, kernel })
+}
+
+fn cut_off(mut name: String) -> String {
+    if name.len() > MAX_HOSTNAME {
+        name.truncate(name.floor_char_boundary(MAX_HOSTNAME));
+        name.truncate(name.trim_end_matches(['-', '.']).len());
+    }
+    name
 }
 
 /// `/etc/hosts` of a pod with a network of its own.
@@ -116,8 +128,18 @@ pub(crate) fn parse_resolv_conf(text: &str) -> Dns {
     dns
 }
 
-/// The pod's resolver configuration by its `dnsPolicy` and `dnsConfig`, and whether it wanted the cluster's DNS while there is none.
-pub(crate) fn dns(pod: &Pod, machine: &Dns, cluster_dns: &[IpAddr], cluster_domain: &str) -> (Dns, bool) {
+/// A pod's resolver configuration, and what its user is to be told of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct PodDns {
+    pub(crate) dns: Dns,
+    /// It wanted the cluster's DNS, and there is none.
+    pub(crate) lacks_cluster: bool,
+    /// What was left out because a limit was exceeded; a kubelet's texts.
+    pub(crate) omissions: Vec<String>,
+}
+
+/// The pod's resolver configuration by its `dnsPolicy` and `dnsConfig`.
+pub(crate) fn dns(pod: &Pod, machine: &Dns, cluster_dns: &[IpAddr], cluster_domain: &str) -> PodDns {
     let spec = pod.spec.as_ref();
     let host_network = spec.and_then(|spec| spec.host_network).unwrap_or(false);
     let policy = spec.and_then(|spec| spec.dns_policy.as_deref()).unwrap_or("ClusterFirst");
@@ -154,12 +176,33 @@ pub(crate) fn dns(pod: &Pod, machine: &Dns, cluster_dns: &[IpAddr], cluster_doma
     }
     dedup(&mut dns.servers);
     dedup(&mut dns.searches);
-    dns.servers.truncate(MAX_SERVERS);
+    let omissions = fit(&mut dns);
+    PodDns { dns, lacks_cluster: wants_cluster && cluster_dns.is_empty(), omissions }
+}
+
+/// Leaves out what is beyond the limits, and says so; `formDNSConfigFitsLimits` in `pkg/kubelet/network/dns`.
+fn fit(dns: &mut Dns) -> Vec<String> {
+    let mut omissions = Vec::new();
+    if dns.servers.len() > MAX_SERVERS {
+        dns.servers.truncate(MAX_SERVERS);
+        omissions.push(format!(
+            "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: {}",
+            dns.servers.join(" ")
+        ));
+    }
+    let asked = dns.searches.len();
     dns.searches.truncate(MAX_SEARCHES);
-    while dns.searches.iter().map(|domain| domain.len() + 1).sum::<usize>() > MAX_SEARCH_CHARS + 1 {
+    dns.searches.retain(|domain| domain.len() <= MAX_SEARCH_DOMAIN);
+    while dns.searches.join(" ").len() > MAX_SEARCH_CHARS {
         dns.searches.pop();
     }
-    (dns, wants_cluster && cluster_dns.is_empty())
+    if dns.searches.len() < asked {
+        omissions.push(format!(
+            "Search Line limits were exceeded, some search paths have been omitted, the applied search line is: {}",
+            dns.searches.join(" ")
+        ));
+    }
+    omissions
 }
 
 /// Of several with one name the last one holds.
@@ -199,8 +242,20 @@ mod tests {
         check(json!({ "subdomain": "web" }), ("web-0", Some(full), "web-0"));
         check(json!({ "subdomain": "web", "setHostnameAsFQDN": true }), ("web-0", Some(full), full));
         check(json!({ "hostnameOverride": "x.example.com" }), ("x.example.com", None, "x.example.com"));
-        let long = json!({ "subdomain": "a".repeat(60), "setHostnameAsFQDN": true });
-        assert!(hostname(&pod(long), "cluster.local").is_err());
+        // As long as may be, and one more.
+        let full = |letters: usize| {
+            let full = format!("web-0.{}.ns.svc.cluster.local", "a".repeat(letters));
+            (json!({ "subdomain": "a".repeat(letters), "setHostnameAsFQDN": true }), full)
+        };
+        let (spec, longest) = full(37);
+        assert_eq!(longest.len(), 64);
+        check(spec, ("web-0", Some(&longest), &longest));
+        let (mut spec, too_long) = full(38);
+        assert!(hostname(&pod(spec.clone()), "cluster.local").unwrap_err().contains(&too_long));
+        spec["hostNetwork"] = json!(true);
+        check(spec, ("web-0", Some(&too_long), "web-0"));
+        let (given, cut) = (format!("{}-b", "a".repeat(62)), "a".repeat(62));
+        check(json!({ "hostnameOverride": given }), (&cut, None, &cut));
         let mut long = pod(json!({}));
         long.metadata.name = Some(format!("{}-{}", "a".repeat(62), "b".repeat(10)));
         assert_eq!(hostname(&long, "cluster.local").unwrap().short, "a".repeat(62));
@@ -237,10 +292,12 @@ mod tests {
         );
         let cluster: Vec<IpAddr> = vec!["10.96.0.10".parse().unwrap()];
         let check = |spec: serde_json::Value, cluster: &[IpAddr]| {
-            let (dns, missing) = dns(&pod(spec), &machine, cluster, "cluster.local");
+            let PodDns { dns, lacks_cluster, omissions } =
+                dns(&pod(spec), &machine, cluster, "cluster.local");
+            assert!(omissions.is_empty(), "{omissions:?}");
             let text =
                 format!("{} | {} | {}", dns.servers.join(" "), dns.searches.join(" "), dns.options.join(" "));
-            (text, missing)
+            (text, lacks_cluster)
         };
         let first =
             "10.96.0.10 | ns.svc.cluster.local svc.cluster.local cluster.local corp.example | ndots:5";
@@ -258,5 +315,42 @@ mod tests {
         assert_eq!(check(own, &cluster), ("1.1.1.1 | x.y | ndots:2 edns0".to_owned(), false));
         let over = json!({ "dnsConfig": { "options": [{ "name": "ndots", "value": "2" }] } });
         assert!(check(over, &cluster).0.ends_with("| ndots:2"));
+    }
+
+    #[test]
+    fn what_is_beyond_a_limit_is_left_out_and_told() {
+        let formed = |servers: &[&str], searches: Vec<String>| {
+            let config = json!({ "nameservers": servers, "searches": searches });
+            dns(
+                &pod(json!({ "dnsPolicy": "None", "dnsConfig": config })),
+                &Dns::default(),
+                &[],
+                "cluster.local",
+            )
+        };
+        let domains = |count: usize| (0..count).map(|n| format!("d{n}")).collect::<Vec<_>>();
+        let most = formed(&["1.1.1.1", "2.2.2.2", "3.3.3.3"], domains(MAX_SEARCHES));
+        assert_eq!((most.dns.searches.len(), most.omissions), (32, Vec::new()));
+
+        let over = formed(&["1.1.1.1", "2.2.2.2", "3.3.3.3", "4.4.4.4"], domains(33));
+        assert_eq!((over.dns.servers.len(), over.dns.searches.len()), (3, 32));
+        assert_eq!(
+            over.omissions[0],
+            "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: \
+             1.1.1.1 2.2.2.2 3.3.3.3"
+        );
+        let applied = domains(32).join(" ");
+        assert_eq!(
+            over.omissions[1],
+            format!(
+                "Search Line limits were exceeded, some search paths have been omitted, the applied search line is: {applied}"
+            )
+        );
+
+        let long = formed(&["1.1.1.1"], vec!["a".repeat(253), "b".repeat(254), "c".to_owned()]);
+        assert_eq!((long.dns.searches, long.omissions.len()), (vec!["a".repeat(253), "c".to_owned()], 1));
+        let letters = |letter: char| letter.to_string().repeat(253);
+        let line: Vec<String> = ('a'..'j').map(letters).collect();
+        assert_eq!(formed(&["1.1.1.1"], line.clone()).dns.searches, line[..8]);
     }
 }

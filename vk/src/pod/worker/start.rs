@@ -109,12 +109,15 @@ impl Worker {
         let hostname = network::hostname(pod, &settings.cluster_domain).map_err(SyncError::Waiting)?;
         let text = tokio::fs::read_to_string(&settings.resolv_conf).await.unwrap_or_default();
         let machine = network::parse_resolv_conf(&text);
-        let (dns, missing) = network::dns(pod, &machine, &settings.cluster_dns, &settings.cluster_domain);
-        if missing {
+        let formed = network::dns(pod, &machine, &settings.cluster_dns, &settings.cluster_domain);
+        for message in &formed.omissions {
+            self.shared.recorder.pod(pod, Kind::Warning, "DNSConfigForming", message);
+        }
+        if formed.lacks_cluster {
             let message = "this node has no clusterDNS configured and can't give the pod \"ClusterFirst\": it gets the machine's DNS";
             self.shared.recorder.pod(pod, Kind::Warning, "MissingClusterDNS", message);
         }
-        Ok(spec::sandbox(pod, attempt, handler, hostname.kernel, dns))
+        Ok(spec::sandbox(pod, attempt, handler, hostname.kernel, formed.dns))
     }
 
     /// Starts containers in the sandbox, then reports. Others of the pod `wait` to be started again.
