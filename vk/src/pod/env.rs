@@ -216,23 +216,38 @@ fn lines(map: Option<&BTreeMap<String, String>>) -> String {
     lines.join("\n")
 }
 
+/// As `strconv.Quote` of Go.
 fn quoted(value: &str) -> String {
+    use std::fmt::Write as _;
     let mut text = String::from('"');
     for c in value.chars() {
         match c {
             '"' | '\\' => text.extend(['\\', c]),
+            ' '..='~' => text.push(c),
+            '\x07' => text.push_str("\\a"),
+            '\x08' => text.push_str("\\b"),
+            '\x0b' => text.push_str("\\v"),
+            '\x0c' => text.push_str("\\f"),
             '\n' => text.push_str("\\n"),
             '\r' => text.push_str("\\r"),
             '\t' => text.push_str("\\t"),
-            c if c.is_control() => {
-                use std::fmt::Write as _;
-                let _ = write!(text, "\\x{:02x}", u32::from(c));
+            c if !c.is_ascii() && is_printable(c) => text.push(c),
+            c => {
+                let _ = match u32::from(c) {
+                    code @ ..0x80 => write!(text, "\\x{code:02x}"),
+                    code @ 0x80..0x1_0000 => write!(text, "\\u{code:04x}"),
+                    code => write!(text, "\\U{code:08x}"),
+                };
             }
-            c => text.push(c),
         }
     }
     text.push('"');
     text
+}
+
+/// Marks that combine with the character before them are printable, too, so one comes before.
+fn is_printable(c: char) -> bool {
+    !format!("a{c}").escape_debug().to_string().starts_with("a\\u")
 }
 
 /// No process gets more than this on Linux, all of its words and variables together (three quarters of `_STK_LIM`; execve(2) says E2BIG).

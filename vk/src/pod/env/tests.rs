@@ -229,3 +229,12 @@ fn limits_that_a_container_does_not_set_are_its_pods() {
     let values: Vec<(&str, &str)> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     assert_eq!(values, [("CPU", "2"), ("DISK", "99"), ("MEMORY", "64")]);
 }
+
+#[test]
+fn text_is_quoted_as_go_quotes_it() {
+    let check = |text: &str, expected: &str| assert_eq!(quoted(text), format!("\"{expected}\""));
+    check("a\"b\\c'", "a\\\"b\\\\c'");
+    check("\x07\x08\x0c\n\r\t\x0b\0\x7f", r"\a\b\f\n\r\t\v\x00\x7f");
+    check("\u{85}\u{a0}\u{200b}\u{e000}\u{10ffff}", r"\u0085\u00a0\u200b\ue000\U0010ffff");
+    check("grün e\u{301} 日本 🦀", "grün e\u{301} 日本 🦀");
+}
