@@ -57,6 +57,18 @@ pub(crate) fn refuse(pod: &Pod, apparmor: &Path) -> Option<Refusal> {
         .or_else(|| apparmor::refuse(spec, apparmor))
 }
 
+/// Limits of the pod itself can't be given, for this reason.
+pub(crate) fn pod_limits(why: &str) -> Refusal {
+    let Refusal { reason, message } = unsupported("spec.resources.limits");
+    Refusal { reason, message: format!("{message}: {why}; limit its containers instead") }
+}
+
+/// Whether the pod has limits beside its containers'.
+pub(crate) fn has_limits(pod: &Pod) -> bool {
+    let resources = pod.spec.as_ref().and_then(|spec| spec.resources.as_ref());
+    resources.and_then(|resources| resources.limits.as_ref()).is_some_and(|limits| !limits.is_empty())
+}
+
 fn system(spec: &PodSpec) -> Option<Refusal> {
     if let Some(os) = spec.os.as_ref().filter(|os| os.name != "linux") {
         return Some(Refusal {

@@ -289,7 +289,14 @@ impl Worker {
         let seen = self.observe(runtime, pod).await?;
         self.follow(pod, &seen);
         let refusal = if seen.is_empty() {
-            super::admission::refuse(pod, &self.shared.settings.apparmor)
+            match super::admission::refuse(pod, &self.shared.settings.apparmor) {
+                // Asked only for the few that have some.
+                None if super::admission::has_limits(pod) => {
+                    let lack = runtime.lacks_pod_limits().await?;
+                    lack.map(super::admission::pod_limits)
+                }
+                refusal => refusal,
+            }
         } else {
             // What is there was admitted, but containers may have come since.
             super::admission::misnamed(pod)

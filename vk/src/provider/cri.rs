@@ -437,6 +437,10 @@ impl ContainerRuntime for Cri {
         self.tree().await?.weigh(burstable_shares).map_err(|error| failed(operation, &error))
     }
 
+    async fn lacks_pod_limits(&self) -> Result<Option<&'static str>, ProviderError> {
+        Ok(self.tree().await?.lacks_pod_limits())
+    }
+
     async fn start_container(&self, id: &str) -> Result<(), ProviderError> {
         let request = wire::StartContainerRequest { container_id: id.to_owned() };
         let answer = self.call("StartContainer", CALL_TIMEOUT, self.runtime().start_container(request)).await;

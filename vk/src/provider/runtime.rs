@@ -105,6 +105,11 @@ pub trait ContainerRuntime: Send + Sync {
         Ok(())
     }
 
+    /// Why pods can't have limits of their own beside their containers'; `None`: they can.
+    async fn lacks_pod_limits(&self) -> Result<Option<&'static str>, ProviderError> {
+        Ok(None)
+    }
+
     /// Starts a container that was made.
     async fn start_container(&self, id: &str) -> Result<(), ProviderError>;
 

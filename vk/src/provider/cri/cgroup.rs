@@ -127,6 +127,14 @@ impl Tree {
         }
     }
 
+    /// Why pods' cgroups have no limits; `None`: they have.
+    pub(super) fn lacks_pod_limits(&self) -> Option<&'static str> {
+        match self.driver {
+            Driver::Cgroupfs => None,
+            Driver::Systemd => Some("the runtime's cgroup driver is systemd, and pods' slices are systemd's"),
+        }
+    }
+
     /// Makes the pod's cgroup and sets its limits; of huge pages it gets what is said, in bytes by the size of a page, and no others. May
     /// be repeated.
     pub(super) fn create(
@@ -394,6 +402,7 @@ mod tests {
         let tree = Tree::new("/", Driver::Systemd);
         assert_eq!(tree.parent("a-b", QosClass::BestEffort), "spillway-besteffort-poda_b.slice");
         assert_eq!(tree.parent("a-b", QosClass::Guaranteed), "spillway-poda_b.slice");
+        assert!(tree.lacks_pod_limits().unwrap().contains("systemd"));
     }
 
     #[test]

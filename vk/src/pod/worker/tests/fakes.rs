@@ -79,6 +79,7 @@ struct Machine {
     endless: Option<String>,
     refuse_updates: Option<String>,
     burstable_shares: Option<u64>,
+    lacks_pod_limits: Option<&'static str>,
     forget_start: bool,
     /// How containers end that are told to, unless with 143.
     stopped_with: Option<i32>,
@@ -127,6 +128,10 @@ impl Runtime {
 
     pub(super) fn burstable_shares(&self) -> Option<u64> {
         self.lock().burstable_shares
+    }
+
+    pub(super) fn lack_pod_limits(&self, why: &'static str) {
+        self.lock().lacks_pod_limits = Some(why);
     }
 
     pub(super) fn story(&self) -> Vec<String> {
@@ -452,6 +457,10 @@ impl ContainerRuntime for Runtime {
     async fn weigh(&self, burstable_shares: u64) -> Result<(), ProviderError> {
         self.lock().burstable_shares = Some(burstable_shares);
         Ok(())
+    }
+
+    async fn lacks_pod_limits(&self) -> Result<Option<&'static str>, ProviderError> {
+        Ok(self.lock().lacks_pod_limits)
     }
 
     async fn start_container(&self, id: &str) -> Result<(), ProviderError> {

@@ -210,3 +210,21 @@ async fn the_provider_is_told_what_burstable_pods_weigh_together() {
     world.api.delete(&two, 1);
     wait(|| world.runtime.burstable_shares() == Some(2)).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_of_a_pod_that_nobody_would_enforce_are_refused() {
+    let world = World::new();
+    let _daemon = start(&world);
+    let mut limited = spec("Always");
+    limited["resources"] = json!({ "limits": { "cpu": "1" } });
+    let uid = world.api.create("before", limited.clone());
+    wait(|| world.api.phase(&uid) == "Running").await;
+    world.runtime.lack_pod_limits("systemd does");
+    let uid = world.api.create("limited", limited);
+    wait(|| world.api.phase(&uid) == "Failed").await;
+    let status = world.api.status(&uid);
+    assert_eq!(status["reason"], "PodFeatureUnsupported");
+    let message = status["message"].as_str().unwrap_or_default();
+    assert!(message.contains("spec.resources.limits") && message.contains("systemd"), "{message}");
+    running(&world, "other", &sized("500m", "1Gi"), &json!([])).await;
+}
