@@ -195,13 +195,20 @@ impl Crew {
     }
 
     fn gone(&mut self, uid: &str) {
+        // Before any worker hears of it: the pod in its place may be next.
+        if self.pods.store.contains(uid) {
+            self.shared.leaving.leaves(uid);
+        }
         let idle = self.pods.store.gone(uid);
         self.see_to(idle);
     }
 
     fn take(&mut self, event: watcher::Event<SlimPod>, known: &mut Known) {
         match event {
-            watcher::Event::Init => known.initial.clear(),
+            watcher::Event::Init => {
+                known.initial.clear();
+                self.shared.leaving.listing(true);
+            }
             watcher::Event::InitApply(SlimPod(pod)) => {
                 known.initial.extend(pod.metadata.uid.clone());
                 self.put(pod);
@@ -214,6 +221,7 @@ impl Crew {
                 }
                 known.initial.clear();
                 known.complete = true;
+                self.shared.leaving.listing(false);
             }
             watcher::Event::Apply(SlimPod(pod)) => self.put(pod),
             watcher::Event::Delete(SlimPod(pod)) => {
@@ -291,6 +299,7 @@ impl Crew {
         known.listed = None;
         for orphan in orphans.into_iter().filter(|orphan| !wanted.contains(&orphan.uid)) {
             tracing::info!(pod = %orphan, pod.uid = orphan.uid, "the API server has no such pod: it is ended and removed");
+            self.shared.leaving.leaves(&orphan.uid);
             let idle = self.pods.store.put_orphan(orphan);
             self.see_to(idle);
         }

@@ -124,7 +124,6 @@ impl Worker {
 
     /// The API server has no such pod: end what runs and leave nothing.
     pub(super) async fn remove_all(&mut self, runtime: &dyn ContainerRuntime) -> Result<Next, SyncError> {
-        self.shared.leaving.leaves(&self.entry.pod.uid);
         self.stop_containers(runtime, None).await?;
         let seen = runtime.observe(&self.entry.pod.uid).await?;
         let _turn = Arc::clone(&self.shared.changes).acquire_owned().await;
