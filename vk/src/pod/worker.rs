@@ -158,6 +158,8 @@ struct Memory {
     evicted: Option<Sentence>,
     /// Everything of a pod that has ended was given back.
     settled: bool,
+    /// Of a container's end nothing but the API server's memory will tell, which is yet to be told of it: before the next one starts.
+    untold: bool,
     /// The API server was told that nothing is left of the pod.
     let_go: bool,
 }
@@ -208,6 +210,7 @@ impl Worker {
                 storage_at: None,
                 evicted: None,
                 settled: false,
+                untold: false,
                 let_go: false,
             },
             shared,
@@ -340,6 +343,9 @@ impl Worker {
     ) -> Result<Next, SyncError> {
         let default = PodSpec::default();
         let spec = pod.spec.as_ref().unwrap_or(&default);
+        if std::mem::take(&mut self.memory.untold) {
+            self.report(pod, &seen, false).await?;
+        }
         match self.plan(spec, &seen) {
             Plan::Finished => {
                 if seen.containers.iter().any(Container::may_run) {
@@ -478,6 +484,7 @@ impl Worker {
             // Refused while it is being started after all.
             runtime.remove_container(&id).await?;
             seen.containers.retain(|container| container.id != id);
+            self.memory.untold = true;
         }
         Ok(lifecycle::with_starts(lifecycle::with_history(seen, pod.status.as_ref()), started))
     }

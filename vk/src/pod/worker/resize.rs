@@ -107,6 +107,8 @@ impl Worker {
     ) -> Result<Result<(), Refusal>, SyncError> {
         let uid = &self.entry.pod.uid;
         self.shared.leaving.settled(uid);
+        // Before it is seen what there is: what is given back meanwhile may not be in it.
+        let others_leave = self.shared.leaving.any() && self.memory.first_seen.elapsed() < GIVE_BACK_WITHIN;
         let recorded = Allocation::load(self.folder.path());
         let mut allocation = recorded.clone().unwrap_or_else(|| Allocation::of(spec));
         let need = allocation.given(pod).spec.as_ref().map(Need::of).unwrap_or_default();
@@ -117,11 +119,11 @@ impl Worker {
         } else {
             allocation.devices = match self.shared.devices.assign(uid, spec) {
                 Ok(devices) => devices,
-                Err(refusal) => return self.refuse_unless_waiting(refusal),
+                Err(refusal) => return refuse_unless(others_leave, refusal),
             };
             if let Err(refusal) = self.admit(uid, need, spec).await? {
                 self.shared.devices.free(uid);
-                return self.refuse_unless_waiting(refusal);
+                return refuse_unless(others_leave, refusal);
             }
         }
         if recorded.is_none() {
@@ -130,14 +132,6 @@ impl Worker {
         self.memory.given.resize = Resize::of(pod.status.as_ref());
         self.memory.given.allocation = Some(allocation);
         Ok(Ok(()))
-    }
-
-    /// What those have who are about to go is as good as free, if only in a moment.
-    fn refuse_unless_waiting<T>(&self, refusal: Refusal) -> Result<Result<T, Refusal>, SyncError> {
-        if self.shared.leaving.any() && self.memory.first_seen.elapsed() < GIVE_BACK_WITHIN {
-            return Err(SyncError::Waiting(format!("other pods are about to end: {}", refusal.message)));
-        }
-        Ok(Err(refusal))
     }
 
     /// Takes of the node what a new pod needs, all or nothing.
@@ -420,6 +414,14 @@ async fn save(allocation: &Allocation, folder: &Path) -> Result<(), SyncError> {
     let saved = tokio::task::spawn_blocking(move || allocation.save(&folder)).await;
     let saved = saved.map_err(|error| SyncError::Waiting(error.to_string()))?;
     saved.map_err(|error| SyncError::Waiting(chain(&error)))
+}
+
+/// What those have who are about to go is as good as free, if only in a moment.
+fn refuse_unless<T>(others_leave: bool, refusal: Refusal) -> Result<Result<T, Refusal>, SyncError> {
+    if others_leave {
+        return Err(SyncError::Waiting(format!("other pods are about to end: {}", refusal.message)));
+    }
+    Ok(Err(refusal))
 }
 
 /// A limit that is new, or lower than before.

@@ -141,7 +141,14 @@ async fn a_daemon_killed_between_any_two_calls_finishes_what_it_began() {
         drop(first);
         world.runtime.revive();
         let _second = start(&world);
-        wait(|| world.api.phase(&uid) == "Running").await;
+        wait(|| ["Running", "Failed"].contains(&&*world.api.phase(&uid))).await;
+        if world.api.phase(&uid) == "Failed" {
+            // It died between its note of the start and the call: nobody knows whether that was heard.
+            let state = world.api.status(&uid)["containerStatuses"][0]["state"].clone();
+            assert_eq!(state["terminated"]["reason"], "ContainerStatusUnknown");
+            assert_eq!(world.runtime.started("main"), 0, "died after {calls_before_death} calls");
+            continue;
+        }
         assert_eq!(world.runtime.running(), 1, "died after {calls_before_death} calls");
         world.runtime.exit("main", 0);
         wait(|| world.api.phase(&uid) == "Succeeded").await;
@@ -153,12 +160,13 @@ async fn a_daemon_killed_between_any_two_calls_finishes_what_it_began() {
 async fn what_may_have_run_is_not_started_again_as_the_same_attempt() {
     for (policy, daemon_too) in [("Never", false), ("Never", true), ("Always", false), ("Always", true)] {
         let world = World::new();
-        world.runtime.forget_start();
+        world.runtime.forget_start(daemon_too);
         let mut daemon = start(&world);
         let uid = world.api.create("web", spec(policy));
         if daemon_too {
             wait(|| world.runtime.started("main") >= 1).await;
             drop(daemon);
+            world.runtime.revive();
             daemon = start(&world);
         }
         let (state, starts, restarts) = if policy == "Never" { ("state", 1, 0) } else { ("lastState", 2, 1) };

@@ -28,7 +28,7 @@ pub(super) use api::Gone;
 
 /// Waits until something holds.
 pub(super) async fn wait(holds: impl Fn() -> bool) {
-    for _ in 0..1000 {
+    for _ in 0..6000 {
         if holds() {
             return;
         }
@@ -80,7 +80,7 @@ struct Machine {
     refuse_updates: Option<String>,
     burstable_shares: Option<u64>,
     lacks_pod_limits: Option<&'static str>,
-    forget_start: bool,
+    forget_start: Option<bool>,
     /// How containers end that are told to, unless with 143.
     stopped_with: Option<i32>,
 }
@@ -181,8 +181,8 @@ impl Runtime {
     }
 
     /// The next container that is started runs and ends, and the runtime dies before it takes note.
-    pub(super) fn forget_start(&self) {
-        self.lock().forget_start = true;
+    pub(super) fn forget_start(&self, and_answer_no_more: bool) {
+        self.lock().forget_start = Some(and_answer_no_more);
     }
 
     pub(super) fn grace(&self, name: &str) -> Option<u64> {
@@ -469,14 +469,17 @@ impl ContainerRuntime for Runtime {
             let forget = std::mem::take(&mut machine.forget_start);
             let container = machine.container(id).expect("it was made");
             assert_eq!(container.state, State::Created, "started twice");
-            if !forget {
+            if forget.is_none() {
                 container.state = State::Running { started_at: Timestamp::now() };
             }
             let name = container.name.clone();
             machine.story.push(format!("start {name}"));
             machine.starts.push(name);
             let (operation, message) = ("start_container", "it died".to_owned());
-            if forget { Err(ProviderError::Unavailable { operation, message }) } else { Ok(()) }
+            if forget == Some(true) {
+                machine.calls_left = Some(0);
+            }
+            if forget.is_some() { Err(ProviderError::Unavailable { operation, message }) } else { Ok(()) }
         };
         self.answer(answer).await
     }
