@@ -85,12 +85,9 @@ impl Need {
         first.into_iter().filter(|name| self.amounts.contains_key(*name)).chain(others)
     }
 
-    /// The first resource of which there is not enough beside what is used. Extended resources that the node does not know are others' to
-    /// count, such as those of the whole cluster that a scheduler extender keeps.
+    /// The first resource of which there is not enough beside what is used.
     fn lacks(&self, used: &Self, capacity: &Self) -> Option<Lack> {
-        let is_ours = |name: &str| capacity.amounts.contains_key(name) || !is_extended(name);
-        let short =
-            |name: &&str| is_ours(name) && self.get(name) > capacity.get(name).saturating_sub(used.get(name));
+        let short = |name: &&str| self.get(name) > capacity.get(name).saturating_sub(used.get(name));
         let name = self.names().find(short)?;
         Some(Lack {
             name: name.to_owned(),
@@ -110,11 +107,6 @@ impl Need {
             capacity.get(name)
         ))
     }
-}
-
-/// Whether Kubernetes itself knows nothing of the resource; `IsExtendedResourceName` of `pkg/apis/core/v1/helper`.
-fn is_extended(name: &str) -> bool {
-    name.contains('/') && !name.contains("kubernetes.io/") && !name.starts_with("requests.")
 }
 
 /// What there is not enough of.
@@ -362,20 +354,11 @@ mod tests {
     }
 
     #[test]
-    fn extended_resources_are_counted_if_the_node_knows_them() {
-        let refused = |name: &str, offered: Option<i128>| {
-            let mut all = capacity("2");
-            all.amounts.extend(offered.map(|amount| (name.to_owned(), amount)));
-            let amounts = BTreeMap::from([(name.to_owned(), 1)]);
-            let need = Need { amounts, burstable_cpu: 0 };
-            Ledger::default().admit("a", need, &all).err().map(|lack| lack.refusal().reason)
-        };
-        assert_eq!(refused("of.cluster/license", None), None);
-        assert_eq!(refused("of.node/gpu", Some(1)), None);
-        assert_eq!(refused("of.node/gpu", Some(0)).as_deref(), Some("OutOfof.node/gpu"));
-        for native in ["hugepages-2Mi", "pod.kubernetes.io/x", "requests.x.y/z"] {
-            assert_eq!(refused(native, None), Some(format!("OutOf{native}")));
-        }
+    fn what_the_node_does_not_offer_is_lacking() {
+        let mut without = capacity("2");
+        without.amounts.remove("x.y/z");
+        let refusal = Ledger::default().admit("a", need("1"), &without).unwrap_err().refusal();
+        assert_eq!(refusal.reason, "OutOfx.y/z");
     }
 
     #[test]
