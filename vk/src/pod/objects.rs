@@ -34,7 +34,7 @@ mod asking;
 mod cache;
 mod watch;
 
-pub(crate) use watch::Following;
+pub(crate) use watch::{Following, Kind};
 
 /// Why an object is not to be had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -5,13 +5,7 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::core::v1::Container;
 
 use super::EnvError;
-use crate::pod::objects::{Missing, Objects, References};
-
-#[derive(Clone, Copy)]
-enum Kind {
-    ConfigMap,
-    Secret,
-}
+use crate::pod::objects::{Kind, Missing, Objects, References};
 
 /// An object that variables come from.
 struct Source<'a> {

@@ -32,8 +32,9 @@ use crate::watching;
 /// Pods that run shorter than this are not worth a watch.
 const SETTLE: Duration = Duration::from_secs(3);
 
+/// The two kinds of objects that pods are given the content of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Kind {
+pub(crate) enum Kind {
     ConfigMap,
     Secret,
 }
