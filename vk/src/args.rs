@@ -173,7 +173,7 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     pub shutdown_grace_seconds: u64,
 
-    /// The admin endpoint under the name that other virtual kubelets give it; wins over --admin-address. `:PORT` is every address.
+    /// The admin endpoint under the name that other virtual kubelets give it; wins over --admin-address. `:PORT` is every address, of IPv4 and IPv6.
     #[arg(long, value_name = "ADDRESS", value_parser = metrics_address, help_heading = "Telemetry")]
     pub metrics_addr: Option<SocketAddr>,
 

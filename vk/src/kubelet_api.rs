@@ -19,7 +19,7 @@ use hyper_util::{
 use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use prometheus_client::registry::Registry;
-use spillway_daemon::admin::Readiness;
+use spillway_daemon::{admin::Readiness, listener::listen};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -36,7 +36,6 @@ pub mod auth;
 mod caller;
 pub mod configz;
 mod connections;
-mod listener;
 mod logs;
 mod routes;
 mod stats;
@@ -182,8 +181,7 @@ impl KubeletApi {
         let listen = async {
             tls.ready().await;
             let address = self.config.address;
-            let listener =
-                listener::listen(address).map_err(|source| KubeletApiError::Listen { address, source })?;
+            let listener = listen(address).map_err(|source| KubeletApiError::Listen { address, source })?;
             tracing::info!(%address, "kubelet API is served");
             self.readiness.set(CONDITION, Ok(()));
             self.accept(listener, tls, stop).await;

@@ -25,6 +25,8 @@ use prometheus_client::registry::Registry;
 use tokio::{net::TcpListener, task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 
+use crate::listener::listen;
+
 /// How long to wait when no connection can be accepted, as when all descriptors are in use.
 const RETRY: Duration = Duration::from_millis(100);
 /// Connections at a time: a few scrapers and the kubelet's probes. More wait until one ends.
@@ -100,7 +102,7 @@ pub async fn serve(
     readiness: Readiness,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(address).await.with_context(|| {
+    let listener = listen(address).with_context(|| {
         format!("can't listen on the admin address {address}: choose another with --admin-address")
     })?;
     tracing::info!(address = %listener.local_addr()?, "admin endpoint serves /metrics, /healthz and /readyz");
@@ -199,6 +201,23 @@ mod tests {
             assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "told to go");
         };
         tokio::join!(serving, client);
+    }
+
+    #[tokio::test]
+    async fn every_address_is_both_families() {
+        let local = std::net::Ipv6Addr::LOCALHOST;
+        let Ok(free) = std::net::TcpListener::bind((local, 0)) else { return };
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let address = SocketAddr::from(([0, 0, 0, 0], port));
+        let stop = CancellationToken::new();
+        let serving = serve(address, Arc::default(), Readiness::default(), stop.clone());
+        let client = async {
+            TcpStream::connect((local, port)).await.unwrap();
+            TcpStream::connect((std::net::Ipv4Addr::LOCALHOST, port)).await.unwrap();
+            stop.cancel();
+        };
+        tokio::join!(async { serving.await.unwrap() }, client);
     }
 
     #[tokio::test]

@@ -1,8 +1,9 @@
-//! What `spillway-agent` and `spillway-vk` share, in the order a daemon lives through it: arguments, telemetry, the admin
+//! What `spillway-agent` and `spillway-vk` share, in the order a daemon lives through it: arguments, telemetry, listening, the admin
 //! endpoint, supervised tasks, exit. It knows nothing of Kubernetes or devices.
 
 pub mod admin;
 pub mod exit;
+pub mod listener;
 pub mod supervisor;
 pub mod telemetry;
 
@@ -19,8 +20,8 @@ pub struct DaemonArgs {
     #[arg(long, default_value = "info", env = "SPILLWAY_LOG_LEVEL", help_heading = "Telemetry")]
     pub log_level: String,
 
-    /// Where to serve /metrics, /healthz and /readyz over plain HTTP. Keep it on loopback unless a network policy guards it; `off`
-    /// serves nothing.
+    /// Where to serve /metrics, /healthz and /readyz over plain HTTP; `0.0.0.0` and `::` are both every address, of IPv4 and IPv6. Keep it
+    /// on loopback unless a network policy guards it; `off` serves nothing.
     #[arg(
         long, default_value = "127.0.0.1:9400", env = "SPILLWAY_ADMIN_ADDRESS", value_parser = admin_address,
         help_heading = "Telemetry"

@@ -1,4 +1,4 @@
-//! The listening socket, as Go's `net.Listen` makes a kubelet's: for both families where no address is named, and dead peers are noticed.
+//! Listening sockets, as Go's `net.Listen` makes a kubelet's: for both families where no address is named, and dead peers are noticed.
 
 use std::{
     io,
@@ -17,7 +17,10 @@ const KEEPALIVE_SECONDS: u32 = 15;
 const BACKLOG: u32 = 1024;
 
 /// Listens on `address`; `0.0.0.0` and `::` are both every address, of IPv6 and IPv4.
-pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+///
+/// # Errors
+/// The address is taken, or not this machine's, or its port is not ours to take.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     if !address.ip().is_unspecified() {
         return listen_on(address);
     }
