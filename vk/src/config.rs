@@ -19,6 +19,8 @@ mod file;
 mod metadata;
 mod nodes;
 pub mod reload;
+mod resources;
+mod taints;
 
 /// Why there is no configuration. Each is one line that says where and what.
 #[derive(Debug, thiserror::Error)]

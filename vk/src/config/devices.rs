@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use super::ConfigError;
+use super::{ConfigError, resources::is_extended};
 
 /// Adds to the node's capacity as many of each resource as there are devices.
 pub(super) fn offer(
@@ -14,7 +14,7 @@ pub(super) fn offer(
     let mut known = BTreeSet::new();
     for (resource, names) in devices {
         let wrong = |why: String| Err(ConfigError::Value(format!("key cri.devices.{resource}: {why}")));
-        if !resource.split_once('/').is_some_and(|(domain, name)| domain.contains('.') && !name.is_empty()) {
+        if !is_extended(resource) {
             return wrong("it is no extended resource, such as example.com/gpu".to_owned());
         }
         for name in names {
@@ -88,6 +88,8 @@ mod tests {
         assert_eq!(check("x.y/gpu", &["x.y/gpu=0"], &[("x.y/gpu", "1")]).as_deref(), Ok("1"));
         for (resource, names, given) in [
             ("gpu", &["x.y/gpu=0"][..], &[][..]),
+            ("x.y/g pu", &["x.y/gpu=0"], &[]),
+            ("x.kubernetes.io/gpu", &["x.y/gpu=0"], &[]),
             ("x.y/gpu", &["gpu=0"], &[]),
             ("x.y/gpu", &["x.y/gpu"], &[]),
             ("x.y/gpu", &["x.y/gpu=../0"], &[]),

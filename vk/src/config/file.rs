@@ -7,13 +7,15 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::{api::core::v1::Taint, apimachinery::pkg::api::resource::Quantity};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_saphyr::{SnippetMode, UserMessageFormatter};
 
 use super::{
     ConfigError,
     metadata::{AnnotationKey, LabelKey, LabelValue},
+    resources::{Amount, Resources},
+    taints::FileTaint,
 };
 use crate::{
     args,
@@ -32,7 +34,7 @@ pub(super) struct File {
     pub(super) labels: BTreeMap<LabelKey, LabelValue>,
     pub(super) annotations: BTreeMap<AnnotationKey, String>,
     pub(super) taints: Vec<FileTaint>,
-    pub(super) capacity: BTreeMap<String, Amount>,
+    pub(super) capacity: Resources,
     #[serde(rename = "clusterDNS")]
     pub(super) cluster_dns: Vec<IpAddr>,
     pub(super) cluster_domain: Option<String>,
@@ -40,7 +42,7 @@ pub(super) struct File {
     pub(super) provider: Option<String>,
     pub(super) cri: Option<CriConfig>,
     pub(super) max_pods: Option<u32>,
-    pub(super) quota: BTreeMap<String, Amount>,
+    pub(super) quota: Resources,
     pub(super) eviction_hard: Option<BTreeMap<SignalName, Limit>>,
     #[serde(rename = "imageGCHighThresholdPercent")]
     pub(super) image_gc_high_threshold_percent: Option<Percent>,
@@ -67,8 +69,8 @@ pub(super) struct FileNode {
     pub(super) labels: BTreeMap<LabelKey, LabelValue>,
     pub(super) annotations: BTreeMap<AnnotationKey, String>,
     pub(super) taints: Vec<FileTaint>,
-    pub(super) capacity: BTreeMap<String, Amount>,
-    pub(super) quota: BTreeMap<String, Amount>,
+    pub(super) capacity: Resources,
+    pub(super) quota: Resources,
     pub(super) max_pods: Option<u32>,
     pub(super) provider: Option<String>,
     pub(super) cri: Option<CriConfig>,
@@ -156,72 +158,5 @@ impl TryFrom<String> for Span {
 
     fn try_from(text: String) -> Result<Self, String> {
         args::duration(&text).map(Self)
-    }
-}
-
-/// One further taint.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct FileTaint {
-    key: String,
-    #[serde(default)]
-    value: Option<String>,
-    effect: Effect,
-}
-
-impl From<FileTaint> for Taint {
-    fn from(taint: FileTaint) -> Self {
-        Self { key: taint.key, value: taint.value, effect: taint.effect.0, time_added: None }
-    }
-}
-
-/// A taint's effect that Kubernetes knows.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(try_from = "String")]
-pub(super) struct Effect(String);
-
-impl TryFrom<String> for Effect {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        match text.as_str() {
-            "NoSchedule" | "NoExecute" | "PreferNoSchedule" => Ok(Self(text)),
-            _ => Err(format!("{text:?} is no effect of a taint: NoSchedule, NoExecute or PreferNoSchedule")),
-        }
-    }
-}
-
-impl From<Effect> for String {
-    fn from(effect: Effect) -> Self {
-        effect.0
-    }
-}
-
-/// A Kubernetes quantity that can be a capacity: not negative, well formed.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(try_from = "String")]
-pub(super) struct Amount(String);
-
-impl TryFrom<String> for Amount {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let number = text.trim_end_matches(|last: char| last.is_ascii_alphabetic());
-        let suffix = &text[number.len()..];
-        let well_formed = number.bytes().any(|byte| byte.is_ascii_digit())
-            && number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
-            && number.bytes().filter(|&byte| byte == b'.').count() <= 1
-            && ["", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"].contains(&suffix);
-        if well_formed {
-            Ok(Self(text))
-        } else {
-            Err(format!("{text:?} is no quantity, such as 8, 500m or 32Gi"))
-        }
-    }
-}
-
-impl From<Amount> for Quantity {
-    fn from(amount: Amount) -> Self {
-        Self(amount.0)
     }
 }

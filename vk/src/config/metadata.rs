@@ -1,4 +1,5 @@
-//! Labels and annotations of a node object, as the API server takes them from a node: one that it refuses would hold back all the others.
+//! Labels and annotations of a node object, as the API server takes them from a node: one that it refuses would hold back all the others. And
+//! the syntax that they share with taints and resources.
 
 use serde::Deserialize;
 
@@ -22,7 +23,7 @@ const KUBELET_LABELS: [&str; 11] = [
 /// And below which domains all of them; `kubeletLabelNamespaces` there.
 const KUBELET_DOMAINS: [&str; 2] = ["kubelet.kubernetes.io", "node.kubernetes.io"];
 /// The longest label value, and name behind a key's domain.
-const MAX_NAME: usize = 63;
+pub(super) const MAX_NAME: usize = 63;
 
 /// The key of a label that a node may give itself.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
@@ -71,7 +72,7 @@ impl TryFrom<String> for LabelValue {
             return Ok(Self(value));
         }
         Err(format!(
-            "{value:?} can't be the value of a label: at most {MAX_NAME} of a-z, A-Z, 0-9, '-', '_' and '.', a letter or digit first and last"
+            "{value:?} can't be the value of a label or taint: at most {MAX_NAME} of a-z, A-Z, 0-9, '-', '_' and '.', a letter or digit first and last"
         ))
     }
 }
@@ -109,7 +110,7 @@ impl From<AnnotationKey> for String {
 }
 
 /// `name` or `example.com/name`; `IsQualifiedName` in `k8s.io/apimachinery/pkg/util/validation`.
-fn is_qualified_name(key: &str) -> bool {
+pub(super) fn is_qualified_name(key: &str) -> bool {
     match key.split_once('/') {
         Some((domain, name)) => is_dns_subdomain(domain) && is_name(name),
         None => is_name(key),

@@ -3,13 +3,15 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
-use k8s_openapi::{api::core::v1::Taint, apimachinery::pkg::api::resource::Quantity};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::{
     Config, ConfigError, IdentityConfig, KubeletApiConfig, LeaderElection, NodeConfig, ProviderConfig,
     ServingSource, devices,
     file::{self, File, FileNode},
-    is_dns_subdomain, read,
+    is_dns_subdomain,
+    metadata::MAX_NAME,
+    read, taints,
 };
 use crate::{
     args::Args,
@@ -17,6 +19,9 @@ use crate::{
     pod::image_gc::ImageGc,
     provider::cri::CriConfig,
 };
+
+/// The label that is a node's name where nothing else is said.
+const HOSTNAME: &str = "kubernetes.io/hostname";
 
 /// What all nodes share.
 pub(super) struct Base<'a> {
@@ -100,9 +105,14 @@ impl Base<'_> {
             )));
         }
         let provider = self.provider(entry)?;
-        let mut taints = taints(args, provider.name())?;
-        taints.extend(file.taints.iter().chain(&entry.taints).cloned().map(Taint::from));
-        let mut capacity = merged(&file.capacity, &entry.capacity);
+        let taints = taints::of(&name, args, provider.name(), file.taints.iter().chain(&entry.taints))?;
+        let labels = merged(&file.labels, &entry.labels);
+        if name.len() > MAX_NAME && !labels.contains_key(HOSTNAME) {
+            return Err(ConfigError::Value(format!(
+                "node name {name:?} has more than the {MAX_NAME} characters that the label {HOSTNAME} can have: choose a shorter one, or set that label"
+            )));
+        }
+        let mut capacity = file.capacity.with(&entry.capacity);
         if let Some(pods) = entry.max_pods.or(args.max_pods).or(file.max_pods) {
             capacity.insert("pods".to_owned(), Quantity(pods.to_string()));
         }
@@ -115,11 +125,11 @@ impl Base<'_> {
         Ok(Config {
             node: NodeConfig {
                 address: entry.node_ip.or(args.node_ip).or(file.node_ip),
-                labels: merged(&file.labels, &entry.labels),
+                labels,
                 annotations: merged(&file.annotations, &entry.annotations),
                 taints,
                 capacity,
-                quota: merged(&file.quota, &entry.quota),
+                quota: file.quota.with(&entry.quota),
                 thresholds: thresholds(file),
                 name: name.clone(),
             },
@@ -185,10 +195,10 @@ impl Base<'_> {
     }
 }
 
-fn merged<K: Clone + Into<String>, T: Clone + Into<U>, U>(
-    all: &BTreeMap<K, T>,
-    own: &BTreeMap<K, T>,
-) -> BTreeMap<String, U> {
+fn merged<K: Clone + Into<String>, V: Clone + Into<String>>(
+    all: &BTreeMap<K, V>,
+    own: &BTreeMap<K, V>,
+) -> BTreeMap<String, String> {
     all.iter().chain(own).map(|(key, value)| (key.clone().into(), value.clone().into())).collect()
 }
 
@@ -236,21 +246,4 @@ fn kubelet_api(args: &Args, address: SocketAddr) -> KubeletApiConfig {
         _ => ServingSource::Csr,
     };
     KubeletApiConfig { address, client_ca_file: args.client_ca_file.clone(), serving }
-}
-
-/// The provider's taint, unless it is disabled.
-fn taints(args: &Args, provider: &str) -> Result<Vec<Taint>, ConfigError> {
-    if args.disable_taint {
-        return Ok(Vec::new());
-    }
-    let effect = args.taint_effect.clone().unwrap_or_else(|| "NoSchedule".to_owned());
-    let effect = file::Effect::try_from(effect).map_err(|message| {
-        ConfigError::Value(format!("--taint-effect (VKUBELET_TAINT_EFFECT): {message}"))
-    })?;
-    Ok(vec![Taint {
-        key: args.taint_key.clone().unwrap_or_else(|| "virtual-kubelet.io/provider".to_owned()),
-        value: Some(args.taint_value.clone().unwrap_or_else(|| provider.to_owned())),
-        effect: effect.into(),
-        time_added: None,
-    }])
 }

@@ -76,6 +76,11 @@ fn taints_are_the_provider_s_and_the_file_s() {
     assert_eq!(keys(&["--nodename", "a"]), ["virtual-kubelet.io/provider", "dedicated"]);
     assert_eq!(keys(&["--nodename", "a", "--taint-key", "example.com/x"]), ["example.com/x", "dedicated"]);
     assert_eq!(keys(&["--nodename", "a", "--disable-taint"]), ["dedicated"]);
+    let own = "taints: [{key: virtual-kubelet.io/provider, value: mine, effect: NoSchedule}]\n";
+    let twice = problem(&["--nodename", "a"], own);
+    assert!(twice.contains("two of key \"virtual-kubelet.io/provider\" and effect NoSchedule"), "{twice}");
+    load(&["--nodename", "a"], &own.replace("NoSchedule", "NoExecute")).unwrap();
+    load(&["--nodename", "a", "--disable-taint"], own).unwrap();
 }
 
 #[test]
@@ -94,6 +99,11 @@ fn errors_name_line_column_key_and_remedy() {
             "labels: {zone: a}\nnodes:\n- name: a\n  labels: {node-role.kubernetes.io/gpu: \"\"}\n",
             "4:12: \"node-role.kubernetes.io/gpu\" is",
         ),
+        ("taints:\n- key: a b\n  effect: NoExecute\n", "2:8: \"a b\" can't be the key of a taint"),
+        ("taints: [{key: a, value: row 7, effect: NoExecute}]\n", "1:26: \"row 7\" can't be the value"),
+        ("capacity:\n  gpu: 1\n", "2:3: \"gpu\" is no resource that a pod can ask for"),
+        ("capacity:\n  cpu: 8\n  example.com/gpu: 0.5\n", "example.com/gpu: \"0.5\" is no whole number"),
+        ("nodes:\n- name: a\n  quota: {requests.x.y/z: 1}\n", "3:11: \"requests.x.y/z\" is no resource"),
         ("labels:\n  rack: row 7\n", "2:9: \"row 7\" can't be the value of a label"),
         ("annotations: {a/b/c: d}\n", "\"a/b/c\" can't be the key of an annotation"),
         ("nodeName: [a\n", ""),
@@ -117,7 +127,12 @@ fn values_that_can_t_be_are_refused() {
     for name in ["Upper", "under_score", "-a", "a..b", ""] {
         assert!(problem(&[&format!("--nodename={name}")], "").contains("is no DNS name"), "{name}");
     }
-    assert!(problem(&["--nodename", "a", "--taint-effect", "No"], "").starts_with("--taint-effect"));
+    for (flag, value) in [("--taint-effect", "No"), ("--taint-key", "a b"), ("--taint-value", "a b")] {
+        assert!(problem(&["--nodename", "a", flag, value], "").starts_with(flag), "{flag}");
+    }
+    let long = "x".repeat(64);
+    assert!(problem(&["--nodename", &long], "").contains("the label kubernetes.io/hostname"));
+    load(&["--nodename", &long], "labels: {kubernetes.io/hostname: x}\n").unwrap();
     let missing = Args::parse_from(["spillway-vk", "--config", "/nonexistent/vk.yaml"]);
     assert_eq!(
         Config::load(&missing).unwrap_err().to_string(),
