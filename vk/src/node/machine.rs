@@ -12,6 +12,8 @@ pub(super) struct Machine {
     pub(super) boot_id: String,
     pub(super) kernel_version: String,
     pub(super) os_image: String,
+    /// `None`: there is none.
+    pub(super) swap_bytes: Option<u64>,
     /// cpu, memory and ephemeral-storage.
     pub(super) capacity: BTreeMap<String, Quantity>,
 }
@@ -22,13 +24,18 @@ impl Machine {
         let text = |path: &str| {
             std::fs::read_to_string(root.join(path)).map(|text| text.trim().to_owned()).unwrap_or_default()
         };
+        let first = |paths: &[&str]| {
+            let mut texts = paths.iter().map(|path| text(path).trim_end_matches('\0').to_owned());
+            texts.find(|text| !text.is_empty()).unwrap_or_default()
+        };
         let mut capacity = BTreeMap::new();
         let cpus = text("proc/cpuinfo").lines().filter(|line| line.starts_with("processor")).count();
         if cpus > 0 {
             capacity.insert("cpu".to_owned(), Quantity(cpus.to_string()));
         }
-        if let Some(kib) = field(&text("proc/meminfo"), "MemTotal:") {
-            let kib = kib.trim_end_matches("kB").trim();
+        let meminfo = text("proc/meminfo");
+        let kib = |name: &str| field(&meminfo, name).map(|kib| kib.trim_end_matches("kB").trim().to_owned());
+        if let Some(kib) = kib("MemTotal:") {
             capacity.insert("memory".to_owned(), Quantity(format!("{kib}Ki")));
         }
         if let Ok(storage) = nix::sys::statvfs::statvfs(&root.join("var/lib")) {
@@ -36,14 +43,23 @@ impl Machine {
             capacity.insert("ephemeral-storage".to_owned(), Quantity(format!("{}Ki", bytes / 1024)));
         }
         Self {
-            id: text("etc/machine-id"),
-            system_uuid: text("sys/class/dmi/id/product_uuid"),
+            id: first(&["etc/machine-id", "var/lib/dbus/machine-id"]),
+            // In cAdvisor's order: not every machine has a BIOS.
+            system_uuid: first(&[
+                "sys/class/dmi/id/product_uuid",
+                "proc/device-tree/system-id",
+                "proc/device-tree/vm,uuid",
+                "etc/machine-id",
+            ]),
             boot_id: text("proc/sys/kernel/random/boot_id"),
             kernel_version: text("proc/sys/kernel/osrelease"),
             os_image: field(&text("etc/os-release"), "PRETTY_NAME=")
                 .unwrap_or_default()
                 .trim_matches('"')
                 .to_owned(),
+            swap_bytes: kib("SwapTotal:")
+                .and_then(|kib| kib.parse::<u64>().ok()?.checked_mul(1024))
+                .filter(|&bytes| bytes > 0),
             capacity,
         }
     }
@@ -76,12 +92,16 @@ mod tests {
         };
         assert_eq!(Machine::read(root.path()), Machine::default());
         write("proc/cpuinfo", "processor\t: 0\nmodel name\t: x\n\nprocessor\t: 1\n");
-        write("proc/meminfo", "MemTotal:       32780 kB\nMemFree: 1 kB\n");
+        write("proc/meminfo", "MemTotal:       32780 kB\nMemFree: 1 kB\nSwapTotal:       4 kB\n");
+        write("var/lib/dbus/machine-id", "abc\n");
+        write("proc/device-tree/vm,uuid", "d-e-f\0");
         write("proc/sys/kernel/osrelease", "6.1.0-13\n");
         write("etc/os-release", "NAME=Debian\nPRETTY_NAME=\"Debian GNU/Linux 12\"\n");
         let machine = Machine::read(root.path());
         assert_eq!(machine.capacity["cpu"].0, "2");
         assert_eq!(machine.capacity["memory"].0, "32780Ki");
+        assert_eq!(machine.swap_bytes, Some(4096));
+        assert_eq!((machine.id.as_str(), machine.system_uuid.as_str()), ("abc", "d-e-f"));
         assert_eq!(
             (machine.kernel_version.as_str(), machine.os_image.as_str()),
             ("6.1.0-13", "Debian GNU/Linux 12")

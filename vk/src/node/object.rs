@@ -30,6 +30,9 @@ const MAX_PODS: &str = "110";
 const MAX_IMAGES: usize = 50;
 const MAX_NAMES: usize = 5;
 
+/// The reason of our own condition `NetworkUnavailable`.
+const PROVIDER_NETWORK: &str = "ProviderNetwork";
+
 /// What of the node doesn't change while we run.
 #[derive(Debug, Clone)]
 pub(super) struct Template {
@@ -85,6 +88,9 @@ impl Template {
             ("kubernetes.io/hostname", self.config.name.as_str()),
             ("kubernetes.io/os", "linux"),
             ("kubernetes.io/arch", architecture()),
+            // A kubelet sets these, too: old selectors name them.
+            ("beta.kubernetes.io/os", "linux"),
+            ("beta.kubernetes.io/arch", architecture()),
             ("node.kubernetes.io/exclude-from-external-load-balancers", "true"),
         ];
         let well_known = well_known.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned()));
@@ -109,7 +115,7 @@ impl Template {
             condition(name, status, reason, message)
         };
         let pressures = health.pressures;
-        let conditions = [
+        let mut conditions = vec![
             pressure(
                 "MemoryPressure",
                 pressures.memory,
@@ -128,9 +134,16 @@ impl Template {
                 ("KubeletHasSufficientPID", "spillway-vk has sufficient PID available"),
                 ("KubeletHasInsufficientPID", "spillway-vk has insufficient PID available"),
             ),
-            condition("NetworkUnavailable", "False", "ProviderNetwork", "pods are connected by the provider"),
-            condition("Ready", ready.status, ready.reason, &ready.message),
         ];
+        // A kubelet leaves it to whoever makes the network: one that says it is there would take its word back from us for ever.
+        let others = |found: &NodeCondition| {
+            found.status == "False" && found.reason.as_deref() != Some(PROVIDER_NETWORK)
+        };
+        if !find("NetworkUnavailable").is_some_and(others) {
+            let message = "pods are connected by the provider";
+            conditions.push(condition("NetworkUnavailable", "False", PROVIDER_NETWORK, message));
+        }
+        conditions.push(condition("Ready", ready.status, ready.reason, &ready.message));
         let capacity = self.capacity(health);
         let mut status = json!({
             // Replaced as a whole: the merge key of this list does not identify its entries (kubernetes#79391).
@@ -140,7 +153,7 @@ impl Template {
                 { "$patch": "replace" },
             ],
             "capacity": capacity,
-            "allocatable": capacity,
+            "allocatable": allocatable(&capacity),
             "conditions": conditions,
             "daemonEndpoints": { "kubeletEndpoint": { "Port": self.kubelet_port } },
             "nodeInfo": {
@@ -155,6 +168,7 @@ impl Template {
                     health.version.clone().unwrap_or_else(|| format!("{}://unknown", self.provider)),
                 "kubeletVersion": KUBELET_VERSION,
                 "kubeProxyVersion": "",
+                "swap": self.machine.swap_bytes.map(|bytes| json!({ "capacity": bytes })),
             },
             "images": images(&health.facts.images),
         });
@@ -225,6 +239,20 @@ impl Template {
             })
             .collect()
     }
+}
+
+/// As a kubelet's `MachineInfo` (pkg/kubelet/nodestatus) without reservations: what is set aside for huge pages is no memory for others.
+fn allocatable(capacity: &BTreeMap<String, Quantity>) -> BTreeMap<String, Quantity> {
+    let mut allocatable = capacity.clone();
+    let huge = capacity.iter().filter(|(name, _)| name.starts_with("hugepages-"));
+    let huge = huge.filter_map(|(_, amount)| resources::whole(amount)).fold(0, i64::saturating_add);
+    if huge > 0
+        && let Some(memory) = allocatable.get_mut("memory")
+        && let Some(bytes) = resources::whole(memory)
+    {
+        *memory = Quantity(bytes.saturating_sub(huge).max(0).to_string());
+    }
+    allocatable
 }
 
 /// As a kubelet lists them: the largest ones, each by its names.
@@ -314,7 +342,7 @@ mod tests {
             provider: "cri",
             address: "10.0.0.5".parse().unwrap(),
             kubelet_port: 10250,
-            machine: Machine::default(),
+            machine: Machine { swap_bytes: Some(4096), ..Machine::default() },
         };
         let mut health = Health::starting();
         let bare = template.status(&health, &[]);
@@ -349,9 +377,22 @@ mod tests {
             json!({ "cpu": "3", "memory": "1Gi", "pods": "110" }),
             "capped, configured, usual"
         );
+        assert_eq!(status["nodeInfo"]["swap"], json!({ "capacity": 4096 }));
         let disk =
             status["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "DiskPressure").unwrap();
         assert_eq!((&disk["status"], &disk["reason"]), (&json!("True"), &json!("KubeletHasDiskPressure")));
         assert!(template.node(&health).status.is_some(), "the API server's type takes it");
+    }
+
+    #[test]
+    fn huge_pages_are_no_memory_for_others() {
+        let of = |amounts: &[(&str, &str)]| {
+            let amounts =
+                amounts.iter().map(|(name, amount)| ((*name).to_owned(), Quantity((*amount).to_owned())));
+            allocatable(&amounts.collect())["memory"].0.clone()
+        };
+        assert_eq!(of(&[("memory", "4Gi"), ("cpu", "1")]), "4Gi");
+        assert_eq!(of(&[("memory", "4Ki"), ("hugepages-1Ki", "2Ki"), ("hugepages-2Ki", "1Ki")]), "1024");
+        assert_eq!(of(&[("memory", "4Gi"), ("hugepages-1Gi", "8Gi")]), "0");
     }
 }

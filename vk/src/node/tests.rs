@@ -83,8 +83,14 @@ impl Cluster {
                         merge(&mut node[object][map], &call.body[object][map]);
                     }
                 }
-                if call.body["status"].is_object() {
-                    node["status"]["conditions"] = call.body["status"]["conditions"].clone();
+                for condition in call.body["status"]["conditions"].as_array().into_iter().flatten() {
+                    let conditions = &mut node["status"]["conditions"];
+                    if conditions.is_null() {
+                        *conditions = json!([]);
+                    }
+                    let conditions = conditions.as_array_mut().unwrap();
+                    conditions.retain(|old| old["type"] != condition["type"]);
+                    conditions.push(condition.clone());
                 }
                 let node = node.clone();
                 self.notify("MODIFIED", &node);
@@ -206,6 +212,7 @@ async fn registers_with_taint_labels_and_status() {
     assert_eq!(labels["type"], "virtual-kubelet");
     assert_eq!(labels["kubernetes.io/hostname"], "vk1");
     assert_eq!(labels["zone"], "a");
+    assert_eq!(labels["beta.kubernetes.io/os"], "linux");
     assert!(labels.get("kubernetes.io/role").is_none(), "refused by NodeRestriction");
     let status = &node["status"];
     assert_eq!(
@@ -320,6 +327,32 @@ async fn a_condition_that_the_node_controller_overwrote_is_put_right() {
     }
     // A node that counts as unknown takes an answer of the provider, and there is one.
     run.until("ready again", is_ready).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_makes_the_network_has_the_last_word_that_it_is_there() {
+    let run = run(None);
+    run.until("a ready node", is_ready).await;
+    {
+        let mut cluster = run.cluster.lock().unwrap();
+        let mut node = cluster.node.clone().unwrap();
+        for condition in node["status"]["conditions"].as_array_mut().unwrap() {
+            if condition["type"] == "NetworkUnavailable" {
+                condition["reason"] = json!("CiliumIsUp");
+            }
+        }
+        cluster.node = Some(node.clone());
+        cluster.patches.clear();
+        cluster.notify("MODIFIED", &node);
+    }
+    tokio::time::sleep(2 * REPORT).await;
+    let cluster = run.cluster.lock().unwrap();
+    let told = |patch: &Value| {
+        patch["status"]["conditions"]
+            .as_array()
+            .is_some_and(|all| all.iter().any(|condition| condition["type"] == "NetworkUnavailable"))
+    };
+    assert!(!cluster.patches.is_empty() && !cluster.patches.iter().any(told), "{:?}", cluster.patches);
 }
 
 #[tokio::test(start_paused = true)]
