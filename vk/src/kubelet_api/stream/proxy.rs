@@ -1,12 +1,16 @@
 //! Joins a client's upgraded connection to the runtime's streaming server. What flows is not looked at.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, pin::pin, sync::Arc, time::Duration};
 
 use axum::{body::Body, extract::Request, response::Response};
 use http::{HeaderMap, StatusCode, Uri, header, uri::PathAndQuery};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncWriteExt as _, copy, split},
+    net::TcpStream,
+    time::timeout,
+};
 
 use super::{Refusal, Shared};
 use crate::{identity::chain, kubelet_api::connections::Connection};
@@ -15,6 +19,9 @@ use crate::{identity::chain, kubelet_api::connections::Connection};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Until it has switched protocols; it starts a process first.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a client may take to hang up when the runtime has: its slot is somebody else's then.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Whether the client asks for another protocol at all. Asked before the runtime is: it remembers what it prepared for a minute, and
 /// not more than a thousand of it.
@@ -48,7 +55,7 @@ pub(super) async fn join_to(shared: &Shared, request: Request, target: &Uri) -> 
     })
 }
 
-/// Sends the request on to `target`; when that switches protocols, joins both connections until one of them ends.
+/// Sends the request on to `target`; when that switches protocols, joins both connections until the runtime's ends.
 async fn proxy(shared: &Shared, mut request: Request, target: &Uri) -> Result<Response, String> {
     if target.scheme_str() != Some("http") {
         return Err("only streaming servers without TLS are supported: turn it off, they listen on loopback"
@@ -57,7 +64,7 @@ async fn proxy(shared: &Shared, mut request: Request, target: &Uri) -> Result<Re
     let authority = target.authority().ok_or("the URL has no host")?;
     let host = authority.host().trim_start_matches('[').trim_end_matches(']');
     let connect = TcpStream::connect((host, authority.port_u16().unwrap_or(80)));
-    let socket = tokio::time::timeout(CONNECT_TIMEOUT, connect)
+    let socket = timeout(CONNECT_TIMEOUT, connect)
         .await
         .map_err(|_| format!("no connection within {} s", CONNECT_TIMEOUT.as_secs()))?
         .map_err(|error| error.to_string())?;
@@ -77,7 +84,7 @@ async fn proxy(shared: &Shared, mut request: Request, target: &Uri) -> Result<Re
         .body(Body::empty())
         .map_err(|error| error.to_string())?;
     *forwarded.headers_mut() = headers(request.headers(), authority.as_str());
-    let mut answer = tokio::time::timeout(ANSWER_TIMEOUT, sender.send_request(forwarded))
+    let mut answer = timeout(ANSWER_TIMEOUT, sender.send_request(forwarded))
         .await
         .map_err(|_| format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()))?
         .map_err(|error| chain(&error))?;
@@ -112,8 +119,31 @@ fn headers(from: &HeaderMap, host: &str) -> HeaderMap {
 
 async fn join(client: OnUpgrade, runtime: OnUpgrade) {
     let joined = async {
-        let (client, runtime) = tokio::try_join!(client, runtime).map_err(std::io::Error::other)?;
-        tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(runtime)).await
+        let (client, runtime) = tokio::try_join!(client, runtime).map_err(io::Error::other)?;
+        let (mut from_client, mut to_client) = split(TokioIo::new(client));
+        let (mut from_runtime, mut to_runtime) = split(TokioIo::new(runtime));
+        let mut asking = pin!(async {
+            let asked = copy(&mut from_client, &mut to_runtime).await;
+            to_runtime.shutdown().await.and(asked)
+        });
+        let mut answering = pin!(async {
+            let answered = copy(&mut from_runtime, &mut to_client).await;
+            to_client.shutdown().await.and(answered)
+        });
+        tokio::select! {
+            // A client that has said all is still answered, and what the runtime said before it hung up is still told.
+            asked = &mut asking => match asked {
+                Ok(_) => answering.await,
+                Err(_) => timeout(FAREWELL, answering).await.unwrap_or(asked),
+            },
+            // Nothing more can come of it. What a client sends meanwhile is taken: left unread it would cost the client the end of the answer.
+            answered = &mut answering => {
+                if answered.is_ok() {
+                    let _ = timeout(FAREWELL, asking).await;
+                }
+                answered
+            }
+        }
     };
     if let Err(error) = joined.await {
         tracing::debug!(%error, "a streaming connection broke off");

@@ -82,6 +82,28 @@ async fn a_stream_keeps_its_connection_s_slot() {
     }
 }
 
+#[tokio::test]
+async fn a_client_that_does_not_hang_up_keeps_no_slot() {
+    let served = serve().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/exec/token", listener.local_addr().unwrap()).parse().unwrap();
+    *served.provider.streaming.lock().unwrap() = Some(url);
+    let mut client = served.connect(served.user("admin")).await.unwrap();
+    client.write_all(format!("POST {EXEC}\r\nHost: vk1\r\n{UPGRADE}\r\n\r\n").as_bytes()).await.unwrap();
+    let (mut runtime, _) = listener.accept().await.unwrap();
+    let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\r\nbye";
+    runtime.write_all(answer.as_bytes()).await.unwrap();
+    runtime.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    client.read_to_end(&mut answer).await.unwrap();
+    assert!(answer.ends_with(b"\r\n\r\nbye"));
+    // It goes on saying something to nobody.
+    while served.metrics.connections().get() != 0 {
+        let _ = client.write_all(b"x").await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// Headers of a client that asks for another protocol.
 const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: SPDY/3.1";
 const WEBSOCKET: &str = "Connection: keep-alive, upgrade\r\nUpgrade: WebSocket";
