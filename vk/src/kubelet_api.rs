@@ -34,6 +34,7 @@ use crate::{
 
 pub mod auth;
 mod caller;
+mod component;
 pub mod configz;
 mod connections;
 mod logs;
@@ -50,7 +51,8 @@ use connections::{Connection, Connections};
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// From the first look for a request to the end of its head; so an idle connection lives as long too.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest request head, and longest body where one is read at all. An exec's command is in the head.
+/// Longest request head, and longest body where one is read at all. An exec's command is in the head, in its target, of which the HTTP library
+/// takes 64 KiB.
 const MAX_BYTES: usize = 1024 * 1024;
 /// The same for a head that comes without a certificate: anybody may send one.
 const MAX_ANONYMOUS_BYTES: usize = 128 * 1024;
@@ -136,7 +138,7 @@ pub struct KubeletApi {
     pub root_dir: PathBuf,
     /// What `/configz` answers.
     pub configz: serde_json::Value,
-    /// What `/metrics` answers.
+    /// What `/metrics` answers beside what a kubelet would.
     pub registry: Arc<Registry>,
 }
 
@@ -148,6 +150,7 @@ struct Shared {
     stats: Arc<stats::Cache>,
     configz: Arc<serde_json::Value>,
     registry: Arc<Registry>,
+    metrics: Metrics,
     /// Owns the upgraded connections.
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -229,6 +232,7 @@ impl KubeletApi {
             stats: Arc::new(stats::Cache::new(&self.node, self.root_dir.clone())),
             configz: Arc::new(self.configz.clone()),
             registry: Arc::clone(&self.registry),
+            metrics: self.metrics.clone(),
             tasks,
             stop,
         };

@@ -12,6 +12,10 @@ use prometheus_client::{
 
 use crate::kubelet_api::PodSource;
 
+mod process;
+
+use process::Process;
+
 /// Handles of all metrics of one node; clones and other nodes' share the registry.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics {
@@ -107,6 +111,11 @@ impl Metrics {
         NodeLabels { node: self.node.clone() }
     }
 
+    /// Tells what this process uses each time that someone asks.
+    pub fn watch_process(registry: &mut Registry) {
+        registry.register_collector(Box::new(Process::own()));
+    }
+
     /// Counts the pods by node and phase each time that someone asks.
     pub fn count_pods(registry: &mut Registry, pods: Vec<(String, Arc<dyn PodSource>)>) {
         registry.register_collector(Box::new(PodPhases(pods)));
@@ -115,6 +124,17 @@ impl Metrics {
     pub(crate) fn certificate_expires(&self, certificate: &'static str, time: Timestamp) {
         let labels = CertificateLabels { node: self.node.clone(), certificate };
         self.certificates.get_or_create(&labels).set(time.as_second());
+    }
+
+    /// In seconds since 1970; `None`: it was not told.
+    pub(crate) fn certificate_ends(&self, certificate: &'static str) -> Option<i64> {
+        let labels = CertificateLabels { node: self.node.clone(), certificate };
+        self.certificates.get(&labels).map(|end| end.get())
+    }
+
+    /// Whose metrics these are.
+    pub(crate) fn node(&self) -> &str {
+        &self.node
     }
 
     /// `route` is the matched pattern, never the path.

@@ -36,6 +36,7 @@ async fn serve(args: &Args, configs: Vec<Config>) -> anyhow::Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
+    Metrics::watch_process(&mut registry);
     let readiness = Readiness::default();
     let mut supervisor = Supervisor::new();
     let stop = supervisor.stop();

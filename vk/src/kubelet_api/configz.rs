@@ -25,7 +25,6 @@ pub fn configz(config: &Config) -> Value {
         "nodeLeaseDurationSeconds": 40,
         "enableServer": config.kubelet_api.is_some(),
         "enableDebuggingHandlers": true,
-        "shutdownGracePeriod": format!("{}s", config.shutdown_grace.as_secs()),
     });
     if !config.cluster_dns.is_empty() {
         kubelet["clusterDNS"] = json!(config.cluster_dns);

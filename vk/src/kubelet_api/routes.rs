@@ -11,12 +11,12 @@ use axum::{
 use http::{StatusCode, header};
 use k8s_openapi::{List, api::core::v1::Pod};
 
-use super::{Shared, logs, stats, stream};
+use super::{Shared, component, logs, stats, stream};
 
 pub(super) fn router(shared: Shared) -> Router {
     let not_yet = |what: &'static str| any(move || async move { (StatusCode::NOT_IMPLEMENTED, what) });
     Router::new()
-        .route("/healthz", get(|| async { "ok" }))
+        .route("/healthz", get(component::healthz))
         .route("/healthz/ping", get(|| async { "ok" }))
         .route("/healthz/log", get(|| async { "ok" }))
         .route("/healthz/syncloop", get(|| async { "ok" }))
@@ -42,24 +42,14 @@ pub(super) fn router(shared: Shared) -> Router {
         )
         .route("/run/{*path}", not_yet("run is not implemented: use exec"))
         .route("/stats/summary", get(stats::summary).post(stats::summary))
-        .route("/metrics", get(metrics))
+        .route("/stats/summary/", get(stats::summary).post(stats::summary))
+        .route("/metrics", get(component::metrics))
+        .route("/metrics/slis", get(component::slis))
         .route("/metrics/resource", get(stats::resource))
         .route("/metrics/cadvisor", get(stats::cadvisor))
         .route("/metrics/probes", get(stats::probes))
         .route("/configz", get(configz))
         .with_state(shared)
-}
-
-/// This process' own metrics, the same as at the admin address.
-async fn metrics(State(shared): State<Shared>) -> Response {
-    let mut text = String::new();
-    match prometheus_client::encoding::text::encode(&mut text, &shared.registry) {
-        Ok(()) => {
-            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            ([(header::CONTENT_TYPE, kind)], text).into_response()
-        }
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-    }
 }
 
 async fn configz(State(shared): State<Shared>) -> Response {
@@ -73,18 +63,19 @@ async fn pods(State(shared): State<Shared>) -> Response {
 /// Pods with at least one running container.
 async fn running_pods(State(shared): State<Shared>) -> Response {
     let mut pods = shared.pods.list();
-    pods.retain(|pod| runs(pod));
+    pods.retain(|pod| running_containers(pod) > 0);
     pod_list(pods)
 }
 
-fn runs(pod: &Pod) -> bool {
-    pod.status.as_ref().is_some_and(|status| {
-        [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses]
-            .into_iter()
-            .flatten()
-            .flatten()
-            .any(|container| container.state.as_ref().is_some_and(|state| state.running.is_some()))
-    })
+/// Of any kind.
+pub(super) fn running_containers(pod: &Pod) -> usize {
+    let Some(status) = &pod.status else { return 0 };
+    [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses]
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|container| container.state.as_ref().is_some_and(|state| state.running.is_some()))
+        .count()
 }
 
 fn pod_list(pods: Vec<Arc<Pod>>) -> Response {

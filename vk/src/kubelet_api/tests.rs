@@ -387,6 +387,7 @@ const EXEC: &str = "/exec/default/web/main?command=cat&command=-&input=1&output=
 
 mod access;
 mod connections;
+mod hostile;
 mod logs;
 mod stats;
 mod stream;

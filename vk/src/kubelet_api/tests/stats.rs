@@ -129,6 +129,7 @@ fn a_count_whose_request_is_given_up_is_there_for_the_next() {
             stats: Arc::new(super::super::stats::Cache::new("vk1", "/nonexistent".into())),
             configz: Arc::default(),
             registry: Arc::default(),
+            metrics: Metrics::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         };
@@ -157,6 +158,44 @@ async fn a_provider_that_fails_is_a_scrape_error() {
 }
 
 #[tokio::test]
+async fn metrics_begin_with_the_daemon_s_and_end_with_a_kubelet_s() {
+    let (mut api, ..) = api(Arc::default());
+    let mut registry = Registry::default();
+    api.metrics = Metrics::new(&mut registry).of("vk1");
+    api.registry = Arc::new(registry);
+    let hour = jiff::Timestamp::now() + Duration::from_hours(1);
+    api.metrics.certificate_expires("client", hour);
+    let router = api.router(TaskTracker::new(), CancellationToken::new());
+    for (accept, kind) in [
+        ("text/plain;version=0.0.4", "text/plain; version=0.0.4; charset=utf-8"),
+        (
+            "application/openmetrics-text;version=1.0.0,*/*;q=0.1",
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        ),
+    ] {
+        let request =
+            Request::get("/metrics").header("Authorization", "Bearer good").header("Accept", accept);
+        let request = request.body(axum::body::Body::empty()).unwrap();
+        let answer = tower::ServiceExt::oneshot(router.clone(), request).await.unwrap();
+        assert_eq!(answer.headers()["content-type"], kind);
+        let text = axum::body::to_bytes(answer.into_body(), MAX_BYTES).await.unwrap();
+        let text = String::from_utf8(text.to_vec()).unwrap();
+        for sample in [
+            "spillway_vk_node_registrations_total{node=\"vk1\"} 0",
+            "kubelet_node_name{node=\"vk1\"} 1",
+            "kubelet_running_pods 0",
+        ] {
+            assert!(text.lines().any(|line| line == sample), "{text}");
+        }
+        let left = text
+            .lines()
+            .find_map(|line| line.strip_prefix("kubelet_certificate_manager_client_ttl_seconds "));
+        assert!((3590..=3600).contains(&left.unwrap().parse::<i64>().unwrap()), "{text}");
+        assert!(text.ends_with("\n# EOF\n") && text.matches("# EOF").count() == 1, "{text}");
+    }
+}
+
+#[tokio::test]
 async fn the_small_routes() {
     let served = serve().await;
     for path in ["/healthz", "/healthz/ping", "/healthz/syncloop"] {
@@ -166,7 +205,13 @@ async fn the_small_routes() {
         assert!(get(&served, path).await.contains("\"uid\":\"u1\""), "{path}");
     }
     assert_eq!(get(&served, "/configz").await, r#"{"kubeletconfig":{"maxPods":110}}"#);
-    assert_eq!(get(&served, "/metrics").await, "# EOF\n");
-    assert_eq!(served.status(served.user("stats"), "GET /stats/summary HTTP/1.1").await, 500, "may ask");
+    let verbose = "[+]ping ok\n[+]log ok\n[+]syncloop ok\nhealthz check passed\n";
+    assert_eq!(get(&served, "/healthz?verbose").await, verbose);
+    let checks = get(&served, "/metrics/slis").await;
+    assert!(checks.contains("\nkubernetes_healthcheck{name=\"ping\",type=\"healthz\"} 1\n"), "{checks}");
+    for path in ["/stats/summary", "/stats/summary/"] {
+        let head = format!("GET {path} HTTP/1.1");
+        assert_eq!(served.status(served.user("stats"), &head).await, 500, "may ask");
+    }
     assert_eq!(served.status(served.user("stats"), "GET /metrics/resource HTTP/1.1").await, 403);
 }
