@@ -47,6 +47,8 @@ const AGAIN: Duration = Duration::from_secs(10);
 pub(super) struct Given {
     /// `None`: not looked at yet.
     allocation: Option<Allocation>,
+    /// It ran before we were here.
+    adopted: bool,
     /// As the status says it.
     pub(super) resize: Resize,
     /// What failed is not tried again before.
@@ -114,6 +116,7 @@ impl Worker {
         let need = allocation.given(pod).spec.as_ref().map(Need::of).unwrap_or_default();
         if recorded.is_some() || !seen.is_empty() {
             // It was taken in before we were here.
+            self.memory.given.adopted = true;
             self.shared.ledger.hold(uid, need);
             self.shared.ports.hold(uid, spec);
         } else {
@@ -213,6 +216,14 @@ impl Worker {
         let spec = pod.spec.as_ref().unwrap_or(&default);
         let given = &mut self.memory.given;
         let Some(allocation) = &given.allocation else { return Ok(None) };
+        if std::mem::take(&mut given.adopted)
+            && allocation.is_cgroup_in_force()
+            && seen.sandbox().is_some_and(|sandbox| sandbox.ready)
+            // An earlier version of ours may have weighed it otherwise. The pod runs on if that stays so.
+            && let Err(error) = runtime.update_pod(&self.entry.pod.uid, resources::pod(spec)).await
+        {
+            tracing::warn!(pod = %self.entry.pod, error = chain(&error), "the pod's cgroup stays as it is");
+        }
         let changes = allocation.changes(spec, seen);
         let is_due = given.again_at.is_none_or(|at| at <= Instant::now());
         if changes.is_empty() {

@@ -128,6 +128,7 @@ async fn what_runs_is_adopted() {
     assert_eq!(world.api.writes(&uid), writes, "there was nothing to say");
     assert_eq!((world.runtime.calls("create_sandbox"), world.runtime.calls("create_container")), (1, 1));
     assert_eq!(world.runtime.calls("stop_container"), 0);
+    assert_eq!(world.runtime.calls("update_pod"), 1, "its weight may be an earlier version's");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -126,11 +126,11 @@ async fn what_may_still_run_is_ended_before_its_successor_starts_and_with_its_po
     world.runtime.lose_sight("main");
     let _second = start(&world);
     wait(|| main_status(&world, &uid)["restartCount"] == 1).await;
-    assert_eq!(world.runtime.story(), ["start main", "stop main", "start main"]);
+    assert_eq!(world.runtime.story(), ["start main", "pod cgroup None", "stop main", "start main"]);
     world.runtime.lose_sight("main");
     world.api.delete(&uid, 5);
     wait(|| world.api.is_gone(&uid) && world.is_empty()).await;
-    assert_eq!(world.runtime.story()[3..], ["stop main"]);
+    assert_eq!(world.runtime.story()[4..], ["stop main"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

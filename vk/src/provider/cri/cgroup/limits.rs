@@ -27,12 +27,15 @@ pub(super) fn set(cgroup: &Cgroup, limits: Resources) -> Result<(), (&'static st
     Ok(())
 }
 
-/// Sets the CPU weight.
+/// Sets the CPU weight if it is another one.
 pub(super) fn weigh(cgroup: &Cgroup, shares: u64) -> Result<(), (&'static str, Error)> {
     let Some(cpu) = cgroup.controller_of::<CpuController>() else { return Ok(()) };
     let shares = shares.clamp(LEAST_SHARES, MOST_SHARES);
     // The crate writes the number as it is, in either version.
     let number = if cgroup.v2() { weight(shares) } else { shares };
+    if cpu.shares().is_ok_and(|now| now == number) {
+        return Ok(());
+    }
     cpu.set_shares(number).map_err(|error| ("the CPU weight", error))
 }
 
@@ -121,6 +124,20 @@ mod tests {
         // 16 CPUs: more than the greatest weight, if it were written as it is.
         check(true, 16 * 1024, "625");
         check(true, u64::MAX, "10000");
+    }
+
+    #[test]
+    fn a_weight_that_is_right_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("pod1/cpu.weight");
+        fs::create_dir(folder.path().join("pod1")).unwrap();
+        for (before, after) in [("1024\n", "39"), ("39\n", "39\n")] {
+            fs::write(&file, before).unwrap();
+            let fake = Fake { root: folder.path().to_owned(), v2: true };
+            weigh(&Cgroup::load(Box::new(fake), "pod1"), 1024).unwrap();
+            // The kernel ends the line, and we do not.
+            assert_eq!(fs::read_to_string(&file).unwrap(), after);
+        }
     }
 
     #[test]
