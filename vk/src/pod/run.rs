@@ -15,7 +15,7 @@ use kube::{
     runtime::{WatchStreamExt as _, reflector, watcher},
 };
 use tokio::{
-    sync::{Semaphore, mpsc},
+    sync::{Semaphore, mpsc, watch},
     task::{Id, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
@@ -56,7 +56,7 @@ enum News {
     /// This pod changed.
     Changed(String),
     /// The complete list.
-    Listed(Listed),
+    Listed(Arc<Listed>),
 }
 
 enum Done {
@@ -88,7 +88,9 @@ impl Pods {
             Done::Part("the writer of events")
         });
         let (tell, mut news) = mpsc::channel(1024);
-        tasks.spawn(listen(self.provider.clone(), tell, self.settings.relist));
+        let (lists, listed) = watch::channel(Arc::default());
+        tasks.spawn(listen(self.provider.clone(), tell, lists, self.settings.relist));
+        tasks.spawn(tend(self.provider.clone(), listed));
 
         let shared = Arc::new(Shared {
             client: self.client.clone(),
@@ -154,7 +156,7 @@ struct Known {
     /// The API server has given a complete list.
     complete: bool,
     /// The provider's last complete list, until nothing follows from it any more.
-    listed: Option<Listed>,
+    listed: Option<Arc<Listed>>,
     /// What each pod looked like in it.
     looks: HashMap<String, u64>,
     /// Leftover folders were looked for.
@@ -399,7 +401,12 @@ async fn scheme(provider: &Provider, stop: &CancellationToken) -> Option<String>
 }
 
 /// Tells what the provider says, for ever.
-async fn listen(provider: Provider, tell: mpsc::Sender<News>, every: Duration) -> Done {
+async fn listen(
+    provider: Provider,
+    tell: mpsc::Sender<News>,
+    lists: watch::Sender<Arc<Listed>>,
+    every: Duration,
+) -> Done {
     let done = Done::Part("the watch of the provider");
     loop {
         let mut changes = match changes(&provider).await {
@@ -425,7 +432,10 @@ async fn listen(provider: Provider, tell: mpsc::Sender<News>, every: Duration) -
                     match list(&provider).await {
                         Ok(listed) => {
                             listing = !tells_everything(&provider);
-                            tend(&provider, &listed).await;
+                            let listed = Arc::new(listed);
+                            if matches!(provider, Provider::Runtime(_)) {
+                                lists.send_replace(Arc::clone(&listed));
+                            }
                             News::Listed(listed)
                         }
                         Err(error) => {
@@ -441,7 +451,7 @@ async fn listen(provider: Provider, tell: mpsc::Sender<News>, every: Duration) -
         }
         match list(&provider).await {
             Ok(listed) => {
-                if tell.send(News::Listed(listed)).await.is_err() {
+                if tell.send(News::Listed(Arc::new(listed))).await.is_err() {
                     return done;
                 }
             }
@@ -471,11 +481,20 @@ async fn list(provider: &Provider) -> Result<Listed, ProviderError> {
     }
 }
 
-async fn tend(provider: &Provider, listed: &Listed) {
-    let Provider::Runtime(runtime) = provider else { return };
-    if let Err(error) = runtime.tend(listed).await {
-        tracing::warn!(error = chain(&error), "the provider's housekeeping failed; it is tried again");
+/// Keeps house by the last complete list, for ever: it may take its time, and no news waits for it.
+async fn tend(provider: Provider, mut lists: watch::Receiver<Arc<Listed>>) -> Done {
+    if let Provider::Runtime(runtime) = &provider {
+        while lists.changed().await.is_ok() {
+            let listed = Arc::clone(&lists.borrow_and_update());
+            if let Err(error) = runtime.tend(&listed).await {
+                tracing::warn!(
+                    error = chain(&error),
+                    "the provider's housekeeping failed; it is tried again"
+                );
+            }
+        }
     }
+    std::future::pending().await
 }
 
 async fn drain<T>(
