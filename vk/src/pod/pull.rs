@@ -17,6 +17,9 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
+/// Docker's own registry, as its client has always written it.
+const DEFAULT_REGISTRY: &str = "index.docker.io";
+
 #[derive(Deserialize)]
 struct DockerConfig {
     #[serde(default)]
@@ -33,26 +36,39 @@ struct Entry {
     auth: String,
 }
 
-/// All that a secret has for the registry of an image. What can't be read holds nothing.
-pub(crate) fn credentials(secret: &Secret, image: &str) -> Vec<Credentials> {
-    let data =
-        |key: &str| secret.data.as_ref().and_then(|data| data.get(key)).map(|value| value.0.as_slice());
-    let entries = if let Some(bytes) = data(".dockerconfigjson") {
+/// What the secrets have for the registry of an image, each with its secret, in the order in which a kubelet tries it
+/// (`pkg/credentialprovider/keyring.go`): by key and backwards, so that a longer path comes before its beginning, then as the pod names the
+/// secrets. What can't be read holds nothing.
+pub(crate) fn credentials<'a>(secrets: &'a [Secret], image: &str) -> Vec<(&'a Secret, Credentials)> {
+    let mut known: Vec<(String, (&Secret, Credentials))> = secrets
+        .iter()
+        .flat_map(|secret| entries(secret).into_iter().map(move |entry| (secret, entry)))
+        .filter_map(|(secret, (registry, entry))| Some((key(&registry), (secret, entry.credentials()?))))
+        .collect();
+    known.sort_by(|(one, _), (other, _)| other.cmp(one));
+    let repository = repository(image);
+    let (found, others): (Vec<_>, Vec<_>) = known.into_iter().partition(|(key, _)| matches(key, &repository));
+    let found = if found.is_empty() && repository.starts_with("docker.io/") {
+        others.into_iter().filter(|(key, _)| key == DEFAULT_REGISTRY).collect()
+    } else {
+        found
+    };
+    found.into_iter().map(|(_, own)| own).collect()
+}
+
+/// By registry.
+fn entries(secret: &Secret) -> BTreeMap<String, Entry> {
+    let data = |kind: &str, key: &str| {
+        let data = secret.data.as_ref().filter(|_| secret.type_.as_deref() == Some(kind))?;
+        Some(data.get(key)?.0.as_slice())
+    };
+    if let Some(bytes) = data("kubernetes.io/dockerconfigjson", ".dockerconfigjson") {
         serde_json::from_slice::<DockerConfig>(bytes).map(|config| config.auths).unwrap_or_default()
-    } else if let Some(bytes) = data(".dockercfg") {
+    } else if let Some(bytes) = data("kubernetes.io/dockercfg", ".dockercfg") {
         serde_json::from_slice(bytes).unwrap_or_default()
     } else {
         BTreeMap::new()
-    };
-    let repository = repository(image);
-    let (host, path) = repository.split_once('/').unwrap_or((&repository, ""));
-    let mut found: Vec<(usize, Credentials)> = entries
-        .into_iter()
-        .filter_map(|(registry, entry)| Some((matches(&registry, host, path)?, entry.credentials()?)))
-        .collect();
-    // The longest path is meant most.
-    found.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
-    found.into_iter().map(|(_, credentials)| credentials).collect()
+    }
 }
 
 impl Entry {
@@ -117,20 +133,23 @@ fn is_path_component(text: &str) -> bool {
             .all(|gap| matches!(gap, "" | "." | "_" | "__") || gap.bytes().all(|byte| byte == b'-'))
 }
 
-/// Registry and path of an image's name: the first part is a registry if it looks like a host.
+/// Registry and path of an image's name: the first part is a registry if it looks like a host. Docker's own has two names, and of its images
+/// the official ones a short one.
 fn split(image: &str) -> (String, String) {
-    match image.split_once('/') {
+    let (host, path) = match image.split_once('/') {
+        Some((DEFAULT_REGISTRY, path)) => ("docker.io", path),
         // No repository is called so, but hosts may be.
         Some((host, path))
             if host.contains(['.', ':'])
                 || host == "localhost"
                 || host.bytes().any(|byte| byte.is_ascii_uppercase()) =>
         {
-            (host.to_owned(), path.to_owned())
+            (host, path)
         }
-        Some(_) => ("docker.io".to_owned(), image.to_owned()),
-        None => ("docker.io".to_owned(), format!("library/{image}")),
-    }
+        _ => ("docker.io", image),
+    };
+    let official = if host == "docker.io" && !path.contains('/') { "library/" } else { "" };
+    (host.to_owned(), format!("{official}{path}"))
 }
 
 /// Where an image comes from, without its tag and digest.
@@ -155,22 +174,23 @@ pub(crate) fn full_name(image: &str) -> String {
     }
 }
 
-/// How much of the image's path a registry key covers, if it covers it at all.
-fn matches(registry: &str, host: &str, path: &str) -> Option<usize> {
-    let registry =
-        registry.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
-    let (key_host, key_path) = registry.split_once('/').unwrap_or((registry, ""));
-    // What clients once wrote there is the API's version.
-    let key_path = match key_path.split_once('/').unwrap_or((key_path, "")) {
-        ("v1" | "v2", rest) => rest,
-        _ => key_path,
-    };
-    let key_host = match key_host {
-        "index.docker.io" | "registry-1.docker.io" => "docker.io",
-        other => other,
-    };
-    let path_matches = key_path.is_empty() || path == key_path || path.starts_with(&format!("{key_path}/"));
-    (host_matches(key_host, host) && path_matches).then_some(key_path.len())
+/// Host and path that credentials are for, without the version of the API that clients once wrote there.
+fn key(registry: &str) -> String {
+    let rest = ["https://", "http://"].into_iter().find_map(|scheme| registry.strip_prefix(scheme));
+    let (host, path) = host_and_path(rest.unwrap_or(registry));
+    let path = if path.starts_with("/v1/") || path.starts_with("/v2/") { &path[3..] } else { path };
+    format!("{host}{}", if path == "/" { "" } else { path })
+}
+
+/// The path begins with its slash, or is empty.
+fn host_and_path(text: &str) -> (&str, &str) {
+    text.split_at(text.find('/').unwrap_or(text.len()))
+}
+
+/// Whether credentials of this key are for the repository: its host, label by label, and any beginning of its path.
+fn matches(key: &str, repository: &str) -> bool {
+    let ((pattern, beginning), (host, path)) = (host_and_path(key), host_and_path(repository));
+    path.starts_with(beginning) && host_matches(pattern, host)
 }
 
 /// Label by label, each of which may have wildcards; the port is the same.
@@ -182,32 +202,16 @@ fn host_matches(pattern: &str, host: &str) -> bool {
     let ((patterns, pattern_port), (labels, port)) = (parts(pattern), parts(host));
     pattern_port == port
         && patterns.len() == labels.len()
-        && patterns.iter().zip(&labels).all(|(pattern, label)| glob(pattern.as_bytes(), label.as_bytes()))
+        && patterns.iter().zip(&labels).all(|(pattern, label)| glob(pattern, label))
 }
 
-/// `*`: anything; `?`: one letter. Whoever wrote the pattern can't make it take long.
-fn glob(pattern: &[u8], text: &[u8]) -> bool {
-    let (mut at, mut read) = (0, 0);
-    // The last `*`, and where in the text what it stands for ends.
-    let mut star: Option<(usize, usize)> = None;
-    while read < text.len() {
-        match pattern.get(at) {
-            Some(b'*') => {
-                star = Some((at, read));
-                at += 1;
-            }
-            Some(&wanted) if wanted == b'?' || wanted == text[read] => {
-                at += 1;
-                read += 1;
-            }
-            _ => {
-                let Some((place, end)) = &mut star else { return false };
-                *end += 1;
-                (at, read) = (*place + 1, *end);
-            }
-        }
-    }
-    pattern[at..].iter().all(|letter| *letter == b'*')
+/// `*`: anything. A kubelet reads keys as URLs, in which a `?` ends the host and brackets hold an address.
+fn glob(pattern: &str, text: &str) -> bool {
+    let Some((first, rest)) = pattern.split_once('*') else { return pattern == text };
+    let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
+    let Some(text) = text.strip_prefix(first).and_then(|text| text.strip_suffix(last)) else { return false };
+    // The earliest place of each leaves the most for those that follow.
+    middle.split('*').try_fold(text, |text, part| Some(&text[text.find(part)? + part.len()..])).is_some()
 }
 
 #[cfg(test)]
@@ -217,10 +221,18 @@ mod tests {
 
     use super::*;
 
+    fn secret(kind: &str, key: &str, config: &serde_json::Value) -> Secret {
+        let data = [(key.to_owned(), ByteString(config.to_string().into_bytes()))];
+        Secret { type_: Some(kind.to_owned()), data: Some(data.into()), ..Default::default() }
+    }
+
+    fn users_of(secrets: &[Secret], image: &str) -> Vec<String> {
+        let found = credentials(secrets, image).into_iter();
+        found.map(|(_, own)| format!("{}:{}", own.username, own.password)).collect()
+    }
+
     fn users(config: &serde_json::Value, image: &str) -> Vec<String> {
-        let data = [(".dockerconfigjson".to_owned(), ByteString(config.to_string().into_bytes()))];
-        let secret = Secret { data: Some(data.into()), ..Default::default() };
-        credentials(&secret, image).into_iter().map(|c| format!("{}:{}", c.username, c.password)).collect()
+        users_of(&[secret("kubernetes.io/dockerconfigjson", ".dockerconfigjson", config)], image)
     }
 
     #[test]
@@ -267,6 +279,8 @@ mod tests {
         for (name, repository_of, full) in [
             ("busybox", "docker.io/library/busybox", "docker.io/library/busybox:latest"),
             ("me/app:1", "docker.io/me/app", "docker.io/me/app:1"),
+            ("docker.io/busybox", "docker.io/library/busybox", "docker.io/library/busybox:latest"),
+            ("index.docker.io/me/app:1", "docker.io/me/app", "docker.io/me/app:1"),
             ("10.0.0.1:5000/a/b", "10.0.0.1:5000/a/b", "10.0.0.1:5000/a/b:latest"),
             ("r.example/a:1@sha256:00", "r.example/a", "r.example/a@sha256:00"),
         ] {
@@ -290,7 +304,8 @@ mod tests {
         for image in ["r.example.com/team/app", "r.example.com/team:1.2", "r.example.com/team@sha256:00"] {
             assert_eq!(users(&config, image), ["team:2", "all:1"], "{image}");
         }
-        assert_eq!(users(&config, "r.example.com/teamster/app"), ["all:1"]);
+        assert_eq!(users(&config, "r.example.com/teamster/app"), ["team:2", "all:1"], "a kubelet's rule");
+        assert_eq!(users(&config, "r.example.com/te/app"), ["all:1"]);
         assert_eq!(users(&config, "x.wild.example/app"), ["wild:3"]);
         assert_eq!(users(&config, "deep.x.wild.example/app"), [""; 0]);
         assert_eq!(users(&config, "mine.r.io:5000/x/app:2"), ["glob:4"]);
@@ -298,5 +313,61 @@ mod tests {
         assert_eq!(users(&config, "old.example/app"), ["old:pw1"]);
         assert_eq!(users(&config, "broken.example/app"), [""; 0]);
         assert_eq!(users(&json!("garbage"), "busybox"), [""; 0]);
+    }
+
+    /// The cases of `TestURLsMatch` and others (`pkg/credentialprovider/keyring_test.go`).
+    #[test]
+    fn keys_match_as_a_kubelets() {
+        for (pattern, repository, expected) in [
+            ("*.kubernetes.io", "prefix.kubernetes.io", true),
+            ("prefix.*.io", "prefix.kubernetes.io", true),
+            ("prefix.kubernetes.*", "prefix.kubernetes.io", true),
+            ("*-good.kubernetes.io", "prefix-good.kubernetes.io", true),
+            ("*.kubernetes.io/blah", "prefix.kubernetes.io/blah", true),
+            ("prefix.*.io/foo", "prefix.kubernetes.io/foo/bar", true),
+            ("*.kubernetes.io:1111/blah", "prefix.kubernetes.io:1111/blah", true),
+            ("prefix.*.io:1111/foo", "prefix.kubernetes.io:1111/foo/bar", true),
+            ("*.kubernetes.io", "kubernetes.io", false),
+            ("*.*.kubernetes.io", "prefix.kubernetes.io", false),
+            ("*kubernetes.io", "a.kubernetes.io", false),
+            ("*kubernetes.io", "kubernetes.io", true),
+            ("*.*.*.kubernetes.io", "a.b.c.kubernetes.io", true),
+            ("kubernetes.io", "kubernetes.com", false),
+            ("k*.io", "quay.io", false),
+            ("a*b*b.io", "ab.io", false),
+            ("a*b*b.io", "axbxb.io", true),
+            ("*.kubernetes.io:1234/blah", "prefix.kubernetes.io:1111/blah", false),
+            ("prefix.*.io/foo", "prefix.kubernetes.io:1111/foo/bar", false),
+            ("r.io:*", "r.io:5000", false),
+            ("r?.io", "r1.io", false),
+            ("https://r.io/v1/team", "r.io/team", true),
+            ("https://r.io/v2/", "r.io/any", true),
+            ("r.io/team/", "r.io/team", false),
+            ("http://r.io/", "r.io/any", true),
+        ] {
+            assert_eq!(matches(&key(pattern), repository), expected, "{pattern} {repository}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_tried_in_a_kubelets_order() {
+        let json = |auths: serde_json::Value| {
+            secret("kubernetes.io/dockerconfigjson", ".dockerconfigjson", &json!({ "auths": auths }))
+        };
+        let user = |name: &str| json!({ "username": name, "password": "" });
+        let secrets = [
+            json(json!({ "r.io": user("a"), "r.io/team": user("b") })),
+            secret(
+                "kubernetes.io/dockercfg",
+                ".dockercfg",
+                &json!({ "r.io/team/app": user("c"), "r.io": user("d") }),
+            ),
+            secret("Opaque", ".dockerconfigjson", &json!({ "auths": { "r.io": user("e") } })),
+            json(json!({ "https://index.docker.io/v1/": user("f") })),
+        ];
+        assert_eq!(users_of(&secrets, "r.io/team/app"), ["c:", "b:", "a:", "d:"]);
+        assert_eq!(users_of(&secrets, "busybox"), ["f:"]);
+        let secrets = [json(json!({ "index.docker.io": user("a"), "docker.io": user("b") }))];
+        assert_eq!(users_of(&secrets, "busybox"), ["b:"], "the default serves where nothing else does");
     }
 }

@@ -15,7 +15,7 @@ use crate::provider::{
     observed::PodRef,
     runtime::{
         ContainerSecurity, ContainerSpec, Dns, HostPort, Image, ImageUser, Mount, Namespaces, Profile,
-        Propagation, Protocol, SandboxSecurity, SandboxSpec, Selinux,
+        Propagation, Protocol, Puller, SandboxSecurity, SandboxSpec, Selinux,
     },
 };
 
@@ -30,6 +30,15 @@ pub(crate) fn pod_ref(pod: &Pod) -> PodRef {
         uid: text(&pod.metadata.uid),
         namespace: text(&pod.metadata.namespace),
         name: text(&pod.metadata.name),
+    }
+}
+
+/// Whom the pod's images are fetched for.
+pub(crate) fn puller(pod: &Pod) -> Puller {
+    Puller {
+        pod: pod_ref(pod),
+        labels: pod.metadata.labels.clone().unwrap_or_default(),
+        annotations: pod.metadata.annotations.clone().unwrap_or_default(),
     }
 }
 

@@ -38,18 +38,17 @@ use super::{
     images::Images,
     observed::{ObservedPod, PodRef},
     runtime::{
-        CommandEnd, ContainerRuntime, ContainerSpec, Credentials, Image, PodCgroup, Resources, SandboxSpec,
+        CommandEnd, ContainerRuntime, ContainerSpec, Credentials, Image, PodCgroup, Puller, Resources,
+        SandboxSpec,
     },
 };
 use crate::lead::Lead;
 use cgroup::{Driver, Memory, Tree};
 pub use config::CriConfig;
-use errors::{absent_is_done, as_told, failed, failure, io_failed};
+use errors::{absent_is_done, failed, failure, io_failed};
 
 /// Runtimes answer within this, or are taken as unreachable. Waiting for a container to stop comes on top.
 const CALL_TIMEOUT: Duration = Duration::from_mins(2);
-/// A pull goes on as long as a registry does.
-const PULL_TIMEOUT: Duration = Duration::from_hours(1);
 /// Lists of hundreds of containers exceed gRPC's 4 MiB.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
@@ -506,21 +505,13 @@ impl ContainerRuntime for Cri {
         Ok(answer.image.map(convert::image))
     }
 
-    async fn pull(&self, image: &str, credentials: Option<&Credentials>) -> Result<Image, ProviderError> {
-        let operation = "PullImage";
-        let auth = credentials.map(|credentials| wire::AuthConfig {
-            username: credentials.username.clone(),
-            password: credentials.password.clone(),
-            ..Default::default()
-        });
-        let request =
-            wire::PullImageRequest { image: Some(convert::image_spec(image)), auth, sandbox_config: None };
-        let call = Box::pin(async move { self.images.clone().pull_image(request).await.map_err(as_told) });
-        let answer = self.call(operation, PULL_TIMEOUT, call).await?;
-        match self.image(&answer.image_ref).await? {
-            Some(image) => Ok(image),
-            None => Err(ProviderError::NotFound { operation, what: image.to_owned() }),
-        }
+    async fn pull(
+        &self,
+        pod: &Puller,
+        image: &str,
+        credentials: Option<&Credentials>,
+    ) -> Result<Image, ProviderError> {
+        images::pull(self, pod, image, credentials).await
     }
 }
 

@@ -140,8 +140,13 @@ pub trait ContainerRuntime: Send + Sync {
     /// The image, if the runtime has it.
     async fn image(&self, image: &str) -> Result<Option<Image>, ProviderError>;
 
-    /// Fetches an image and returns what it resolved to.
-    async fn pull(&self, image: &str, credentials: Option<&Credentials>) -> Result<Image, ProviderError>;
+    /// Fetches an image for a pod and returns what it resolved to.
+    async fn pull(
+        &self,
+        pod: &Puller,
+        image: &str,
+        credentials: Option<&Credentials>,
+    ) -> Result<Image, ProviderError>;
 }
 
 /// How a command in a container ended.
@@ -178,6 +183,17 @@ pub enum ImageUser {
     Id(i64),
     /// By a name that only its own `/etc/passwd` resolves.
     Name(String),
+}
+
+/// Whom an image is fetched for; some runtimes take from it where the image goes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Puller {
+    /// The pod.
+    pub pod: PodRef,
+    /// Labels of the pod.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations of the pod.
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// What a registry is shown.

@@ -15,7 +15,7 @@ use spillway_vk::provider::{
     ProviderError, Version,
     observed::{Container, Exit, ObservedPod, PodRef, Sandbox, State},
     runtime::{
-        CommandEnd, ContainerRuntime, ContainerSpec, Credentials, Image, ImageUser, PodCgroup, Resources,
+        CommandEnd, ContainerRuntime, ContainerSpec, Credentials, Image, ImageUser, PodCgroup, Puller, Resources,
         SandboxSpec,
     },
 };
@@ -283,7 +283,12 @@ asked_image: Some(container.image.clone()),
         Ok(Some(Image { id: format!("id of {image}"), size: 1, user: ImageUser::Id(1) }))
     }
 
-    async fn pull(&self, image: &str, _: Option<&Credentials>) -> Result<Image, ProviderError> {
+    async fn pull(
+        &self,
+        _: &Puller,
+        image: &str,
+        _: Option<&Credentials>,
+    ) -> Result<Image, ProviderError> {
         Ok(Image { id: format!("id of {image}"), size: 1, user: ImageUser::Id(1) })
     }
 }

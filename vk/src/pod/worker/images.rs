@@ -14,10 +14,10 @@ use super::{
 };
 use crate::{
     backoff::Backoff,
-    pod::{access::Access, events::Kind, objects, pull},
+    pod::{access::Access, events::Kind, objects, pull, spec},
     provider::{
         ProviderError,
-        runtime::{ContainerRuntime, Image},
+        runtime::{ContainerRuntime, Image, Puller},
     },
 };
 
@@ -95,7 +95,7 @@ impl Worker {
             let _one_at_a_time = lock.lock().await;
             tell(Kind::Normal, "Pulling", &format!("Pulling image {name:?}"));
             let started_at = Instant::now();
-            let image = pull_with(&shared.access, runtime, &name, &secrets).await?;
+            let image = pull_with(&shared.access, runtime, &spec::puller(pod), &name, &secrets).await?;
             let message = format!(
                 "Successfully pulled image {name:?} in {} ({} including waiting). Image size: {} bytes.",
                 milliseconds(started_at.elapsed()),
@@ -181,8 +181,8 @@ impl Worker {
         }
         let secrets = self.pull_secrets(pod).await;
         // A secret that says nothing of this registry any more opens nothing of it.
-        let hold = secrets.iter().filter(|secret| !pull::credentials(secret, name).is_empty());
-        access.opens(&image.id, name, hold.filter_map(|secret| secret.metadata.uid.as_deref()))
+        let hold = pull::credentials(&secrets, name);
+        access.opens(&image.id, name, hold.iter().filter_map(|(secret, _)| secret.metadata.uid.as_deref()))
     }
 }
 
@@ -190,6 +190,7 @@ impl Worker {
 async fn pull_with(
     access: &Access,
     runtime: &dyn ContainerRuntime,
+    pod: &Puller,
     image: &str,
     secrets: &[Secret],
 ) -> Result<Image, ProviderError> {
@@ -199,17 +200,14 @@ async fn pull_with(
             message: format!("can't write down who may use it: {error}"),
         })
     };
-    let mut credentials: Vec<_> = secrets
-        .iter()
-        .flat_map(|secret| pull::credentials(secret, image).into_iter().map(move |own| Some((secret, own))))
-        .collect();
+    let mut credentials: Vec<_> = pull::credentials(secrets, image).into_iter().map(Some).collect();
     if credentials.is_empty() {
         credentials.push(None);
     }
     written(access.begin(image))?;
     let mut errors = Vec::new();
     for credentials in &credentials {
-        match runtime.pull(image, credentials.as_ref().map(|(_, own)| own)).await {
+        match runtime.pull(pod, image, credentials.as_ref().map(|(_, own)| own)).await {
             Ok(pulled) => {
                 let secret = credentials.as_ref().and_then(|(secret, _)| secret.metadata.uid.as_deref());
                 written(access.pulled(&pulled.id, image, secret))?;

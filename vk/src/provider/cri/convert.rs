@@ -45,6 +45,20 @@ fn marks(node: &str, pod: &PodRef) -> [(String, String); 4] {
     ]
 }
 
+/// The pod's labels and our marks. These come last: a pod's own labels must not pass for them.
+pub(super) fn labels(node: &str, pod: &PodRef, labels: &BTreeMap<String, String>) -> HashMap<String, String> {
+    labels.clone().into_iter().chain(marks(node, pod)).collect()
+}
+
+pub(super) fn identity(pod: &PodRef, attempt: u32) -> wire::PodSandboxMetadata {
+    wire::PodSandboxMetadata {
+        name: pod.name.clone(),
+        uid: pod.uid.clone(),
+        namespace: pod.namespace.clone(),
+        attempt,
+    }
+}
+
 /// What the runtime is sent of a sandbox.
 pub fn sandbox_config(
     node: &str,
@@ -52,17 +66,9 @@ pub fn sandbox_config(
     log_directory: &Path,
     cgroup_parent: String,
 ) -> wire::PodSandboxConfig {
-    // The marks come last: a pod's own labels must not pass for them.
-    let mut labels: HashMap<String, String> = sandbox.labels.clone().into_iter().collect();
-    labels.extend(marks(node, &sandbox.pod));
     let security = &sandbox.security;
     wire::PodSandboxConfig {
-        metadata: Some(wire::PodSandboxMetadata {
-            name: sandbox.pod.name.clone(),
-            uid: sandbox.pod.uid.clone(),
-            namespace: sandbox.pod.namespace.clone(),
-            attempt: sandbox.attempt,
-        }),
+        metadata: Some(identity(&sandbox.pod, sandbox.attempt)),
         hostname: sandbox.hostname.clone(),
         log_directory: log_directory.to_string_lossy().into_owned(),
         dns_config: sandbox.dns.as_ref().map(dns),
@@ -76,7 +82,7 @@ pub fn sandbox_config(
                 host_ip: port.host_ip.map(|ip| ip.to_string()).unwrap_or_default(),
             })
             .collect(),
-        labels,
+        labels: labels(node, &sandbox.pod, &sandbox.labels),
         annotations: sandbox.annotations.clone().into_iter().collect(),
         linux: Some(wire::LinuxPodSandboxConfig {
             cgroup_parent,
@@ -375,7 +381,7 @@ pub(super) fn pods(
     pods
 }
 
-fn owner(labels: &HashMap<String, String>) -> Option<PodRef> {
+pub(super) fn owner(labels: &HashMap<String, String>) -> Option<PodRef> {
     Some(PodRef {
         uid: labels.get(POD_UID_LABEL)?.clone(),
         namespace: labels.get(POD_NAMESPACE_LABEL)?.clone(),

@@ -18,8 +18,8 @@ use crate::provider::{
     ProviderError, Version,
     observed::{Container, Exit, ObservedPod, PodRef, Sandbox, State},
     runtime::{
-        CommandEnd, ContainerRuntime, ContainerSpec, Credentials, Image, ImageUser, PodCgroup, Resources,
-        SandboxSpec,
+        CommandEnd, ContainerRuntime, ContainerSpec, Credentials, Image, ImageUser, PodCgroup, Puller,
+        Resources, SandboxSpec,
     },
 };
 
@@ -553,7 +553,12 @@ impl ContainerRuntime for Runtime {
         Ok(there.then(|| found(image)))
     }
 
-    async fn pull(&self, image: &str, credentials: Option<&Credentials>) -> Result<Image, ProviderError> {
+    async fn pull(
+        &self,
+        _: &Puller,
+        image: &str,
+        credentials: Option<&Credentials>,
+    ) -> Result<Image, ProviderError> {
         if self.lock().endless.as_deref() == Some(image) {
             drop(self.call("pull"));
             std::future::pending::<()>().await;

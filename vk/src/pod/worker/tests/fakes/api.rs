@@ -198,6 +198,7 @@ impl Api {
                 let config = json!({ "auths": { "r.example": { "username": "me", "password": "pw" } } });
                 Answer::ok(
                     json!({ "kind": "Secret", "apiVersion": "v1", "metadata": { "name": "pull", "uid": "secret-1" },
+                    "type": "kubernetes.io/dockerconfigjson",
                     "data": { ".dockerconfigjson": base64::engine::general_purpose::STANDARD.encode(config.to_string()) } }),
                 )
             }
