@@ -10,7 +10,7 @@ use k8s_openapi::{
     apimachinery::pkg::api::resource::Quantity,
 };
 
-pub(crate) use limits::{container, huge_pages, pod, qos, request, shares};
+pub(crate) use limits::{container, huge_pages, pod, qos, request, sandbox, shares};
 
 use super::ephemeral;
 

@@ -60,6 +60,7 @@ pub(crate) fn sandbox(
     };
     let context = spec.security_context.clone().unwrap_or_default();
     let containers = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let (of_containers, overhead) = resources::sandbox(spec);
     SandboxSpec {
         pod: pod_ref(pod),
         attempt,
@@ -78,6 +79,8 @@ pub(crate) fn sandbox(
         namespaces,
         privileged: containers().any(is_privileged),
         cgroup: resources::pod(spec),
+        resources: of_containers,
+        overhead,
         huge_pages: resources::huge_pages(spec),
         security: SandboxSecurity {
             run_as_user: context.run_as_user,
@@ -230,6 +233,7 @@ pub(crate) fn volume_uses(
             let mut used = volume_use(mount, &env)?;
             // Nobody but the node writes there.
             used.mount.read_only |= volumes::is_live(volume) || volume.image.is_some();
+            used.mount.relabel = volumes::is_live(volume) || volume.empty_dir.is_some();
             used.mount.recursive_read_only = recursive_read_only(mount, deep_read_only)?;
             Ok(used)
         })
@@ -287,6 +291,7 @@ fn volume_use(mount: &VolumeMount, env: &BTreeMap<&str, &str>) -> Result<VolumeU
                 Some("Bidirectional") => Propagation::Bidirectional,
                 _ => Propagation::None,
             },
+            relabel: false,
         },
     })
 }
@@ -340,6 +345,7 @@ pub(crate) fn container(
         read_only: false,
         recursive_read_only: false,
         propagation: Propagation::None,
+        relabel: true,
     };
     if !mounts.iter().any(|mount| mount.container_path.trim_end_matches('/') == HOSTS) {
         mounts.push(file(&own.hosts, HOSTS));
@@ -496,6 +502,32 @@ mod tests {
         assert_eq!(of(asked("Enabled"), false), Err(refused.to_owned()));
         let unknown = "cannot find volume \"none\" to mount into container \"a\"";
         assert_eq!(of(json!({ "name": "none", "mountPath": "/x" }), true), Err(unknown.to_owned()));
+    }
+
+    #[test]
+    fn what_the_node_makes_is_given_the_containers_selinux_label() {
+        let mounts = ["e", "s", "h"].map(|name| json!({ "name": name, "mountPath": format!("/{name}") }));
+        let spec = spec(json!({
+            "containers": [{ "name": "a", "volumeMounts": mounts }],
+            "volumes": [
+                { "name": "e", "emptyDir": {} },
+                { "name": "s", "secret": { "secretName": "s" } },
+                { "name": "h", "hostPath": { "path": "/usr" } },
+            ],
+        }));
+        let uses = volume_uses(&spec, &spec.containers[0], &[], false).unwrap();
+        let volumes = uses.into_iter().map(|used| used.mount).collect();
+        let own = OwnFiles { hosts: "/h".into(), termination_log: "/t".into() };
+        let image = Image { id: "i".into(), size: 0, user: ImageUser::Id(0) };
+        let made =
+            container(&spec, &spec.containers[0], 0, &image, Vec::new(), volumes, &own, 1 << 30).unwrap();
+        let relabelled: Vec<_> =
+            made.mounts.iter().filter(|mount| mount.relabel).map(|mount| &*mount.container_path).collect();
+        assert_eq!(
+            relabelled,
+            ["/e", "/s", HOSTS, DEFAULT_TERMINATION_LOG],
+            "and nothing of the machine's own"
+        );
     }
 
     #[test]

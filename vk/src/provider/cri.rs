@@ -50,6 +50,8 @@ use errors::{absent_is_done, failed, failure, io_failed};
 /// Runtimes answer within this, or are taken as unreachable. Waiting for a container to stop comes on top.
 const CALL_TIMEOUT: Duration = Duration::from_mins(2);
 /// Lists of hundreds of containers exceed gRPC's 4 MiB.
+/// Where there is `SELinux`, its file system has this.
+const SELINUX: &str = "/sys/fs/selinux/enforce";
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
 /// A runtime behind its socket.
@@ -65,6 +67,8 @@ pub struct Cri {
     lead: Lead,
 }
 
+    /// The machine has `SELinux`.
+    selinux: bool,
 /// Calls that change nothing. All others are made only by who may act for the node.
 const READING: [&str; 12] = [
     "ContainerStatus",
@@ -112,6 +116,7 @@ impl Cri {
         })
     }
 
+            selinux: Path::new(SELINUX).exists(),
     /// The same, changing nothing while `lead` says so.
     #[must_use]
     pub fn guarded_by(self, lead: Lead) -> Self {
@@ -410,6 +415,9 @@ impl ContainerRuntime for Cri {
         Ok(answer.container_id)
     }
 
+        for mount in &mut config.mounts {
+            mount.selinux_relabel &= self.selinux;
+        }
     async fn update_container(&self, id: &str, resources: Resources) -> Result<(), ProviderError> {
         let mut resources = convert::resources(&resources);
         self.memory().await?.of_container(&mut resources);

@@ -238,6 +238,10 @@ pub struct SandboxSpec {
     pub privileged: bool,
     /// Where the pod's cgroup is, relative to the node's, and its limits.
     pub cgroup: PodCgroup,
+    /// What the containers have together, for runtimes that give a pod a machine of its own.
+    pub resources: Resources,
+    /// What such a runtime may take beside them.
+    pub overhead: Option<Resources>,
     /// Huge pages that the pod may use: bytes by the size of a page.
     pub huge_pages: BTreeMap<u64, u64>,
     /// User, group and profiles of the pause process.
@@ -435,6 +439,8 @@ pub struct Mount {
     pub recursive_read_only: bool,
     /// Which later mounts cross over.
     pub propagation: Propagation,
+    /// Of the node's making: where the machine has `SELinux`, the container's label is put on it.
+    pub relabel: bool,
 }
 
 /// An image, or a part of it, as a mount.

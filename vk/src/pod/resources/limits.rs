@@ -92,6 +92,31 @@ pub(crate) fn pod(spec: &PodSpec) -> PodCgroup {
     PodCgroup { qos, limits }
 }
 
+/// What a runtime that gives each pod a machine of its own goes by: what the containers have together, whether or not each has a limit, and
+/// apart from it what the runtime itself may take (`calculateSandboxResources` and `convertOverheadToLinuxResources` in
+/// `pkg/kubelet/kuberuntime/kuberuntime_sandbox_linux.go`).
+pub(crate) fn sandbox(spec: &PodSpec) -> (Resources, Option<Resources>) {
+    let of = |cpu_request: i64, cpu_limit: i64, memory_limit: i64| Resources {
+        cpu_shares: shares(cpu_request),
+        cpu_quota_us: quota(cpu_limit),
+        memory_bytes: (memory_limit > 0).then_some(memory_limit),
+        oom_score_adj: 0,
+    };
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let mut asked = containers.map(|container| container.resources.as_ref()).chain([spec.resources.as_ref()]);
+    let cpu_limit = sum(spec, limits, "cpu", milli);
+    let cpu_request = if asked.any(|own| requests(own).is_some_and(|own| own.contains_key("cpu"))) {
+        sum(spec, requests, "cpu", milli)
+    } else {
+        cpu_limit
+    };
+    let overhead = spec.overhead.as_ref().map(|overhead| {
+        let cpu = amount(Some(overhead), "cpu", milli);
+        of(cpu, cpu, amount(Some(overhead), "memory", whole))
+    });
+    (of(cpu_request, cpu_limit, sum(spec, limits, "memory", whole)), overhead)
+}
+
 /// What the scheduler counts for the pod: the sum of its containers, or as much as the most demanding moment of its start, or what the
 /// pod itself asks for; and its overhead.
 pub(crate) fn request(spec: &PodSpec, name: &str) -> i64 {
@@ -99,12 +124,15 @@ pub(crate) fn request(spec: &PodSpec, name: &str) -> i64 {
 }
 
 fn total(spec: &PodSpec, side: Side, name: &str, unit: Unit) -> i64 {
-    let of_pod = side(spec.resources.as_ref()).filter(|amounts| amounts.contains_key(name));
-    let sum = match of_pod {
+    sum(spec, side, name, unit).saturating_add(amount(spec.overhead.as_ref(), name, unit))
+}
+
+/// The same without the pod's overhead.
+fn sum(spec: &PodSpec, side: Side, name: &str, unit: Unit) -> i64 {
+    match side(spec.resources.as_ref()).filter(|amounts| amounts.contains_key(name)) {
         Some(amounts) => amount(Some(amounts), name, unit),
         None => aggregate(spec, side, name, unit),
-    };
-    sum.saturating_add(amount(spec.overhead.as_ref(), name, unit))
+    }
 }
 
 /// Sidecars count with those who run beside them, the other init containers one at a time.
@@ -297,6 +325,29 @@ mod tests {
         }))
         .unwrap();
         assert_eq!(request(&spec, "cpu"), 610);
+    }
+
+    #[test]
+    fn a_sandbox_is_told_what_its_containers_have_and_apart_from_it_what_it_takes_itself() {
+        let mut spec = spec(&[
+            json!({ "requests": { "cpu": "500m" }, "limits": { "cpu": "1", "memory": "1Gi" } }),
+            json!({ "requests": { "cpu": "500m" } }),
+        ]);
+        let resources = |cpu_shares, cpu_quota_us, memory_bytes| Resources {
+            cpu_shares,
+            cpu_quota_us: Some(cpu_quota_us),
+            memory_bytes: Some(memory_bytes),
+            oom_score_adj: 0,
+        };
+        let containers = resources(1024, 100_000, 1 << 30);
+        assert_eq!(sandbox(&spec), (containers, None));
+        spec.overhead = serde_json::from_value(json!({ "cpu": "250m", "memory": "128Mi" })).unwrap();
+        assert_eq!(sandbox(&spec), (containers, Some(resources(256, 25_000, 128 << 20))));
+        assert_eq!(pod(&spec).limits, Resources { cpu_shares: 1280, ..Resources::default() });
+        // Where all are limited, the pod's cgroup holds both.
+        spec.containers.pop();
+        let whole_pod = resources(768, 125_000, (1 << 30) + (128 << 20));
+        assert_eq!(pod(&spec).limits, whole_pod);
     }
 
     #[test]

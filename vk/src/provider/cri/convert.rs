@@ -99,8 +99,8 @@ pub fn sandbox_config(
                 supplemental_groups_policy: groups_policy(security.strict_groups).into(),
             }),
             sysctls: sandbox.sysctls.clone().into_iter().collect(),
-            overhead: None,
-            resources: Some(resources(&sandbox.cgroup.limits)),
+            overhead: Some(sandbox.overhead.as_ref().map(resources).unwrap_or_default()),
+            resources: Some(resources(&sandbox.resources)),
         }),
     }
 }
@@ -286,7 +286,7 @@ fn mount(mount: &Mount) -> wire::Mount {
         container_path: mount.container_path.clone(),
         host_path: mount.host_path.to_string_lossy().into_owned(),
         readonly: mount.read_only,
-        selinux_relabel: false,
+        selinux_relabel: mount.relabel,
         propagation: propagation.into(),
         recursive_read_only: mount.recursive_read_only,
         image: mount.image.as_ref().map(|part| wire::ImageSpec {

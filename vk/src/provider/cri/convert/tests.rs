@@ -26,6 +26,8 @@ fn a_pods_own_labels_do_not_pass_for_ownership_marks() {
             qos: crate::provider::runtime::QosClass::BestEffort,
             limits: Resources::default(),
         },
+        resources: Resources { memory_bytes: Some(64), ..Resources::default() },
+        overhead: Some(Resources { memory_bytes: Some(8), ..Resources::default() }),
         huge_pages: BTreeMap::new(),
         security: crate::provider::runtime::SandboxSecurity { strict_groups: true, ..Default::default() },
     };
@@ -33,7 +35,11 @@ fn a_pods_own_labels_do_not_pass_for_ownership_marks() {
     assert_eq!(config.labels[POD_UID_LABEL], "u1");
     assert_eq!(config.labels["app"], "x");
     assert_eq!(config.labels[NODE_LABEL], "vk");
-    let security = config.linux.and_then(|linux| linux.security_context).expect("it is sent");
+    let linux = config.linux.expect("it is sent");
+    let memory =
+        |told: Option<wire::LinuxContainerResources>| told.expect("it is sent").memory_limit_in_bytes;
+    assert_eq!((memory(linux.resources), memory(linux.overhead)), (64, 8));
+    let security = linux.security_context.expect("it is sent");
     assert_eq!(security.supplemental_groups_policy(), wire::SupplementalGroupsPolicy::Strict);
 }
 
