@@ -58,6 +58,13 @@ pub async fn look(cluster: &Cluster, node: &str) -> anyhow::Result<Remains> {
             found(name.rsplit('_').next().unwrap_or_default(), format!("{folder}/{name}"));
         }
     }
+    let links = "/var/log/containers";
+    for name in names(&machine.path(links))? {
+        let log = fs::read_link(machine.path(links).join(&name)).unwrap_or_default();
+        let folder = log.components().nth(4).map(|part| part.as_os_str().to_string_lossy().into_owned());
+        let uid = folder.as_deref().and_then(|folder| folder.rsplit('_').next()).unwrap_or_default();
+        found(uid, format!("{links}/{name}"));
+    }
     let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", machine.first.pid))?;
     for mount in mounts.lines().filter_map(|line| line.split(' ').nth(4)) {
         if let Some((_, rest)) = mount.split_once("/pods/") {

@@ -23,6 +23,7 @@ fn traces(pool: &Pool, uid: &str) -> anyhow::Result<String> {
         &format!(
             r#"ctr -n k8s.io containers ls -q 'labels."io.kubernetes.pod.uid"=={uid}' | sed 's/^/container /'
             ls /var/log/pods /var/lib/spillway-vk/pods | grep {uid} || true
+            ls -l /var/log/containers | grep {uid} || true
             grep {uid} /proc/self/mountinfo || true
             find /sys/fs/cgroup -type d -name pod{uid}"#
         ),

@@ -344,6 +344,8 @@ fn long_logs_are_rotated(pool: &Pool) -> anyhow::Result<()> {
         let log = namespace.kubectl(&["logs", "long", "--tail=1"])?;
         Ok((log == "what follows\n").then_some(()))
     })?;
+    let collected = pool.on(VIRTUAL, "tail -n 1 /var/log/containers/long_vk-logs_main-*.log")?;
+    ensure!(collected.ends_with(" F what follows\n"), "a log collector would read {collected:?}");
     namespace.kubectl(&["delete", "pod", "long"])?;
     let left = pool.on(VIRTUAL, &format!("ls {folder} 2>/dev/null | wc -l"))?;
     ensure!(left.trim() == "0", "{left} log files are left");

@@ -46,12 +46,13 @@ use crate::lead::Lead;
 use cgroup::{Driver, Memory, Tree};
 pub use config::CriConfig;
 use errors::{absent_is_done, failed, failure, io_failed};
+use logs::links::{Link, Links};
 
 /// Runtimes answer within this, or are taken as unreachable. Waiting for a container to stop comes on top.
 const CALL_TIMEOUT: Duration = Duration::from_mins(2);
-/// Lists of hundreds of containers exceed gRPC's 4 MiB.
 /// Where there is `SELinux`, its file system has this.
 const SELINUX: &str = "/sys/fs/selinux/enforce";
+/// Lists of hundreds of containers exceed gRPC's 4 MiB.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
 /// A runtime behind its socket.
@@ -61,14 +62,15 @@ pub struct Cri {
     log_root: PathBuf,
     cgroup_root: String,
     log_limits: (u64, usize),
+    links: Links,
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
     tree: tokio::sync::OnceCell<Tree>,
     lead: Lead,
-}
-
     /// The machine has `SELinux`.
     selinux: bool,
+}
+
 /// Calls that change nothing. All others are made only by who may act for the node.
 const READING: [&str; 12] = [
     "ContainerStatus",
@@ -109,14 +111,15 @@ impl Cri {
             log_root: config.log_root.clone(),
             cgroup_root: config.cgroup_root.clone(),
             log_limits: (config.container_log_max_size.0, config.container_log_max_files.max(2)),
+            links: Links::new(&config.log_root),
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
             images: ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES),
             tree: tokio::sync::OnceCell::new(),
             lead: Lead::always(),
+            selinux: Path::new(SELINUX).exists(),
         })
     }
 
-            selinux: Path::new(SELINUX).exists(),
     /// The same, changing nothing while `lead` says so.
     #[must_use]
     pub fn guarded_by(self, lead: Lead) -> Self {
@@ -227,6 +230,14 @@ impl Cri {
         }
     }
 
+    /// A container's log, and the link to it; `None`: it is not below our log root.
+    fn link(&self, status: &wire::ContainerStatus) -> Option<Link> {
+        let log = PathBuf::from(&status.log_path);
+        let pod = convert::owner(&status.labels)?;
+        let name = &status.metadata.as_ref()?.name;
+        log.starts_with(&self.log_root).then(|| Link::new(&pod, name, &status.id, log))
+    }
+
     async fn sandbox_status(&self, id: &str) -> Result<Option<wire::PodSandboxStatus>, ProviderError> {
         let request = wire::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
         match self.call("PodSandboxStatus", CALL_TIMEOUT, self.runtime().pod_sandbox_status(request)).await {
@@ -323,7 +334,9 @@ impl ContainerRuntime for Cri {
     }
 
     async fn tend(&self, pods: &BTreeMap<PodRef, ObservedPod>) -> Result<(), ProviderError> {
-        housekeeping::rotate_logs(self, pods).await
+        let rotated = housekeeping::rotate_logs(self, pods).await;
+        let linked = housekeeping::link_logs(self, pods).await;
+        rotated.and(linked)
     }
 
     async fn observe(&self, uid: &str) -> Result<ObservedPod, ProviderError> {
@@ -402,6 +415,9 @@ impl ContainerRuntime for Cri {
         if let Some(resources) = config.linux.as_mut().and_then(|linux| linux.resources.as_mut()) {
             self.memory().await?.of_container(resources);
         }
+        for mount in &mut config.mounts {
+            mount.selinux_relabel &= self.selinux;
+        }
         let sandbox_config = self.sandbox_config(sandbox).await?;
         let logs = log_directory(&self.log_root, &sandbox.pod).join(&container.name);
         tokio::fs::create_dir_all(&logs).await.map_err(|error| io_failed(operation, &logs, &error))?;
@@ -415,9 +431,6 @@ impl ContainerRuntime for Cri {
         Ok(answer.container_id)
     }
 
-        for mount in &mut config.mounts {
-            mount.selinux_relabel &= self.selinux;
-        }
     async fn update_container(&self, id: &str, resources: Resources) -> Result<(), ProviderError> {
         let mut resources = convert::resources(&resources);
         self.memory().await?.of_container(&mut resources);
@@ -458,6 +471,9 @@ impl ContainerRuntime for Cri {
             // To the runtime it has ended. Its process may live all the same, when what held it died in the middle of the call.
             tree.end_container(id);
         }
+        if answer.is_ok() {
+            housekeeping::link_log(self, id).await;
+        }
         answer.map(drop)
     }
 
@@ -480,15 +496,13 @@ impl ContainerRuntime for Cri {
 
     async fn remove_container(&self, id: &str) -> Result<(), ProviderError> {
         let operation = "RemoveContainer";
-        let log = self.container_status(id).await?.map(|status| PathBuf::from(status.log_path));
+        let link = self.container_status(id).await?.and_then(|status| self.link(&status));
         let request = wire::RemoveContainerRequest { container_id: id.to_owned() };
         absent_is_done(self.call(operation, CALL_TIMEOUT, self.runtime().remove_container(request)).await)?;
-        match log {
-            Some(log) if log.starts_with(&self.log_root) => {
-                housekeeping::remove_log(&log).await.map_err(|error| io_failed(operation, &log, &error))
-            }
-            _ => Ok(()),
-        }
+        let Some(link) = link else { return Ok(()) };
+        let failed = |error| io_failed(operation, &link.log, &error);
+        self.links.remove(&link).map_err(failed)?;
+        housekeeping::remove_log(&link.log).await.map_err(failed)
     }
 
     async fn remove_pod(&self, uid: &str) -> Result<(), ProviderError> {
@@ -496,6 +510,7 @@ impl ContainerRuntime for Cri {
         self.may(operation)?;
         self.tree().await?.remove(uid).map_err(|error| failed(operation, &error))?;
         for logs in housekeeping::log_directories(&self.log_root, uid) {
+            self.links.remove_pod(&logs).map_err(|error| io_failed(operation, &logs, &error))?;
             match tokio::fs::remove_dir_all(&logs).await {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(io_failed(operation, &logs, &error));

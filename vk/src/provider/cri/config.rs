@@ -12,7 +12,7 @@ use super::logs::rotate::LogSize;
 pub struct CriConfig {
     /// The runtime's socket.
     pub endpoint: String,
-    /// Folder above the containers' log files.
+    /// Folder above the containers' log files. Links to these, for log collectors, are in the folder `containers` beside it.
     pub log_root: PathBuf,
     /// Cgroup above the node's pods. Two nodes on one machine need two.
     pub cgroup_root: String,

@@ -1,4 +1,4 @@
-//! What is looked after whatever pods do: the length of logs, and what is left of them.
+//! What is looked after whatever pods do: the length of logs, the links to them, and what is left of them.
 
 use std::{
     collections::BTreeMap,
@@ -8,11 +8,45 @@ use std::{
 
 use spillway_proto::cri as wire;
 
-use super::{CALL_TIMEOUT, Cri, errors::io_failed, log_directory, logs::rotate};
+use super::{
+    CALL_TIMEOUT, Cri,
+    errors::io_failed,
+    log_directory,
+    logs::{links::Link, rotate},
+};
 use crate::provider::{
     ProviderError,
-    observed::{ObservedPod, PodRef},
+    observed::{Container, ObservedPod, PodRef},
 };
+
+/// Links the logs of running containers that are not linked, and removes links that lead nowhere any more.
+pub(super) async fn link_logs(cri: &Cri, pods: &BTreeMap<PodRef, ObservedPod>) -> Result<(), ProviderError> {
+    let operation = "link logs";
+    if cri.may(operation).is_err() {
+        // Whoever acts for the node does it.
+        return Ok(());
+    }
+    let wanted: Vec<Link> = running(cri, pods)
+        .map(|(pod, container, log)| Link::new(pod, &container.name, &container.id, log))
+        .collect();
+    let links = cri.links.clone();
+    let done = tokio::task::spawn_blocking(move || {
+        wanted.iter().try_for_each(|link| links.put(link))?;
+        links.sweep()
+    });
+    let done = done.await.unwrap_or_else(|error| Err(io::Error::other(error)));
+    done.map_err(|error| io_failed(operation, cri.links.folder(), &error))
+}
+
+/// Links the log of a container that was just started. What fails now is tried again with the others'.
+pub(super) async fn link_log(cri: &Cri, id: &str) {
+    let status = cri.container_status(id).await.unwrap_or_default();
+    if let Some(link) = status.and_then(|status| cri.link(&status))
+        && let Err(error) = cri.links.put(&link)
+    {
+        tracing::debug!(container = id, log = %link.log.display(), %error, "the log is not linked");
+    }
+}
 
 /// Rotates the logs of running containers that are too long.
 pub(super) async fn rotate_logs(
@@ -20,22 +54,29 @@ pub(super) async fn rotate_logs(
     pods: &BTreeMap<PodRef, ObservedPod>,
 ) -> Result<(), ProviderError> {
     let mut result = Ok(());
-    for (pod, seen) in pods {
-        for container in seen.containers.iter().filter(|container| container.is_running()) {
-            let log = log_directory(&cri.log_root, pod)
-                .join(&container.name)
-                .join(format!("{}.log", container.attempt));
-            let done = match tokio::fs::metadata(&log).await {
-                Ok(found) if found.len() >= cri.log_limits.0 => rotate_log(cri, &container.id, &log).await,
-                // A rotation was cut off: it writes on into the file that was moved.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => reopen_log(cri, &container.id).await,
-                _ => Ok(()),
-            };
-            // The others' turn all the same.
-            result = done.and(result);
-        }
+    for (_, container, log) in running(cri, pods) {
+        let done = match tokio::fs::metadata(&log).await {
+            Ok(found) if found.len() >= cri.log_limits.0 => rotate_log(cri, &container.id, &log).await,
+            // A rotation was cut off: it writes on into the file that was moved.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => reopen_log(cri, &container.id).await,
+            _ => Ok(()),
+        };
+        // The others' turn all the same.
+        result = done.and(result);
     }
     result
+}
+
+/// Containers that run, each with its pod and where its log is.
+fn running<'a>(
+    cri: &'a Cri,
+    pods: &'a BTreeMap<PodRef, ObservedPod>,
+) -> impl Iterator<Item = (&'a PodRef, &'a Container, PathBuf)> {
+    let containers = pods.iter().flat_map(|(pod, seen)| seen.containers.iter().map(move |own| (pod, own)));
+    containers.filter(|(_, container)| container.is_running()).map(move |(pod, container)| {
+        let folder = log_directory(&cri.log_root, pod).join(&container.name);
+        (pod, container, folder.join(format!("{}.log", container.attempt)))
+    })
 }
 
 async fn rotate_log(cri: &Cri, id: &str, log: &Path) -> Result<(), ProviderError> {

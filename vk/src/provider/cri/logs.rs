@@ -4,6 +4,7 @@
 //! It survives rotation, truncation and garbage, holds at most one raw line in memory and finds the tail of a big file from its end.
 //! It asks no runtime: where the file is and when its container has ended is the caller's business.
 
+pub(super) mod links;
 pub(super) mod rotate;
 
 use std::{

@@ -25,3 +25,49 @@ async fn an_endpoint_that_is_no_socket_is_refused_by_name() {
         assert!(error.contains(&format!("{endpoint:?}")), "{error}");
     }
 }
+
+#[tokio::test]
+async fn logs_of_running_containers_are_linked_for_collectors() {
+    use crate::provider::observed::{Container, State};
+
+    let root = tempfile::tempdir().unwrap();
+    let config = CriConfig {
+        endpoint: "unix:///nonexistent/x.sock".to_owned(),
+        log_root: root.path().join("pods"),
+        ..CriConfig::default()
+    };
+    let pod = PodRef { uid: "u".into(), namespace: "ns".into(), name: "web".into() };
+    let container = |name: &str, state: State| Container {
+        id: format!("id-{name}"),
+        sandbox_id: "s".into(),
+        name: name.into(),
+        attempt: 2,
+        state,
+        image: String::new(),
+        image_id: String::new(),
+        asked_image: None,
+        user: None,
+        resources: None,
+    };
+    let running = State::Running { started_at: jiff::Timestamp::UNIX_EPOCH };
+    let containers = vec![container("main", running), container("waits", State::Created)];
+    for container in &containers {
+        let log = config.log_root.join("ns_web_u").join(&container.name).join("2.log");
+        std::fs::create_dir_all(log.parent().unwrap()).unwrap();
+        std::fs::write(log, &container.name).unwrap();
+    }
+    let pods = BTreeMap::from([(pod, ObservedPod { sandboxes: Vec::new(), containers })]);
+    let links = root.path().join("containers");
+    let lead = Lead::elected("vk");
+    let cri = Cri::new("vk", &config).unwrap().guarded_by(lead.clone());
+    cri.tend(&pods).await.unwrap();
+    assert!(!links.exists(), "somebody else acts for the node");
+    lead.hold_until(lead.now() + Duration::from_hours(1));
+    cri.tend(&pods).await.unwrap();
+    let names: Vec<_> = std::fs::read_dir(&links).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["web_ns_main-id-main.log"]);
+    assert_eq!(std::fs::read_to_string(links.join(&names[0])).unwrap(), "main");
+    std::fs::remove_dir_all(&config.log_root).unwrap();
+    cri.tend(&BTreeMap::new()).await.unwrap();
+    assert_eq!(std::fs::read_dir(&links).unwrap().count(), 0);
+}
