@@ -84,14 +84,7 @@ pub trait PodSource: Send + Sync {
     /// All of them.
     fn list(&self) -> Vec<Arc<Pod>>;
     /// How many of them are in each phase.
-    fn phases(&self) -> HashMap<String, usize> {
-        let mut phases = HashMap::new();
-        for pod in self.list() {
-            let phase = pod.status.as_ref().and_then(|status| status.phase.clone());
-            *phases.entry(phase.unwrap_or_else(|| "Pending".to_owned())).or_default() += 1;
-        }
-        phases
-    }
+    fn phases(&self) -> HashMap<String, usize>;
     /// What their probes have found.
     fn probed(&self) -> Vec<Probed> {
         Vec::new()

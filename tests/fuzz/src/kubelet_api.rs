@@ -3,7 +3,7 @@
 //! (`no-token`, `bad-token`, `basic`) or a right that the caller has, such as `get/proxy`.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, LazyLock, Mutex},
 };
 
@@ -306,6 +306,10 @@ impl PodSource for Known {
     fn list(&self) -> Vec<Arc<Pod>> {
         static PARSED: LazyLock<Vec<Arc<Pod>>> = LazyLock::new(|| PODS.iter().map(pod).collect());
         PARSED.clone()
+    }
+
+    fn phases(&self) -> HashMap<String, usize> {
+        HashMap::new()
     }
 }
 

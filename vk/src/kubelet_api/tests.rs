@@ -165,6 +165,10 @@ impl PodSource for OnePod {
         });
         vec![Arc::new(serde_json::from_value(pod).unwrap())]
     }
+
+    fn phases(&self) -> HashMap<String, usize> {
+        HashMap::from([("Pending".to_owned(), 1)])
+    }
 }
 
 /// A certificate authority of a test.

@@ -112,6 +112,10 @@ impl PodSource for Asked {
     fn list(&self) -> Vec<Arc<Pod>> {
         OnePod.list()
     }
+
+    fn phases(&self) -> HashMap<String, usize> {
+        OnePod.phases()
+    }
 }
 
 #[test]
