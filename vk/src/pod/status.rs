@@ -95,8 +95,11 @@ pub(crate) fn build(facts: &Facts<'_>) -> PodStatus {
     let old = facts.pod.status.clone().unwrap_or_default();
 
     let inits = spec.init_containers.as_deref().unwrap_or_default();
-    let inits = container_statuses(facts, spec, inits, Kind::Init, &old);
-    let mains = container_statuses(facts, spec, &spec.containers, Kind::Main, &old);
+    let mut inits = container_statuses(facts, spec, inits, Kind::Init, &old);
+    let mut mains = container_statuses(facts, spec, &spec.containers, Kind::Main, &old);
+    if facts.ended {
+        ends::lose(spec, &mut inits, &mut mains);
+    }
     let ephemerals = container_statuses(facts, spec, &ephemeral::all(spec), Kind::Ephemeral, &old);
     let mut phase = phase(facts, spec, &inits, &mains);
     let (mut reason, mut message) = (None, None);
@@ -104,16 +107,18 @@ pub(crate) fn build(facts: &Facts<'_>) -> PodStatus {
         phase = Phase::Failed;
         (reason, message) = (Some(verdict.reason.clone()), Some(verdict.message.clone()));
     }
-    let none_runs = !facts.seen.containers.iter().any(observed::Container::is_running);
-    if matches!(phase, Phase::Succeeded | Phase::Failed) && !none_runs {
-        // A terminal phase gives the pod's resources to others.
-        phase = if old.phase.as_deref() == Some("Running") { Phase::Running } else { Phase::Pending };
-    }
     // Terminal phases are final.
     match old.phase.as_deref() {
         Some("Succeeded") => phase = Phase::Succeeded,
         Some("Failed") => phase = Phase::Failed,
         _ => {}
+    }
+    let outcome = phase;
+    let runs = facts.seen.containers.iter().any(observed::Container::is_running);
+    if runs && phase.is_terminal() && !is_terminal(Some(&old)) {
+        // A terminal phase gives the pod's resources to others. Until then all that shows is that it is not ready any more.
+        phase = if old.phase.as_deref() == Some("Running") { Phase::Running } else { Phase::Pending };
+        (reason, message) = (None, None);
     }
     if old.phase.as_deref() == Some(phase.as_str()) && reason.is_none() {
         (reason, message) = (old.reason.clone(), old.message.clone());
@@ -137,7 +142,8 @@ pub(crate) fn build(facts: &Facts<'_>) -> PodStatus {
         // Others' fields stay.
         ..old.clone()
     };
-    status.conditions = Some(conditions::build(facts, spec, phase, &status, &old));
+    let over = facts.ended || (outcome.is_terminal() && !runs);
+    status.conditions = Some(conditions::build(facts, spec, outcome, over, &status, &old));
     status
 }
 
@@ -163,6 +169,10 @@ impl Phase {
             Self::Failed => "Failed",
         }
     }
+
+    fn is_terminal(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed)
+    }
 }
 
 /// Whether a phase is one that a pod never leaves.
@@ -179,7 +189,7 @@ fn status_of<'a>(statuses: &'a [ContainerStatus], container: &Container) -> Opti
     statuses.iter().find(|status| status.name == container.name)
 }
 
-/// Whether a container proper has ever run.
+/// Whether a container has ever run.
 fn has_run(status: &ContainerStatus) -> bool {
     is_running(status)
         || ended_in(status.state.as_ref()).is_some()
@@ -367,23 +377,6 @@ fn container_status(
         }
         status.state = Some(waiting(&why.reason, &why.message));
     }
-    if facts.ended
-        && ended_in(status.state.as_ref()).is_none()
-        && has_begun(facts, spec)
-        && kind == Kind::Main
-    {
-        let lost = lifecycle::lost(None);
-        status.state = Some(ContainerState {
-            terminated: Some(ContainerStateTerminated {
-                exit_code: lost.code,
-                reason: Some(lost.reason),
-                message: Some(lost.message),
-                container_id: status.container_id.clone(),
-                ..Default::default()
-            }),
-            ..Default::default()
-        });
-    }
     if kind == Kind::Ephemeral {
         // Nobody asks how they are.
         return status;
@@ -413,12 +406,6 @@ fn may_not_leave(
     ended_in(new.state.as_ref()).is_none()
         && ended_in(old.state.as_ref())
             .is_some_and(|exit| !lifecycle::restarts(spec, container, false, exit.exit_code))
-}
-
-/// Whether the pod got as far as its containers.
-fn has_begun(facts: &Facts<'_>, spec: &PodSpec) -> bool {
-    spec.init_containers.as_ref().is_none_or(Vec::is_empty)
-        || spec.containers.iter().any(|container| facts.seen.container(&container.name).is_some())
 }
 
 fn old_status<'a>(old: &'a PodStatus, name: &str) -> Option<&'a ContainerStatus> {

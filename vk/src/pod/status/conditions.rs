@@ -21,10 +21,12 @@ struct Verdict {
 
 const HOLDS: Verdict = Verdict { holds: true, reason: None, message: None };
 
+/// `phase`: what the pod comes to, which is not told yet while something runs. `over`: nothing does, nor will.
 pub(super) fn build(
     facts: &Facts<'_>,
     spec: &PodSpec,
     phase: Phase,
+    over: bool,
     status: &PodStatus,
     old: &PodStatus,
 ) -> Vec<PodCondition> {
@@ -32,11 +34,11 @@ pub(super) fn build(
     let mains = status.container_statuses.as_deref().unwrap_or_default();
     let foreign = old.conditions.iter().flatten().filter(|c| !super::is_own_condition(&c.type_)).cloned();
     let mut all: Vec<PodCondition> = foreign.collect();
-    all.extend(facts.resize.conditions(old, facts.now));
-
-    let terminal = matches!(phase, Phase::Succeeded | Phase::Failed);
+    if !over {
+        all.extend(facts.resize.conditions(old, facts.now));
+    }
     let network = facts.seen.sandbox().is_some_and(|sandbox| sandbox.ready);
-    let can_start = Verdict { holds: network && !terminal && !facts.ended, reason: None, message: None };
+    let can_start = Verdict { holds: network && !over, reason: None, message: None };
     let containers = containers_ready(spec, phase, inits, mains);
     let ready = if containers.holds {
         gates(spec, &all)

@@ -2,6 +2,9 @@
 
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, PodSpec};
 
+use super::has_run;
+use crate::pod::{lifecycle, probe::is_sidecar};
+
 /// All containers of a pod share this many bytes of messages (`MaxPodTerminationMessageLogLength` of a kubelet).
 const MAX_MESSAGES_BYTES: usize = 12 << 10;
 
@@ -43,6 +46,33 @@ pub(super) fn end_before(old: &ContainerStatus, attempt: i32) -> Option<Containe
         }
         1 => Some(ContainerState { terminated: Some(last_exit(old)?.clone()), ..Default::default() }),
         _ => None,
+    }
+}
+
+/// Gives containers of a pod that has ended an end where none is known, as far as the pod got (`TerminatePod` in `pkg/kubelet/status`): whether
+/// they did their work nobody can say.
+pub(super) fn lose(spec: &PodSpec, inits: &mut [ContainerStatus], mains: &mut [ContainerStatus]) {
+    let last_init = spec.init_containers.as_deref().unwrap_or_default().last();
+    let initialized = last_init.zip(inits.last()).is_none_or(|(init, status)| {
+        let states = [&status.state, &status.last_state];
+        let mut ends = states.into_iter().filter_map(|state| ended_in(state.as_ref()));
+        !is_sidecar(init) && ends.any(|end| end.exit_code == 0)
+    });
+    let initialized = initialized || mains.iter().any(has_run);
+    let begun = inits.iter().rposition(has_run).map_or(1, |last| last + 1);
+    let mains = mains.iter_mut().filter(|_| initialized);
+    for status in inits.iter_mut().take(begun).chain(mains) {
+        if ended_in(status.state.as_ref()).is_none() {
+            let lost = lifecycle::lost(None);
+            let end = ContainerStateTerminated {
+                exit_code: lost.code,
+                reason: Some(lost.reason),
+                message: Some(lost.message),
+                container_id: status.container_id.clone(),
+                ..Default::default()
+            };
+            status.state = Some(ContainerState { terminated: Some(end), ..Default::default() });
+        }
     }
 }
 

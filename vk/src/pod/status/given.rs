@@ -57,8 +57,7 @@ impl Resize {
     pub(super) fn conditions(&self, old: &PodStatus, now: Timestamp) -> Vec<PodCondition> {
         let condition = |(kind, note): (&str, &Note)| {
             let before = old.conditions.iter().flatten().find(|condition| condition.type_ == kind);
-            let unchanged =
-                before.filter(|before| before.reason == note.reason && before.message == note.message);
+            let unchanged = before.filter(|before| before.reason == note.reason);
             PodCondition {
                 type_: kind.to_owned(),
                 status: "True".to_owned(),
@@ -163,19 +162,25 @@ mod tests {
     }
 
     #[test]
-    fn conditions_keep_their_time_until_they_say_something_else() {
-        let note = |message: &str| Note {
-            reason: Some("Deferred".to_owned()),
+    fn conditions_keep_their_time_until_their_reason_is_another() {
+        let note = |reason: &str, message: &str| Note {
+            reason: Some(reason.to_owned()),
             message: Some(message.to_owned()),
             generation: 2,
         };
-        let resize = Resize { pending: Some(note("a")), in_progress: None };
+        let resize = Resize { pending: Some(note("Deferred", "a")), in_progress: None };
         let first = resize.conditions(&PodStatus::default(), Timestamp::UNIX_EPOCH);
         let status = PodStatus { conditions: Some(first.clone()), ..Default::default() };
         assert_eq!(Resize::of(Some(&status)), resize);
         let later = Timestamp::from_second(9).unwrap();
         assert_eq!(resize.conditions(&status, later), first);
-        let other = Resize { pending: Some(note("b")), in_progress: None }.conditions(&status, later);
-        assert_eq!(other[0].last_transition_time, Some(Time(later)));
+        for (reason, expected) in [("Deferred", Timestamp::UNIX_EPOCH), ("Infeasible", later)] {
+            let other = Resize { pending: Some(note(reason, "b")), in_progress: None };
+            let other = other.conditions(&status, later).remove(0);
+            assert_eq!(
+                (other.message.as_deref(), other.last_transition_time),
+                (Some("b"), Some(Time(expected)))
+            );
+        }
     }
 }

@@ -63,6 +63,7 @@ struct Case<'a> {
     waiting: &'a [(&'a str, &'a str)],
     loops: CrashLoops,
     healths: Healths,
+    resize: Resize,
     ended: bool,
     verdict: Option<Verdict>,
 }
@@ -70,7 +71,8 @@ struct Case<'a> {
 impl<'a> Case<'a> {
     fn new(pod: &'a Pod, seen: ObservedPod) -> Self {
         let (loops, healths) = (CrashLoops::default(), Healths::default());
-        Self { pod, seen, waiting: &[], loops, healths, ended: false, verdict: None }
+        let resize = Resize::default();
+        Self { pod, seen, waiting: &[], loops, healths, resize, ended: false, verdict: None }
     }
 
     fn build(&self) -> PodStatus {
@@ -83,7 +85,7 @@ impl<'a> Case<'a> {
             waiting: &waiting.collect(),
             loops: &self.loops,
             healths: Some(&self.healths),
-            resize: &Resize::default(),
+            resize: &self.resize,
             memory_requests: &BTreeMap::new(),
             host_ips: &["10.0.0.1".parse().unwrap()],
             scheme: "containerd",
@@ -331,6 +333,49 @@ fn a_deleted_pod_ends_in_a_terminal_phase() {
         vec![container("a", 0, exited(137))],
         "Failed | a:0 Error(137), b:0 ContainerStatusUnknown(137) | Initialized PodScheduled",
     );
+}
+
+#[test]
+fn what_never_ran_of_a_pod_that_has_ended_has_failed_as_far_as_the_pod_got() {
+    let inits = json!([{ "name": "i" }, { "name": "j" }]);
+    let pod = pod(json!({ "initContainers": inits, "containers": [{ "name": "a" }] }), json!({}));
+    let check = |containers, expected: &str| {
+        let case = Case { ended: true, ..Case::new(&pod, seen(false, containers)) };
+        assert_eq!(case.brief().rsplit_once(" |").unwrap().0, expected);
+    };
+    let done = |name: &str| container(name, 0, exited(0));
+    let waits = "a:0 PodInitializing";
+    check(vec![], &format!("Failed | i:0 ContainerStatusUnknown(137), j:0 PodInitializing, {waits}"));
+    check(vec![done("i")], &format!("Failed | i:0 Completed(0), j:0 PodInitializing, {waits}"));
+    check(
+        vec![done("i"), done("j")],
+        "Failed | i:0 Completed(0), j:0 Completed(0), a:0 ContainerStatusUnknown(137)",
+    );
+}
+
+#[test]
+fn how_a_resize_stands_is_told_until_the_pod_has_ended() {
+    let pod = pod(once(), json!({ "phase": "Running" }));
+    let check = |ready, state: State, ended, expected: bool| {
+        let resize = Resize { pending: Some(Note::default()), in_progress: Some(Note::default()) };
+        let case = Case { resize, ended, ..Case::new(&pod, seen(ready, vec![container("a", 0, state)])) };
+        let conditions = case.build().conditions.unwrap();
+        assert_eq!(conditions.iter().any(|condition| condition.type_.contains("Resize")), expected);
+    };
+    check(true, running(), false, true);
+    check(true, exited(0), false, false);
+    check(false, exited(1), true, false);
+}
+
+#[test]
+fn a_condemned_pod_is_not_ready_any_more_and_fails_when_nothing_runs() {
+    let pod = pod(once(), json!({ "phase": "Running" }));
+    let verdict = Some(Verdict { reason: "Evicted".into(), message: "too much".into() });
+    let case = Case { verdict, ..Case::new(&pod, seen(true, vec![container("a", 0, running())])) };
+    let status = case.build();
+    assert_eq!((status.phase.as_deref(), status.reason), (Some("Running"), None));
+    let ready = status.conditions.into_iter().flatten().find(|condition| condition.type_ == "Ready").unwrap();
+    assert_eq!((&*ready.status, ready.reason.as_deref()), ("False", Some("PodFailed")));
 }
 
 #[test]
