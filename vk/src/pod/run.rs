@@ -48,6 +48,8 @@ use crate::{
 const POLL: Duration = Duration::from_secs(1);
 /// Calls that write pods under way at a time. An API server on two cores does no more per second with more of them, and each needs a connection.
 const WRITES: usize = 16;
+/// First and longest wait before a worker that panicked is followed by another.
+const HIRE_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
 
 type Listed = BTreeMap<PodRef, ObservedPod>;
 
@@ -114,8 +116,14 @@ impl Pods {
         });
         settle_images(&shared).await;
         tasks.spawn(tend_images(Arc::clone(&shared)));
-        let mut crew =
-            Crew { pods: Arc::clone(&self), shared, tasks, uids: HashMap::new(), stop: stop.clone() };
+        let mut crew = Crew {
+            pods: Arc::clone(&self),
+            shared,
+            tasks,
+            uids: HashMap::new(),
+            panicked: HashMap::new(),
+            stop: stop.clone(),
+        };
         let api: Api<SlimPod> = Api::all(self.client.clone());
         let of_node = format!("spec.nodeName={}", self.settings.node_name);
         let watched = watching::watch(api, watcher::Config::default().fields(&of_node)).default_backoff();
@@ -168,15 +176,27 @@ struct Crew {
     shared: Arc<Shared>,
     tasks: JoinSet<Done>,
     uids: HashMap<Id, String>,
+    /// UIDs of pods whose last worker panicked.
+    panicked: HashMap<String, Backoff>,
     stop: CancellationToken,
 }
 
 impl Crew {
     fn hire(&mut self, entry: Arc<Entry>) {
+        self.hire_in(Duration::ZERO, entry);
+    }
+
+    fn hire_in(&mut self, delay: Duration, entry: Arc<Entry>) {
         let uid = entry.pod.uid.clone();
         let worker = Worker::new(Arc::clone(&self.shared), entry);
         let stop = self.stop.clone();
         let work = async move {
+            if !delay.is_zero() {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = tokio::time::sleep(delay) => {}
+                }
+            }
             let (uid, end) = worker.run(stop).await;
             Done::Worker(uid, end)
         };
@@ -311,12 +331,14 @@ impl Crew {
         match ended {
             Ok((id, Done::Worker(uid, End::Rest(seen)))) => {
                 self.uids.remove(&id);
+                self.panicked.remove(&uid);
                 let idle = self.pods.store.rest(&uid, &seen);
                 self.see_to(idle);
                 Ok(())
             }
             Ok((id, Done::Worker(uid, End::Gone))) => {
                 self.uids.remove(&id);
+                self.panicked.remove(&uid);
                 self.pods.store.remove(&uid);
                 self.shared.free(&uid);
                 Ok(())
@@ -327,9 +349,12 @@ impl Crew {
             Err(error) => {
                 // A pod that makes its worker panic must not take the others along.
                 let uid = self.uids.remove(&error.id()).ok_or(PodsError::Ended("a part of the pods"))?;
-                tracing::error!(pod.uid = uid, %error, "the worker of a pod panicked; it starts anew");
-                let idle = self.pods.store.worked(&uid);
-                self.see_to(idle);
+                let Some(entry) = self.pods.store.worked(&uid) else { return Ok(()) };
+                let new = || Backoff::new(HIRE_AGAIN.0, HIRE_AGAIN.1);
+                let delay = self.panicked.entry(uid).or_insert_with(new).delay();
+                let (pod, retry_in_ms) = (&entry.pod, delay.as_millis());
+                tracing::error!(%pod, pod.uid, %error, retry_in_ms, "the worker of a pod panicked; another one begins anew");
+                self.hire_in(delay, entry);
                 Ok(())
             }
         }
