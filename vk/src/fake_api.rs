@@ -8,7 +8,10 @@ use http::{Request, Response};
 use http_body_util::BodyExt as _;
 use kube::{Client, client::Body};
 use serde_json::{Value, json};
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 /// What a client asked.
@@ -35,6 +38,8 @@ pub(crate) enum Answer {
     Json(u16, Value),
     /// A watch: stays open until its sender is dropped.
     Events(mpsc::UnboundedReceiver<Value>),
+    /// Nothing before its sender is dropped, and a failure then.
+    Late(watch::Receiver<()>),
 }
 
 impl Answer {
@@ -116,6 +121,10 @@ impl Handler {
                 let lines = UnboundedReceiverStream::new(events)
                     .map(|event| Ok::<_, std::io::Error>(Bytes::from(format!("{event}\n"))));
                 Response::new(axum::body::Body::from_stream(lines))
+            }
+            Answer::Late(mut until) => {
+                while until.changed().await.is_ok() {}
+                Response::builder().status(504).body(axum::body::Body::empty()).unwrap()
             }
         }
     }

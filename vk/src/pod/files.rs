@@ -53,6 +53,15 @@ impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
     }
 }
 
+/// What is on record of a pod's containers, by name: the last attempt of each.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Noted {
+    /// They were about to be started.
+    pub(crate) started: BTreeMap<String, u32>,
+    /// They were about to be ended to have the next one started.
+    pub(crate) killed: BTreeMap<String, u32>,
+}
+
 /// The folder of one pod.
 #[derive(Debug, Clone)]
 pub(crate) struct PodFolder {
@@ -226,31 +235,24 @@ impl PodFolder {
         Ok(folder)
     }
 
-    /// The last attempt at each container that was about to be started.
-    pub(crate) fn started(&self) -> Result<BTreeMap<String, u32>, FilesError> {
-        self.noted(STARTED)
-    }
-
-    /// The last attempt at each container that was about to be ended to have the next one started.
-    pub(crate) fn killed(&self) -> Result<BTreeMap<String, u32>, FilesError> {
-        self.noted(KILLED)
-    }
-
-    fn noted(&self, kind: &str) -> Result<BTreeMap<String, u32>, FilesError> {
+    /// All that was noted.
+    pub(crate) fn noted(&self) -> Result<Noted, FilesError> {
+        let mut noted = Noted::default();
         let folder = self.path.join("containers");
         let containers = match fs::read_dir(&folder) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(noted),
             containers => containers.at("list", &folder)?,
         };
-        let mut noted = BTreeMap::new();
         for container in containers {
             let container = container.at("list", &folder)?;
-            let attempts = fs::read_dir(container.path()).at("list", &container.path())?.flatten();
-            let last = attempts
-                .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(kind)?.parse().ok())
-                .max();
-            if let (Ok(name), Some(attempt)) = (container.file_name().into_string(), last) {
-                noted.insert(name, attempt);
+            let Ok(name) = container.file_name().into_string() else { continue };
+            for entry in fs::read_dir(container.path()).at("list", &container.path())?.flatten() {
+                let file = entry.file_name();
+                for (kind, attempts) in [(STARTED, &mut noted.started), (KILLED, &mut noted.killed)] {
+                    let attempt = file.to_str().and_then(|file| file.strip_suffix(kind)?.parse::<u32>().ok());
+                    let last = attempt.max(attempts.get(&name).copied());
+                    attempts.extend(last.map(|last| (name.clone(), last)));
+                }
             }
         }
         Ok(noted)

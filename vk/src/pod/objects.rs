@@ -15,7 +15,7 @@ use std::{
 
 use jiff::Timestamp;
 use k8s_openapi::api::{
-    authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
+    authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec, TokenRequestStatus},
     core::v1::{ConfigMap, Node, Pod, Secret, ServiceAccount},
     node::v1::RuntimeClass,
 };
@@ -188,12 +188,13 @@ impl Reader {
         self.watches.follow(namespace, objects, wake)
     }
 
-    /// A token of the pod's service account, bound to the pod.
+    /// A token of the pod's service account, bound to the pod. `older`: one that still holds, for while the API server is away.
     pub(crate) async fn token(
         &self,
         pod: &Pod,
         audience: Option<&str>,
         expiration_seconds: i64,
+        older: Option<Token>,
     ) -> Result<Token, String> {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let account =
@@ -214,10 +215,17 @@ impl Reader {
         let api: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
         let requested_at = Timestamp::now();
         let parameters = PostParams::default();
-        let ask = || api.create_token_request(account, &parameters, &request);
-        let asked = allowed(|| self.asking.ask(None, ask())).await;
-        let status = asked.map_err(|error| chain(&error))?.status.ok_or("the answer has no token")?;
-        Ok(Token { text: status.token, requested_at, expires_at: status.expiration_timestamp.0 })
+        let ask = || async {
+            let status = api.create_token_request(account, &parameters, &request).await?.status;
+            let token = |status: TokenRequestStatus| Token {
+                text: status.token,
+                requested_at,
+                expires_at: status.expiration_timestamp.0,
+            };
+            Ok(status.map(token))
+        };
+        let asked = allowed(|| self.asking.ask(older.clone().map(Some), ask())).await;
+        asked.map_err(|error| chain(&error))?.ok_or_else(|| "the answer has no token".to_owned())
     }
 
     /// The node, as of so long ago at most; while the API server is away, as it was last, unless `age` is zero: as of now or not at all.
@@ -315,8 +323,10 @@ impl Objects {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use tokio::sync::watch;
 
     use super::*;
+    use crate::fake_api::{self, Answer};
 
     #[test]
     fn of_volumes_only_named_objects_are_read() {
@@ -346,6 +356,25 @@ mod tests {
         };
         assert_eq!(objects.secret("s", true), Err(unreadable));
         assert_eq!(objects.secret("other", true), Ok(None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_that_still_holds_serves_while_no_other_is_to_be_had() {
+        let (_silence, until) = watch::channel(());
+        let (client, _) = fake_api::client(move |_| Answer::Late(until.clone()));
+        let reader = Reader::new(client);
+        let token = Token {
+            text: "t".to_owned(),
+            requested_at: Timestamp::UNIX_EPOCH,
+            expires_at: Timestamp::UNIX_EPOCH,
+        };
+        let pod = Pod::default();
+        for seconds in [10, 1] {
+            let began = tokio::time::Instant::now();
+            assert_eq!(reader.token(&pod, None, 3600, Some(token.clone())).await, Ok(token.clone()));
+            assert_eq!(began.elapsed().as_secs(), seconds);
+        }
+        assert!(reader.token(&pod, None, 3600, None).await.is_err());
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod ending;
 mod hooks;
 mod images;
 mod objects;
+mod pen;
 mod report;
 mod resize;
 mod service;
@@ -29,7 +30,6 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    admission::Refusal,
     events::Kind,
     files::{FilesError, PodFolder},
     lifecycle::{self, CrashLoops, Plan, Wait},
@@ -49,7 +49,8 @@ use crate::{
     },
 };
 
-pub(super) use report::{is_newer, version};
+use pen::Pen;
+pub(super) use pen::{is_newer, version};
 pub(super) use shared::Shared;
 use teardown::Sentence;
 
@@ -160,8 +161,8 @@ struct Memory {
     settled: bool,
     /// Of a container's end nothing but the API server's memory will tell, which is yet to be told of it: before the next one starts.
     untold: bool,
-    /// The API server was told that nothing is left of the pod.
-    let_go: bool,
+    /// When the API server was told that nothing is left of the pod.
+    let_go: Option<Instant>,
 }
 
 /// How a worker has ended.
@@ -179,6 +180,7 @@ pub(super) struct Worker {
     latest: watch::Receiver<Latest>,
     folder: PodFolder,
     prober: Prober,
+    pen: Pen,
     memory: Memory,
 }
 
@@ -189,6 +191,7 @@ impl Worker {
             latest: entry.latest.subscribe(),
             folder,
             prober: Prober::new(shared.recorder.clone(), Arc::clone(&entry.wake), Arc::clone(&shared.probed)),
+            pen: Pen::new(Arc::clone(&shared), Arc::clone(&entry)),
             memory: Memory {
                 first_seen: Instant::now(),
                 fresh_since: Instant::now(),
@@ -211,7 +214,7 @@ impl Worker {
                 evicted: None,
                 settled: false,
                 untold: false,
-                let_go: false,
+                let_go: None,
             },
             shared,
             entry,
@@ -235,6 +238,7 @@ impl Worker {
                 () = stop.cancelled() => break,
                 _ = self.latest.changed() => {}
                 () = self.entry.wake.notified() => {}
+                () = self.pen.next_end() => {}
                 () = sleep(within) => {}
             }
         }
@@ -255,31 +259,38 @@ impl Worker {
                 Box::pin(self.sync_service(pod.as_ref(), service.as_ref())).await
             }
         };
-        // The pod may have ended.
+        // The pod may have ended; or the provider was away when it came.
         self.shared.weigh().await;
-        match result {
-            Ok(next) => {
+        match (result, self.pen.failure()) {
+            (Ok(Next::Within(within)), Some(error)) => {
+                let delay = self.retry_after(&error);
+                Next::Within(Some(within.map_or(delay, |within| within.min(delay))))
+            }
+            (Ok(next), _) => {
                 // What waits for something else is tried again less and less often.
                 if self.memory.waiting.is_empty() {
                     self.memory.retry.reset();
                 }
                 next
             }
-            Err(error) => {
-                let mut delay = self.memory.retry.delay();
-                if self.memory.first_seen.elapsed() < RETRY_WHEN_NEW.0 {
-                    delay = delay.min(RETRY_WHEN_NEW.1);
-                }
-                let (pod, retry_in_ms, text) = (&self.entry.pod, delay.as_millis(), chain(&error));
-                // When the provider is away the node says so, once and not for each pod.
-                if matches!(error, SyncError::Provider(ProviderError::Unavailable { .. })) {
-                    tracing::debug!(%pod, pod.uid, error = text, retry_in_ms, "a step failed");
-                } else {
-                    tracing::warn!(%pod, pod.uid, error = text, retry_in_ms, "a step failed");
-                }
-                Next::Within(Some(delay))
-            }
+            (Err(error), _) => Next::Within(Some(self.retry_after(&error))),
         }
+    }
+
+    /// Something went wrong, and when to try again.
+    fn retry_after(&mut self, error: &SyncError) -> Duration {
+        let mut delay = self.memory.retry.delay();
+        if self.memory.first_seen.elapsed() < RETRY_WHEN_NEW.0 {
+            delay = delay.min(RETRY_WHEN_NEW.1);
+        }
+        let (pod, retry_in_ms, text) = (&self.entry.pod, delay.as_millis(), chain(error));
+        // When the provider is away the node says so, once and not for each pod.
+        if matches!(error, SyncError::Provider(ProviderError::Unavailable { .. })) {
+            tracing::debug!(%pod, pod.uid, error = text, retry_in_ms, "a step failed");
+        } else {
+            tracing::warn!(%pod, pod.uid, error = text, retry_in_ms, "a step failed");
+        }
+        delay
     }
 
     async fn sync(&mut self, pod: &Arc<Pod>, runtime: &dyn ContainerRuntime) -> Result<Next, SyncError> {
@@ -309,17 +320,15 @@ impl Worker {
         }
         let deadline = deadline(pod);
         if deadline.is_some_and(|deadline| deadline <= Timestamp::now()) {
-            return self.condemn(pod, runtime, Sentence::deadline()).await;
+            return self.condemn(pod, runtime, &seen, Sentence::deadline()).await;
         }
         if let Some(sentence) = self.memory.evicted.clone() {
-            return self.condemn(pod, runtime, sentence).await;
+            return self.condemn(pod, runtime, &seen, sentence).await;
         }
         let pod = &match self.allocate(pod, &seen).await? {
             Ok(pod) => pod,
             Err(refusal) => return self.refuse(pod, &refusal).await,
         };
-        // Before it shares the CPU with others.
-        self.shared.weigh().await;
         if let Some(next) = self.enforce(pod, runtime, &seen).await? {
             return Ok(next);
         }
@@ -350,7 +359,7 @@ impl Worker {
             Plan::Finished => {
                 if seen.containers.iter().any(Container::may_run) {
                     // Sidecars, which have nobody left to serve.
-                    self.report(pod, &seen, false).await?;
+                    self.show(pod, &seen).await;
                     if !self.stop_containers(runtime, Some(pod)).await? {
                         return Ok(Next::Again);
                     }
@@ -370,7 +379,7 @@ impl Worker {
                 let made = self.make_sandbox(pod, runtime, &seen, attempt).await;
                 if let Err(error) = made {
                     drop(permit);
-                    self.report(pod, &seen, false).await?;
+                    self.show(pod, &seen).await;
                     return Err(error);
                 }
                 let seen = self.observe(runtime, pod).await?;
@@ -405,32 +414,42 @@ impl Worker {
         wait: &[Wait],
     ) -> Result<Next, SyncError> {
         self.show_crash_loops(pod, wait);
-        self.report(pod, seen, false).await?;
-        let Some(look) = self.look_after(pod, runtime, seen).await? else { return Ok(Next::Again) };
+        let is_told = self.show(pod, seen).await;
+        let Some(look) = self.look_after(pod, runtime, seen, is_told).await? else { return Ok(Next::Again) };
         Ok(Next::Within([look, next_restart(wait)].into_iter().flatten().min()))
     }
 
-    /// What a pod needs, whatever its containers wait for. When to look again; `None`: at once, because it has to go.
+    /// What a pod needs, whatever its containers wait for. `is_told`: the API server knows what was seen. When to look again; `None`: at
+    /// once, because it has to go.
     async fn look_after(
         &mut self,
         pod: &Arc<Pod>,
         runtime: &dyn ContainerRuntime,
         seen: &ObservedPod,
+        is_told: bool,
     ) -> Result<Option<Option<Duration>>, SyncError> {
-        for id in lifecycle::superseded(seen) {
-            runtime.remove_container(&id).await?;
-        }
-        for sandbox in seen.sandboxes.iter().skip(1) {
-            // Dead ones of earlier attempts; their containers' ends have just been reported.
-            runtime.stop_sandbox(&sandbox.id).await?;
-            if !seen.containers.iter().any(|container| container.sandbox_id == sandbox.id) {
-                runtime.remove_sandbox(&sandbox.id).await?;
-            }
+        if is_told {
+            self.tidy(runtime, seen).await?;
         }
         let refresh = self.refresh_volumes(pod).await;
         self.read_ahead(pod, seen).await;
         let Some(look) = self.check_storage(pod).await else { return Ok(None) };
         Ok(Some([refresh, look].into_iter().flatten().min()))
+    }
+
+    /// Removes what has ended and is told.
+    async fn tidy(&self, runtime: &dyn ContainerRuntime, seen: &ObservedPod) -> Result<(), SyncError> {
+        for id in lifecycle::superseded(seen) {
+            runtime.remove_container(&id).await?;
+        }
+        for sandbox in seen.sandboxes.iter().skip(1) {
+            // Dead ones of earlier attempts.
+            runtime.stop_sandbox(&sandbox.id).await?;
+            if !seen.containers.iter().any(|container| container.sandbox_id == sandbox.id) {
+                runtime.remove_sandbox(&sandbox.id).await?;
+            }
+        }
+        Ok(())
     }
 
     fn show_crash_loops(&mut self, pod: &Pod, wait: &[Wait]) {
@@ -458,7 +477,7 @@ impl Worker {
         let permit = if let Ok(permit) = tokio::time::timeout(SHOW_PENDING, &mut turn).await {
             permit
         } else {
-            self.report(pod, seen, false).await?;
+            self.show(pod, seen).await;
             turn.await
         };
         // The semaphore is never closed.
@@ -473,11 +492,10 @@ impl Worker {
             Some(started) => started,
             unread => {
                 let folder = self.folder.clone();
-                let read = move || Ok::<_, FilesError>((folder.started()?, folder.killed()?));
-                let read = tokio::task::spawn_blocking(read).await;
-                let (started, killed) = read.map_err(|error| SyncError::Waiting(error.to_string()))??;
-                self.memory.loops.remember(killed);
-                unread.insert(started)
+                let read = tokio::task::spawn_blocking(move || folder.noted()).await;
+                let noted = read.map_err(|error| SyncError::Waiting(error.to_string()))??;
+                self.memory.loops.remember(noted.killed);
+                unread.insert(noted.started)
             }
         };
         for id in lifecycle::uncertain(&seen, started) {
@@ -487,20 +505,6 @@ impl Worker {
             self.memory.untold = true;
         }
         Ok(lifecycle::with_starts(lifecycle::with_history(seen, pod.status.as_ref()), started))
-    }
-
-    async fn refuse(&mut self, pod: &Arc<Pod>, refusal: &Refusal) -> Result<Next, SyncError> {
-        self.shared.recorder.pod(pod, Kind::Warning, &refusal.reason, &refusal.message);
-        let message = format!("Pod was rejected: {}", refusal.message);
-        let verdict = Verdict { reason: refusal.reason.clone(), message };
-        self.write(pod, &status::rejected(pod, &verdict, Timestamp::now())).await?;
-        Ok(Next::IDLE)
-    }
-
-    fn pull_lock(&self, image: &str) -> Arc<tokio::sync::Mutex<()>> {
-        let mut locks = self.shared.pulls.lock().unwrap_or_else(PoisonError::into_inner);
-        locks.retain(|_, lock| Arc::strong_count(lock) > 1);
-        Arc::clone(locks.entry(image.to_owned()).or_default())
     }
 }
 

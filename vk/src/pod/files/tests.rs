@@ -60,18 +60,18 @@ fn folders_have_a_kubelets_modes() {
 fn the_last_start_of_each_container_is_noted() {
     let root = tempfile::tempdir().unwrap();
     let folder = PodFolder::new(root.path(), "u1");
-    assert_eq!(folder.started().unwrap(), [].into());
+    assert_eq!(folder.noted().unwrap(), Noted::default());
     folder.put_termination_log("made", 7).unwrap();
     for attempt in [0, 1, 9, 10] {
         folder.note_start("a", attempt).unwrap();
     }
     folder.note_start("b", 0).unwrap();
     folder.note_start("b", 0).unwrap();
-    assert_eq!(folder.started().unwrap(), [("a".to_owned(), 10), ("b".to_owned(), 0)].into());
+    assert_eq!(folder.noted().unwrap().started, [("a".to_owned(), 10), ("b".to_owned(), 0)].into());
     folder.note_kill("a", 10).unwrap();
-    assert_eq!(folder.killed().unwrap(), [("a".to_owned(), 10)].into());
+    assert_eq!(folder.noted().unwrap().killed, [("a".to_owned(), 10)].into());
     folder.note_start("a", 11).unwrap();
-    assert_eq!(folder.killed().unwrap(), [].into(), "it is followed");
+    assert_eq!(folder.noted().unwrap().killed, [].into(), "it is followed");
 }
 
 #[test]

@@ -88,6 +88,9 @@ impl Worker {
         let returning = kills.iter().filter(|kill| kill.returns);
         let runs = returning.filter_map(|kill| seen.containers.iter().find(|run| run.id == kill.id));
         let runs: Vec<_> = runs.map(|run| (run.name.clone(), run.attempt)).collect();
+        if runs.is_empty() {
+            return Ok(());
+        }
         let folder = self.folder.clone();
         let note = move || runs.iter().try_for_each(|(name, attempt)| folder.note_kill(name, *attempt));
         let noted = tokio::task::spawn_blocking(note).await;
@@ -115,39 +118,56 @@ impl Worker {
             order: spec.map(|spec| lifecycle::ends_after(spec, &running)).unwrap_or_default(),
             ended: watch::Sender::default(),
         };
-        let mut all = std::pin::pin!(join_all(endings.iter().map(|ending| together.end(ending))));
-        let mut interrupt = std::pin::pin!(interrupt);
-        let entry = Arc::clone(&self.entry);
-        // A single container's end is told by whoever called.
-        let telling = pod.filter(|_| endings.len() > 1 || self.prober.is_asking());
-        loop {
-            let news = async {
-                entry.wake.notified().await;
-                if let Some(pod) = telling
-                    && let Err(error) = self.tell(pod, runtime).await
-                {
-                    tracing::debug!(pod = %self.entry.pod, %error, "how far the end is can't be told");
-                }
-            };
+        let all = join_all(endings.iter().map(|ending| together.end(ending)));
+        let work = async {
             tokio::select! {
-                results = &mut all => {
-                    results.into_iter().collect::<Result<Vec<()>, ProviderError>>()?;
-                    return Ok(true);
-                }
-                () = &mut interrupt => return Ok(false),
-                () = news, if telling.is_some() => {}
+                results = all => results.into_iter().collect::<Result<Vec<()>, ProviderError>>().map(|_| true),
+                () = interrupt => Ok(false),
             }
-        }
+        };
+        // A single container's end is told by whoever called.
+        Ok(match pod.filter(|_| endings.len() > 1 || self.prober.is_asking()) {
+            Some(pod) => self.telling_meanwhile(pod, runtime, work).await?,
+            None => work.await?,
+        })
     }
 
-    /// Writes the status of the moment.
-    pub(super) async fn tell(
+    /// Waits for something that takes its time, while the status goes on telling how the pod's containers are.
+    pub(super) async fn telling_meanwhile<T>(
         &mut self,
         pod: &Arc<Pod>,
         runtime: &dyn ContainerRuntime,
-    ) -> Result<(), SyncError> {
+        work: impl Future<Output = T>,
+    ) -> T {
+        let entry = Arc::clone(&self.entry);
+        let mut work = std::pin::pin!(work);
+        let mut is_news = false;
+        let done = loop {
+            tokio::select! {
+                done = &mut work => break done,
+                () = entry.wake.notified() => is_news = true,
+                () = self.pen.next_end() => {}
+            }
+            let tell = self.tell(pod, runtime);
+            tokio::select! {
+                done = &mut work => break done,
+                told = tell => if let Err(error) = told {
+                    tracing::debug!(pod = %entry.pod, %error, "how the pod is can't be told");
+                },
+            }
+        };
+        // It may take more than a status.
+        if is_news {
+            entry.wake.notify_one();
+        }
+        done
+    }
+
+    /// Writes the status of the moment.
+    async fn tell(&mut self, pod: &Arc<Pod>, runtime: &dyn ContainerRuntime) -> Result<(), SyncError> {
         let seen = self.observe(runtime, pod).await?;
-        self.report(pod, &seen, false).await
+        self.show(pod, &seen).await;
+        Ok(())
     }
 }
 

@@ -1,7 +1,7 @@
 //! Images: there already, or pulled with the pod's secrets, one at a time and less and less often.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -127,32 +127,11 @@ impl Worker {
         }
     }
 
-    /// Waits for something that takes its time, while the status goes on telling how the pod's other containers are.
-    async fn telling_meanwhile<T>(
-        &mut self,
-        pod: &Arc<Pod>,
-        runtime: &dyn ContainerRuntime,
-        work: impl Future<Output = T>,
-    ) -> T {
-        let entry = Arc::clone(&self.entry);
-        let mut work = std::pin::pin!(work);
-        let mut news = false;
-        let done = loop {
-            tokio::select! {
-                done = &mut work => break done,
-                () = entry.wake.notified() => {
-                    news = true;
-                    if let Err(error) = self.tell(pod, runtime).await {
-                        tracing::debug!(pod = %self.entry.pod, %error, "how the pod is can't be told");
-                    }
-                }
-            }
-        };
-        // It may take more than a status.
-        if news {
-            entry.wake.notify_one();
-        }
-        done
+    /// Whoever holds this is the only one to pull the image.
+    fn pull_lock(&self, image: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.shared.pulls.lock().unwrap_or_else(PoisonError::into_inner);
+        locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+        Arc::clone(locks.entry(image.to_owned()).or_default())
     }
 
     /// The pod's `imagePullSecrets` that are there.

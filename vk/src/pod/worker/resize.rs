@@ -86,14 +86,17 @@ impl Worker {
     ) -> Result<Result<Arc<Pod>, Refusal>, SyncError> {
         let default = PodSpec::default();
         let spec = pod.spec.as_ref().unwrap_or(&default);
-        if self.memory.given.allocation.is_none()
-            && let Err(refusal) = self.take(pod, spec, seen).await?
-        {
-            return Ok(Err(refusal));
+        if self.memory.given.allocation.is_none() {
+            if let Err(refusal) = self.take(pod, spec, seen).await? {
+                return Ok(Err(refusal));
+            }
+            // Before it shares the CPU with others.
+            self.shared.weigh().await;
         }
         let Some(allocation) = &self.memory.given.allocation else { return Ok(Ok(Arc::clone(pod))) };
         if allocation.is_resize(spec) {
             self.ask_for_more(pod, spec).await?;
+            self.shared.weigh().await;
         } else if self.memory.given.resize.pending.take().is_some() {
             self.shared.ledger.withdraw(&self.entry.pod.uid);
         }
@@ -255,7 +258,7 @@ impl Worker {
         let generation = pod.metadata.generation.unwrap_or(0);
         given.resize.in_progress.get_or_insert_with(|| Note { generation, ..Note::default() });
         let before = allocation.in_force(pod).spec.unwrap_or_default();
-        self.report(pod, seen, false).await?;
+        self.show(pod, seen).await;
         match self.change(pod, runtime, seen, spec, &before, changes).await {
             Ok(next) => Ok(Some(next)),
             Err(Failure::Told(error)) => {

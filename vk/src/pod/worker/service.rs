@@ -91,7 +91,7 @@ impl Worker {
         first
     }
 
-    /// Little is remembered: how far it is shows on both sides.
+    /// How far it is shows on both sides, but for a moment.
     async fn delete_from_service(
         &mut self,
         pod: &Arc<Pod>,
@@ -105,17 +105,19 @@ impl Worker {
             let seen = lifecycle::with_history(service.observe(&self.entry.pod).await?, pod.status.as_ref());
             self.report(pod, &seen, true).await?;
         }
-        // Without grace it was let go already, by us or by force: that is written first, and then the object goes, sooner than another call
-        // would reach it.
+        let let_go = &mut self.memory.let_go;
         match (grace, is_held) {
-            (0, true) => Ok(Next::Rest),
-            (0, false) if !self.memory.let_go => {
-                self.memory.let_go = true;
-                Ok(Next::Within(Some(GOES_WITHIN)))
-            }
-            _ if self.delete_object().await? => Ok(Next::Rest),
+            (0, true) => return Ok(Next::Rest),
+            // Without grace it was let go already, by us or by force: that is written first, and then the object goes, sooner than another
+            // call would reach it.
+            (0, false) if let_go.is_none() => *let_go = Some(Instant::now()),
+            // Whatever has woken us since.
+            _ if let_go.is_some_and(|at| at.elapsed() < GOES_WITHIN) => {}
+            _ if self.delete_object().await? => self.memory.let_go = Some(Instant::now()),
             // It is gone, or the API server does not know it yet.
-            _ => Ok(Next::Within(Some(RETRY.0))),
+            _ => return Ok(Next::Within(Some(RETRY.0))),
         }
+        let waited = self.memory.let_go.map(|at| at.elapsed()).unwrap_or_default();
+        Ok(Next::Within(Some(GOES_WITHIN.saturating_sub(waited))))
     }
 }

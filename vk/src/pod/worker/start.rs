@@ -162,12 +162,13 @@ impl Worker {
         }
         drop(permit);
         let seen = self.observe(runtime, pod).await?;
-        self.report(pod, &seen, false).await?;
+        let is_told = self.show(pod, &seen).await;
         match (failure, again_in) {
             (Some(error), _) => Err(error),
             (None, Some(delay)) => {
                 // One that can't start is no reason to neglect the others.
-                let Some(look) = self.look_after(pod, runtime, &seen).await? else { return Ok(Next::Again) };
+                let look = self.look_after(pod, runtime, &seen, is_told).await?;
+                let Some(look) = look else { return Ok(Next::Again) };
                 Ok(Next::Within([Some(delay), look, next_restart(wait)].into_iter().flatten().min()))
             }
             (None, None) => {

@@ -1,13 +1,13 @@
 //! Ending: deleted pods, condemned pods, pods that ended by themselves, and what nobody wants any more.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use k8s_openapi::api::core::v1::Pod;
 
 use super::{Next, RETRY, SyncError, Worker, ending::Ending};
 use crate::{
     pod::{events::Kind, status::Verdict},
-    provider::{observed::ObservedPod, runtime::ContainerRuntime},
+    provider::{ProviderError, observed::ObservedPod, runtime::ContainerRuntime},
 };
 
 /// Every process gets this long, however hurried the deletion.
@@ -48,7 +48,7 @@ impl Worker {
         pod: &Arc<Pod>,
         runtime: &dyn ContainerRuntime,
     ) -> Result<Next, SyncError> {
-        if self.memory.let_go && runtime.observe(&self.entry.pod.uid).await?.is_empty() {
+        if self.memory.let_go.is_some() && runtime.observe(&self.entry.pod.uid).await?.is_empty() {
             // Somebody's finalizer holds the object.
             return Ok(Next::IDLE);
         }
@@ -58,14 +58,14 @@ impl Worker {
         let seen = self.observe(runtime, pod).await?;
         self.report(pod, &seen, true).await?;
         let _turn = Arc::clone(&self.shared.changes).acquire_owned().await;
-        self.give_back(runtime, &seen).await?;
+        self.give_back(runtime, Some(pod), &seen).await?;
         self.let_go().await
     }
 
     /// Lets the object of a pod go of which nothing is left.
     async fn let_go(&mut self) -> Result<Next, SyncError> {
-        self.memory.let_go = self.delete_object().await?;
-        Ok(if self.memory.let_go { Next::IDLE } else { Next::Within(Some(RETRY.0)) })
+        self.memory.let_go = self.delete_object().await?.then(Instant::now);
+        Ok(if self.memory.let_go.is_some() { Next::IDLE } else { Next::Within(Some(RETRY.0)) })
     }
 
     /// The pod has no right to run any more: end it and say why. Its containers stay to be looked at.
@@ -73,6 +73,7 @@ impl Worker {
         &mut self,
         pod: &Arc<Pod>,
         runtime: &dyn ContainerRuntime,
+        seen: &ObservedPod,
         sentence: Sentence,
     ) -> Result<Next, SyncError> {
         let Sentence { verdict, kind, grace } = sentence;
@@ -80,6 +81,8 @@ impl Worker {
             self.shared.recorder.pod(pod, kind, &verdict.reason, &verdict.message);
         }
         self.memory.verdict = Some(verdict);
+        // Nothing more is to be sent to it.
+        self.show(pod, seen).await;
         if !self.stop_containers_within(runtime, Some(pod), grace).await? {
             return Ok(Next::Again);
         }
@@ -112,9 +115,7 @@ impl Worker {
         }
         let seen = runtime.observe(&self.entry.pod.uid).await?;
         let _turn = Arc::clone(&self.shared.changes).acquire_owned().await;
-        for sandbox in &seen.sandboxes {
-            runtime.stop_sandbox(&sandbox.id).await?;
-        }
+        self.stop_sandboxes(runtime, Some(pod), &seen).await?;
         self.remove_folder().await?;
         // After a restart, what was on record until now.
         self.shared.free(&self.entry.pod.uid);
@@ -127,7 +128,7 @@ impl Worker {
         self.stop_containers(runtime, None).await?;
         let seen = runtime.observe(&self.entry.pod.uid).await?;
         let _turn = Arc::clone(&self.shared.changes).acquire_owned().await;
-        self.give_back(runtime, &seen).await?;
+        self.give_back(runtime, None, &seen).await?;
         tracing::debug!(pod = %self.entry.pod, pod.uid = self.entry.pod.uid, "nothing is left of the pod");
         self.shared.free(&self.entry.pod.uid);
         Ok(Next::Gone)
@@ -178,7 +179,8 @@ impl Worker {
                 None => std::future::pending().await,
             }
         };
-        self.end_containers(runtime, pod, &ip, endings, hurried).await
+        let ended = self.end_containers(runtime, pod, &ip, endings, hurried).await;
+        self.tell_unless_ended(pod, ended)
     }
 
     /// Sandboxes with all that is in them, the folder with all that is mounted, the cgroup, the logs. What a later start finds the pod by
@@ -186,17 +188,42 @@ impl Worker {
     async fn give_back(
         &mut self,
         runtime: &dyn ContainerRuntime,
+        pod: Option<&Arc<Pod>>,
         seen: &ObservedPod,
     ) -> Result<(), SyncError> {
-        for sandbox in &seen.sandboxes {
-            runtime.stop_sandbox(&sandbox.id).await?;
-        }
+        self.stop_sandboxes(runtime, pod, seen).await?;
         runtime.remove_pod(&self.entry.pod.uid).await?;
         self.remove_folder().await?;
         for sandbox in &seen.sandboxes {
             runtime.remove_sandbox(&sandbox.id).await?;
         }
         Ok(())
+    }
+
+    async fn stop_sandboxes(
+        &self,
+        runtime: &dyn ContainerRuntime,
+        pod: Option<&Arc<Pod>>,
+        seen: &ObservedPod,
+    ) -> Result<(), SyncError> {
+        for sandbox in &seen.sandboxes {
+            let stopped = runtime.stop_sandbox(&sandbox.id).await.map_err(SyncError::from);
+            self.tell_unless_ended(pod, stopped)?;
+        }
+        Ok(())
+    }
+
+    /// Why the runtime can't end something of the pod is all that its user sees of that.
+    fn tell_unless_ended<T>(
+        &self,
+        pod: Option<&Arc<Pod>>,
+        ended: Result<T, SyncError>,
+    ) -> Result<T, SyncError> {
+        if let (Some(pod), Err(SyncError::Provider(ProviderError::Failed { message, .. }))) = (pod, &ended) {
+            let message = format!("error killing pod: {message}");
+            self.shared.recorder.pod(pod, Kind::Warning, "FailedKillPod", &message);
+        }
+        ended
     }
 
     async fn remove_folder(&mut self) -> Result<(), SyncError> {

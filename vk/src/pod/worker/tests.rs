@@ -214,6 +214,19 @@ async fn deletion_tells_the_end_before_the_object_goes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_keeps_a_pod_from_ending_is_told() {
+    let world = World::new();
+    let _daemon = start(&world);
+    let uid = world.api.create("web", spec("Always"));
+    wait(|| world.api.phase(&uid) == "Running").await;
+    world.runtime.refuse("stop_sandbox", Some("the network plugin does not answer"));
+    world.api.delete(&uid, 5);
+    wait(|| world.api.told("error killing pod: the network plugin does not answer")).await;
+    world.runtime.refuse("stop_sandbox", None);
+    wait(|| world.api.is_gone(&uid) && world.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_api_server_that_does_not_know_a_pod_yet_is_asked_again_to_let_it_go() {
     let world = World::new();
     let _daemon = start(&world);

@@ -165,15 +165,14 @@ impl Worker {
             }
             let (audience, seconds) = &key;
             let audience = (!audience.is_empty()).then_some(audience.as_str());
-            let asked = self.shared.reader.token(pod, audience, *seconds).await;
             // An old token that still holds is better than none.
-            let holds = matches!(self.memory.tokens.get(&key), Some(Ok(token)) if token.expires_at > Timestamp::now());
-            match asked {
-                Ok(token) => drop(self.memory.tokens.insert(key, Ok(token))),
-                Err(error) if holds => {
+            let older = self.memory.tokens.get(&key).and_then(|token| token.clone().ok());
+            let older = older.filter(|token| token.expires_at > Timestamp::now());
+            match self.shared.reader.token(pod, audience, *seconds, older.clone()).await {
+                Err(error) if older.is_some() => {
                     tracing::warn!(pod = %self.entry.pod, %error, "a service account token is not renewed");
                 }
-                Err(error) => drop(self.memory.tokens.insert(key, Err(error))),
+                asked => drop(self.memory.tokens.insert(key, asked)),
             }
         }
     }

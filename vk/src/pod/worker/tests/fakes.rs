@@ -77,7 +77,8 @@ struct Machine {
     absent: BTreeMap<String, Option<Credentials>>,
     /// An image whose pull does not end.
     endless: Option<String>,
-    refuse_updates: Option<String>,
+    /// Calls that fail, and what they say.
+    refused: BTreeMap<&'static str, String>,
     burstable_shares: Option<u64>,
     lacks_pod_limits: Option<&'static str>,
     forget_start: Option<bool>,
@@ -175,9 +176,11 @@ impl Runtime {
         self.lock().endless = Some(image.to_owned());
     }
 
-    /// What updates of containers are answered with; `None`: they are done.
-    pub(super) fn refuse_updates(&self, message: Option<&str>) {
-        self.lock().refuse_updates = message.map(str::to_owned);
+    /// From now on this call fails with these words; `None`: no more.
+    pub(super) fn refuse(&self, call: &'static str, words: Option<&str>) {
+        let mut machine = self.lock();
+        machine.refused.remove(call);
+        machine.refused.extend(words.map(|words| (call, words.to_owned())));
     }
 
     /// The next container that is started runs and ends, and the runtime dies before it takes note.
@@ -292,6 +295,11 @@ impl Machine {
         format!("{kind}{}", self.ids)
     }
 
+    fn refusal(&self, operation: &'static str) -> Result<(), ProviderError> {
+        let message = self.refused.get(operation).cloned();
+        message.map_or(Ok(()), |message| Err(ProviderError::Failed { operation, message }))
+    }
+
     fn container(&mut self, id: &str) -> Option<&mut Container> {
         self.pods.values_mut().flat_map(|pod| &mut pod.containers).find(|container| container.id == id)
     }
@@ -371,7 +379,7 @@ impl ContainerRuntime for Runtime {
     }
 
     async fn stop_sandbox(&self, id: &str) -> Result<(), ProviderError> {
-        {
+        let stopped = {
             let mut machine = self.call("stop_sandbox");
             for seen in machine.pods.values_mut() {
                 for sandbox in seen.sandboxes.iter_mut().filter(|sandbox| sandbox.id == id) {
@@ -382,8 +390,9 @@ impl ContainerRuntime for Runtime {
                     end(container, 137);
                 }
             }
-        }
-        self.answer(Ok(())).await
+            machine.refusal("stop_sandbox")
+        };
+        self.answer(stopped).await
     }
 
     async fn remove_sandbox(&self, id: &str) -> Result<(), ProviderError> {
@@ -437,8 +446,8 @@ impl ContainerRuntime for Runtime {
     async fn update_container(&self, id: &str, resources: Resources) -> Result<(), ProviderError> {
         let refused = {
             let mut machine = self.call("update_container");
-            let refused = machine.refuse_updates.clone();
-            if refused.is_none()
+            let refused = machine.refusal("update_container");
+            if refused.is_ok()
                 && let Some(container) = machine.container(id)
             {
                 container.resources = Some(resources);
@@ -447,11 +456,7 @@ impl ContainerRuntime for Runtime {
             }
             refused
         };
-        let result = match refused {
-            Some(message) => Err(ProviderError::Failed { operation: "update_container", message }),
-            None => Ok(()),
-        };
-        self.answer(result).await
+        self.answer(refused).await
     }
 
     async fn update_pod(&self, _uid: &str, cgroup: PodCgroup) -> Result<(), ProviderError> {

@@ -137,3 +137,27 @@ async fn a_runtime_class_that_is_gone_stops_no_container_of_a_pod_that_runs() {
     restart(&world).await;
     assert_eq!(world.api.reads(CLASS), reads, "the sandbox is there");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_restart_waits_for_an_api_server_that_gives_no_answer() {
+    let world = World::new();
+    let _daemon = start(&world);
+    let mut spec = spec("Always");
+    spec["containers"] =
+        json!([{ "name": "main", "image": "busybox" }, { "name": "other", "image": "busybox" }]);
+    let uid = world.api.create("web", spec);
+    wait(|| world.api.phase(&uid) == "Running").await;
+
+    world.api.be_unreachable(true);
+    restart(&world).await;
+    // By now it is being told of that.
+    world.runtime.exit("other", 1);
+    wait(|| world.runtime.started("other") == 2).await;
+
+    world.api.be_unreachable(false);
+    let restarts = || {
+        let statuses = world.api.status(&uid)["containerStatuses"].clone();
+        [0, 1].map(|n| statuses[n]["restartCount"].as_i64())
+    };
+    wait(|| restarts() == [Some(1), Some(1)]).await;
+}

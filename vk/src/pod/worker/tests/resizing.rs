@@ -156,7 +156,7 @@ async fn a_refusal_of_the_runtime_is_told_and_another_wish_is_tried() {
     let world = World::new();
     let _daemon = start(&world);
     let uid = running(&world, "web", &sized("500m", "1Gi"), &json!([])).await;
-    world.runtime.refuse_updates(Some("the kernel said no"));
+    world.runtime.refuse("update_container", Some("the kernel said no"));
     resize(&world, &uid, &sized("1", "1Gi"));
     let progress = || condition(&world, &uid, "PodResizeInProgress").unwrap_or_default();
     wait(|| progress()["reason"] == "Error").await;
@@ -164,7 +164,7 @@ async fn a_refusal_of_the_runtime_is_told_and_another_wish_is_tried() {
     let status = world.api.status(&uid);
     assert_eq!(status["containerStatuses"][0]["resources"], sized("500m", "1Gi"), "what it really has");
     wait(|| world.api.events().contains(&"ResizeError".to_owned())).await;
-    world.runtime.refuse_updates(None);
+    world.runtime.refuse("update_container", None);
     resize(&world, &uid, &sized("700m", "1Gi"));
     has(&world, &uid, &sized("700m", "1Gi")).await;
 }

@@ -1,10 +1,12 @@
 //! Pods on a provider that is given whole pods.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Mutex};
 
 use async_trait::async_trait;
-use futures::{FutureExt as _, stream::BoxStream};
+use futures::{FutureExt as _, StreamExt as _, stream::BoxStream};
 use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use super::*;
 use crate::provider::{
@@ -15,7 +17,14 @@ use crate::provider::{
 
 /// Says that what it is given runs.
 #[derive(Default)]
-struct Cloud(Nothing);
+struct Cloud {
+    pods: Nothing,
+    /// So often it panics when it is asked about a pod.
+    faults: usize,
+    asked_at: Mutex<Vec<tokio::time::Instant>>,
+    /// Where it tells what was deleted.
+    news: Mutex<Option<mpsc::UnboundedSender<String>>>,
+}
 
 #[async_trait]
 impl PodService for Cloud {
@@ -24,7 +33,7 @@ impl PodService for Cloud {
     }
 
     async fn version(&self) -> Result<Version, ProviderError> {
-        self.0.version().await
+        self.pods.version().await
     }
 
     async fn ping(&self) -> Result<(), ProviderError> {
@@ -32,23 +41,34 @@ impl PodService for Cloud {
     }
 
     fn refuses(&self, _: &Pod) -> Option<String> {
+        let asked = {
+            let mut asked_at = self.asked_at.lock().unwrap();
+            asked_at.push(tokio::time::Instant::now());
+            asked_at.len()
+        };
+        assert!(asked > self.faults, "a fault of this provider");
         None
     }
 
     async fn create(&self, pod: &Pod) -> Result<(), ProviderError> {
-        self.0.create(pod).await
+        self.pods.create(pod).await
     }
 
     async fn delete(&self, pod: &PodRef, grace_seconds: u64) -> Result<(), ProviderError> {
-        self.0.delete(pod, grace_seconds).await
+        self.pods.delete(pod, grace_seconds).await?;
+        let news = self.news.lock().unwrap();
+        news.iter().for_each(|news| drop(news.send(pod.uid.clone())));
+        Ok(())
     }
 
     async fn list(&self) -> Result<BTreeMap<PodRef, ObservedPod>, ProviderError> {
-        self.0.list().await
+        self.pods.list().await
     }
 
     async fn changes(&self) -> Result<Option<BoxStream<'static, String>>, ProviderError> {
-        self.0.changes().await
+        let (news, told) = mpsc::unbounded_channel();
+        *self.news.lock().unwrap() = Some(news);
+        Ok(Some(UnboundedReceiverStream::new(told).boxed()))
     }
 }
 
@@ -116,6 +136,19 @@ async fn how_a_pod_ended_that_ran_is_told_before_its_object_goes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_woken_meanwhile_lets_the_object_go_once() {
+    let world = World::new();
+    let daemon = start_with(&world, Arc::new(Cloud::default()));
+    for _ in 0..30 {
+        let uid = world.api.create("web", spec("Never"));
+        wait(|| world.api.phase(&uid) == "Running").await;
+        world.api.delete(&uid, 30);
+        wait(|| world.api.is_gone(&uid) && daemon.pods.list().is_empty()).await;
+        assert_eq!(world.api.deletions(&uid), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_name_that_is_used_again_at_once_is_another_pod() {
     let world = World::new();
     let daemon = start_with(&world, Arc::new(Nothing::new()));
@@ -147,4 +180,19 @@ async fn a_pod_waits_for_the_secrets_that_it_must_have_and_for_no_others() {
         wait(|| world.api.events().iter().any(|told| told == event)).await;
     }
     assert_eq!(provider.list().await.unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_panics_is_followed_by_another_less_and_less_often() {
+    let world = World::new();
+    let service = Arc::new(Cloud { faults: 4, ..Cloud::default() });
+    let _daemon = start_with(&world, Arc::clone(&service) as _);
+    let uid = world.api.create("web", spec("Always"));
+    wait(|| world.api.phase(&uid) == "Running").await;
+    let asked_at = service.asked_at.lock().unwrap();
+    let waits = asked_at.windows(2).map(|pair| pair[1] - pair[0]);
+    for (waited, least) in waits.zip([1, 2, 4, 8].map(Duration::from_secs)) {
+        assert!(waited >= least, "{waited:?} instead of {least:?}");
+    }
+    assert_eq!(asked_at.len(), 5);
 }

@@ -8,7 +8,7 @@ use std::{
 use base64::Engine as _;
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::fake_api::{self, Answer, Call};
 
@@ -43,6 +43,8 @@ struct Cluster {
     /// Every call fails with this.
     broken: Option<u16>,
     fail_lists: bool,
+    /// No call is answered before this is dropped.
+    held: Option<watch::Sender<()>>,
     /// So often what is asked to be deleted is said not to be there.
     deny_deletes: u32,
     /// Watchers are told nothing.
@@ -119,6 +121,11 @@ impl Api {
         self.lock().broken = code;
     }
 
+    /// Drops what is sent to it, as a firewall does, until it is told otherwise.
+    pub(in crate::pod::worker::tests) fn be_unreachable(&self, unreachable: bool) {
+        self.lock().held = unreachable.then(|| watch::Sender::new(()));
+    }
+
     pub(in crate::pod::worker::tests) fn fail_lists(&self, fail: bool) {
         self.lock().fail_lists = fail;
     }
@@ -182,6 +189,9 @@ impl Api {
         };
         if call.method == "GET" {
             *cluster.reads.entry(call.path.clone()).or_default() += 1;
+        }
+        if let Some(held) = &cluster.held {
+            return Answer::Late(held.subscribe());
         }
         if let Some(code) = cluster.broken {
             return Answer::status(code, "ServiceUnavailable");
