@@ -21,7 +21,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::ephemeral;
 
-const COMPONENT: &str = "spillway-vk";
+/// Who tells of pods and their node: to its readers, who choose events by their source, the node is a kubelet. Which one, the host says.
+const COMPONENT: &str = "kubelet";
 /// Longest name of an object.
 const MAX_NAME: usize = 253;
 /// Events that wait to be written.
