@@ -1,7 +1,10 @@
 //! What is reached inside a container: its log, its processes, its ports, be it by a user through the kubelet API or by the pod's own
 //! probes and hooks. Where things are is asked of the runtime; reading and streaming is done elsewhere.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -13,6 +16,10 @@ use crate::provider::{
     Attach, AttachRequest, Exec, ExecError, ExecRequest, LogError, LogOptions, Logs, PortForward,
     ProviderError, StreamError, runtime::CommandEnd,
 };
+
+/// A kubelet looks at its containers once a second and tells of a start only then, so that who asks for the log of a container as soon as
+/// it is told to run finds what it said first. Here it is told at once.
+const UNTOLD: Duration = Duration::from_secs(1);
 
 /// See [`crate::provider::ContainerRuntime::exec_sync`].
 pub(super) async fn exec_sync(
@@ -64,6 +71,12 @@ impl Logs for Cri {
         if status.log_path.is_empty() {
             return Err(failed("the runtime keeps no log file for it".into()));
         }
+        let path = PathBuf::from(&status.log_path);
+        if !options.follow && status.state() == wire::ContainerState::ContainerRunning {
+            let started = Duration::from_nanos(u64::try_from(status.started_at).unwrap_or(0));
+            let runs_for = (SystemTime::UNIX_EPOCH + started).elapsed().unwrap_or_default();
+            logs::first_words(&path, UNTOLD.saturating_sub(runs_for)).await;
+        }
         let client = self.runtime();
         let id = container_id.to_owned();
         // Asked while following: whether anything can still be written.
@@ -83,9 +96,7 @@ impl Logs for Cri {
                 }
             }
         };
-        logs::open(PathBuf::from(status.log_path), options, running)
-            .await
-            .map_err(|error| failed(error.into()))
+        logs::open(path, options, running).await.map_err(|error| failed(error.into()))
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
     future::Future,
     io,
     os::unix::fs::MetadataExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
@@ -23,6 +23,7 @@ use futures::{
 use tokio::{
     fs::File,
     io::{AsyncReadExt as _, AsyncSeekExt as _, SeekFrom},
+    time::Instant,
 };
 
 use crate::provider::{LogOptions, LogSource};
@@ -77,6 +78,14 @@ where
         }
     })
     .boxed())
+}
+
+/// Returns once the file has content, and after `limit` whether it has or not.
+pub async fn first_words(path: &Path, limit: Duration) {
+    let end = Instant::now() + limit;
+    while Instant::now() < end && !tokio::fs::metadata(path).await.is_ok_and(|file| file.len() > 0) {
+        tokio::time::sleep(POLL).await;
+    }
 }
 
 async fn ended<R, F>(running: R)

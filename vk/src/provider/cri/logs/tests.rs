@@ -214,3 +214,17 @@ proptest! {
         prop_assert_eq!(tailed, whole.split_inclusive('\n').skip(skip).collect::<String>());
     }
 }
+
+#[tokio::test]
+async fn first_words_are_waited_for_only_until_they_are_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("0.log");
+    // Nobody says anything: the limit is over. It need not be long to be seen.
+    first_words(&path, Duration::from_millis(10)).await;
+    let (waits, says) = tokio::join!(
+        tokio::time::timeout(Duration::from_mins(1), first_words(&path, Duration::from_hours(1))),
+        tokio::fs::write(&path, "2026-01-01T00:00:00Z stdout F hello\n"),
+    );
+    says.unwrap();
+    assert!(waits.is_ok());
+}
