@@ -15,8 +15,8 @@ use spillway_vk::provider::{
     ProviderError, Version,
     observed::{Container, Exit, ObservedPod, PodRef, Sandbox, State},
     runtime::{
-        CommandEnd, ContainerRuntime, ContainerSpec, Credentials, Image, ImageUser, PodCgroup, Puller, Resources,
-        SandboxSpec,
+        CommandEnd, ContainerRuntime, ContainerSpec, Credentials, Image, ImageUser, PodCgroup, Puller,
+        Resources, SandboxSpec,
     },
 };
 
@@ -218,7 +218,7 @@ impl ContainerRuntime for Runtime {
             state: State::Created,
             image: container.image.clone(),
             image_id: container.image_id.clone(),
-asked_image: Some(container.image.clone()),
+            asked_image: Some(container.image.clone()),
             user: None,
             resources: Some(container.resources),
         };
@@ -283,12 +283,7 @@ asked_image: Some(container.image.clone()),
         Ok(Some(Image { id: format!("id of {image}"), size: 1, user: ImageUser::Id(1) }))
     }
 
-    async fn pull(
-        &self,
-        _: &Puller,
-        image: &str,
-        _: Option<&Credentials>,
-    ) -> Result<Image, ProviderError> {
+    async fn pull(&self, _: &Puller, image: &str, _: Option<&Credentials>) -> Result<Image, ProviderError> {
         Ok(Image { id: format!("id of {image}"), size: 1, user: ImageUser::Id(1) })
     }
 }
