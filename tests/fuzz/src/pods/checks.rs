@@ -292,7 +292,8 @@ fn kept_rights(spec: &PodSpec, container: &Container, message: &wire::ContainerC
     assert_eq!(made.privileged, own.privileged == Some(true));
     assert_eq!(made.no_new_privs, own.allow_privilege_escalation == Some(false));
     assert_eq!(made.readonly_rootfs, own.read_only_root_filesystem == Some(true));
-    assert_eq!(made.run_as_user.map(|user| user.value), own.run_as_user.or(pod.run_as_user));
+    let user = own.run_as_user.or(pod.run_as_user);
+    assert!(user.is_none() || made.run_as_user.map(|user| user.value) == user, "it runs as somebody else");
     assert_eq!(made.run_as_group.map(|group| group.value), own.run_as_group.or(pod.run_as_group));
     let is_root = made.run_as_user.is_some_and(|user| user.value == 0);
     assert!(!(is_root && own.run_as_non_root.or(pod.run_as_non_root) == Some(true)), "it runs as root");
