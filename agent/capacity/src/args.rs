@@ -1,0 +1,45 @@
+//! The command line: flags that all commands share, as kubectl has them. Each command's own flags stand with the command.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser};
+
+use crate::{command::Command, output::Format};
+
+/// Capacity planning for pools of dedicated and serverless accelerators: what is there and who holds it, how much to own, how much to rent, and why a pod waits.
+#[derive(Debug, Parser)]
+#[command(
+    name = "kubectl-spillway",
+    bin_name = "kubectl spillway",
+    version,
+    disable_help_subcommand = true,
+    max_term_width = 120
+)]
+pub struct Args {
+    /// What all commands share.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags that all commands share.
+#[derive(Debug, Clone, Default, ClapArgs)]
+pub struct Global {
+    /// Path to the kubeconfig file; else $KUBECONFIG, ~/.kube/config, or the pod's service account.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The name of the kubeconfig context to use.
+    #[arg(long, global = true, value_name = "NAME")]
+    pub context: Option<String>,
+    /// Only what is in this namespace. Machines and pools are always shown whole.
+    #[arg(short, long, global = true, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+    /// What is in all namespaces; the default.
+    #[arg(short = 'A', long, global = true, conflicts_with = "namespace")]
+    pub all_namespaces: bool,
+    /// How to print the result.
+    #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: Format,
+}

@@ -1,0 +1,1 @@
+//! What the Kubernetes API tells of a live cluster, and what may not be asked. Reads only.

@@ -1,0 +1,50 @@
+//! The commands: each wires a core to the Kubernetes API, to files and to the terminal, and owns its flags.
+
+mod man;
+
+use std::process::ExitCode;
+
+use crate::{
+    args::{Args, Global},
+    terminal::printable,
+};
+
+/// What to do.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Print the manual page.
+    Man,
+}
+
+/// How a command that did its work ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// As asked.
+    Done,
+    /// A condition of `--fail-if` holds: exit code 3.
+    Failing,
+}
+
+/// Exit code of [`Outcome::Failing`]. 1 is an error, 2 a wrong command line.
+const FAILING: u8 = 3;
+
+/// Carries out what the command line says. Errors are told on standard error.
+pub fn run(args: &Args) -> ExitCode {
+    match carry_out(&args.command, &args.global) {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Failing) => ExitCode::from(FAILING),
+        Err(error) => {
+            let message = error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ");
+            for line in format!("error: {message}").lines() {
+                eprintln!("{}", printable(line));
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn carry_out(command: &Command, _global: &Global) -> anyhow::Result<Outcome> {
+    match command {
+        Command::Man => man::run(),
+    }
+}

@@ -1,0 +1,1 @@
+//! Demand as a distribution over time: its quantiles, its holes, its drift.

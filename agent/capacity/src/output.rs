@@ -1,0 +1,195 @@
+//! Tables as kubectl prints them, and the same values as JSON, YAML and CSV.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+use unicode_width::UnicodeWidthStr as _;
+
+use crate::terminal::printable;
+
+/// `-o`: how a result is printed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// Aligned columns.
+    #[default]
+    Table,
+    /// Aligned columns, with more of them.
+    Wide,
+    /// One JSON document, with everything that is known.
+    Json,
+    /// The same as YAML.
+    Yaml,
+    /// Comma-separated values, one header for each table.
+    Csv,
+}
+
+/// Rows below a header.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Table {
+    /// What stands above it; nothing where empty.
+    pub title: String,
+    /// Its columns, from left to right.
+    pub columns: Vec<Column>,
+    /// As many cells each as there are columns.
+    pub rows: Vec<Vec<String>>,
+}
+
+/// A column of a [`Table`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Column {
+    /// In capitals, as kubectl has it.
+    pub name: &'static str,
+    /// Numbers are aligned to the right.
+    pub right: bool,
+    /// Shown by `-o wide` (and CSV) only.
+    pub wide: bool,
+}
+
+impl Column {
+    /// Words, aligned to the left.
+    pub fn text(name: &'static str) -> Self {
+        Self { name, right: false, wide: false }
+    }
+
+    /// Numbers, aligned to the right.
+    pub fn number(name: &'static str) -> Self {
+        Self { name, right: true, wide: false }
+    }
+
+    /// The same, shown by `-o wide` only.
+    #[must_use]
+    pub fn wide(self) -> Self {
+        Self { wide: true, ..self }
+    }
+}
+
+/// Prints `value` as JSON or YAML, or its `tables` as text or CSV.
+///
+/// # Errors
+/// When it can't be written.
+pub fn print(
+    out: &mut dyn Write,
+    format: Format,
+    value: &impl Serialize,
+    tables: &[Table],
+) -> io::Result<()> {
+    match format {
+        Format::Json => {
+            serde_json::to_writer_pretty(&mut *out, value)?;
+            writeln!(out)
+        }
+        Format::Yaml => {
+            let text = serde_saphyr::to_string(value).map_err(io::Error::other)?;
+            out.write_all(text.as_bytes())
+        }
+        Format::Table | Format::Wide => {
+            for (index, table) in tables.iter().enumerate() {
+                if index > 0 {
+                    writeln!(out)?;
+                }
+                aligned(out, table, format == Format::Wide)?;
+            }
+            Ok(())
+        }
+        Format::Csv => {
+            for (index, table) in tables.iter().enumerate() {
+                if index > 0 {
+                    writeln!(out)?;
+                }
+                comma_separated(out, table)?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Between columns, as kubectl has it.
+const GAP: &str = "   ";
+
+fn aligned(out: &mut dyn Write, table: &Table, wide: bool) -> io::Result<()> {
+    if !table.title.is_empty() {
+        writeln!(out, "{}", printable(&table.title))?;
+    }
+    let shown: Vec<usize> = table
+        .columns
+        .iter()
+        .enumerate()
+        .filter(|(_, column)| wide || !column.wide)
+        .map(|(index, _)| index)
+        .collect();
+    let rows: Vec<Vec<String>> =
+        std::iter::once(shown.iter().map(|&index| table.columns[index].name.to_owned()).collect())
+            .chain(table.rows.iter().map(|row| shown.iter().map(|&index| printable(&row[index])).collect()))
+            .collect();
+    let widths: Vec<usize> =
+        (0..shown.len()).map(|at| rows.iter().map(|row| row[at].width()).max().unwrap_or(0)).collect();
+    for row in &rows {
+        let mut line = String::new();
+        for (at, cell) in row.iter().enumerate() {
+            let pad = " ".repeat(widths[at] - cell.width());
+            if at > 0 {
+                line.push_str(GAP);
+            }
+            if table.columns[shown[at]].right {
+                line.push_str(&pad);
+                line.push_str(cell);
+            } else {
+                line.push_str(cell);
+                line.push_str(&pad);
+            }
+        }
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+fn comma_separated(out: &mut dyn Write, table: &Table) -> io::Result<()> {
+    let mut writer = csv::Writer::from_writer(out);
+    writer.write_record(table.columns.iter().map(|column| column.name.to_lowercase().replace(' ', "_")))?;
+    for row in &table.rows {
+        writer.write_record(row.iter().map(|cell| inert(cell)))?;
+    }
+    writer.flush()
+}
+
+/// A cell that no spreadsheet takes for a formula: those begin with one of a few characters. Numbers stay numbers.
+fn inert(cell: &str) -> String {
+    let formula = cell.starts_with(['=', '+', '-', '@', '\t', '\r']) && cell.parse::<f64>().is_err();
+    if formula { format!("'{cell}") } else { cell.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Column, Format, Table, print};
+
+    fn table() -> Table {
+        Table {
+            title: "Pools".to_owned(),
+            columns: vec![Column::text("NAME"), Column::number("GPUS"), Column::text("MODEL").wide()],
+            rows: vec![
+                vec!["a\u{1b}[2J".to_owned(), "8".to_owned(), "T4".to_owned()],
+                vec!["=1+1".to_owned(), "-16".to_owned(), "模型".to_owned()],
+            ],
+        }
+    }
+
+    fn printed(format: Format) -> String {
+        let mut out = Vec::new();
+        print(&mut out, format, &serde_json::json!({}), &[table()]).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn columns_are_aligned_and_escape_codes_shown() {
+        assert_eq!(
+            printed(Format::Table),
+            "Pools\nNAME         GPUS\na\\u{1b}[2J      8\n=1+1          -16\n"
+        );
+        assert!(printed(Format::Wide).contains("MODEL"));
+    }
+
+    #[test]
+    fn a_spreadsheet_finds_no_formula() {
+        assert_eq!(printed(Format::Csv), "name,gpus,model\na\u{1b}[2J,8,T4\n'=1+1,-16,模型\n");
+    }
+}

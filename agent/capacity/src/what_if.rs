@@ -1,0 +1,1 @@
+//! Before and after, side by side: other machines, other prices, other demand.
