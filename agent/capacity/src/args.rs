@@ -26,6 +26,7 @@ pub struct Args {
 
 /// Flags that all commands share.
 #[derive(Debug, Clone, Default, ClapArgs)]
+#[command(next_help_heading = "Global options")]
 pub struct Global {
     /// Path to the kubeconfig file; else $KUBECONFIG, ~/.kube/config, or the pod's service account.
     #[arg(long, global = true, value_name = "FILE")]

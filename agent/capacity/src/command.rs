@@ -1,5 +1,6 @@
 //! The commands: each wires a core to the Kubernetes API, to files and to the terminal, and owns its flags.
 
+mod completion;
 mod man;
 
 use std::process::ExitCode;
@@ -12,8 +13,13 @@ use crate::{
 /// What to do.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
+    /// Print the program that completes `kubectl spillway <TAB>`.
+    Completion(completion::Args),
+    /// Answer kubectl.
+    #[command(name = "__complete", hide = true)]
+    Complete(completion::Words),
     /// Print the manual page.
-    Man,
+    Man(man::Args),
 }
 
 /// How a command that did its work ended.
@@ -45,6 +51,8 @@ pub fn run(args: &Args) -> ExitCode {
 
 fn carry_out(command: &Command, _global: &Global) -> anyhow::Result<Outcome> {
     match command {
-        Command::Man => man::run(),
+        Command::Completion(_) => completion::script(),
+        Command::Complete(words) => completion::complete(words),
+        Command::Man(args) => man::run(args),
     }
 }
