@@ -22,6 +22,8 @@ pub struct Job {
     pub request: Request,
     /// When it should have ended, in seconds on the scale of `submit_s`.
     pub deadline_s: Option<f64>,
+    /// The higher, the sooner; 0 where the trace doesn't tell.
+    pub priority: i32,
     /// For whom it ran: a namespace, a user; empty where the trace doesn't tell.
     pub owner: Arc<str>,
 }
