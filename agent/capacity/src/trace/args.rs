@@ -1,0 +1,123 @@
+//! The flags of every command that reads a trace.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicU64},
+};
+
+use super::{
+    Trace,
+    error::Error,
+    input,
+    jobs::{Jobs, Reports},
+    preset::{Counted, Layout, Mapping, Preset},
+    progress::Progress,
+    rows::Rows,
+    samples::Samples,
+    value::{TimeUnit, Times},
+    warnings::{Kind, Warnings},
+};
+
+/// Which files make a trace, and how they are read.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Trace")]
+pub struct Args {
+    /// CSV files of one trace, plain or compressed with gzip or zstd; `-` is standard input. Parts of it in any order, or one file for each part of a cluster, whose demand is summed.
+    #[arg(value_name = "TRACE")]
+    pub files: Vec<PathBuf>,
+    /// What the columns mean. Without it the header tells.
+    #[arg(long, value_enum, value_name = "NAME")]
+    pub preset: Option<Preset>,
+    /// Which column holds what, by name or number: `submit=created,duration=runtime,gpus=3`. A preset's other columns stay.
+    #[arg(long, value_name = "KEY=COLUMN,…")]
+    pub columns: Option<Mapping>,
+    /// The first line is data; columns are `1`, `2`, ….
+    #[arg(long, requires = "columns")]
+    pub no_header: bool,
+    /// What separates columns: one character, or `tab`. Without it the first line tells.
+    #[arg(long, value_name = "CHARACTER", value_parser = delimiter)]
+    pub delimiter: Option<u8>,
+    /// The unit of times and durations that are plain numbers. Without it times of twelve digits or more are milliseconds and all else seconds.
+    #[arg(long, value_enum, value_name = "UNIT")]
+    pub time_unit: Option<TimeUnit>,
+    /// How far the clock of times without a zone is ahead of UTC.
+    #[arg(long, value_name = "±HH:MM", value_parser = super::value::offset, allow_hyphen_values = true)]
+    pub utc_offset: Option<i32>,
+    /// Which GPUs are demanded where a trace tells running from pending.
+    #[arg(long, value_enum, value_name = "WHICH", default_value_t)]
+    pub demand: Counted,
+    /// End at the first row that would be skipped, moved or doubted, instead of counting it.
+    #[arg(long)]
+    pub strict: bool,
+}
+
+fn delimiter(text: &str) -> Result<u8, String> {
+    match text.as_bytes() {
+        _ if text == "tab" || text == "\\t" => Ok(b'\t'),
+        [byte] if byte.is_ascii() && !matches!(byte, b'"' | b'\n' | b'\r') => Ok(*byte),
+        _ => Err("one ASCII character, or tab".to_owned()),
+    }
+}
+
+impl Args {
+    /// Opens all files and reads their headers. A progress bar runs while the trace is read, where standard error is a terminal.
+    ///
+    /// # Errors
+    /// When a file can't be opened, or its columns aren't understood.
+    pub fn open(&self) -> Result<Trace, Error> {
+        let read = Arc::new(AtomicU64::new(0));
+        let mut total = Some(0);
+        let mut opened = Vec::new();
+        for path in &self.files {
+            let (bytes, length) = input::open(path, &read)?;
+            total = total.zip(length).map(|(total, length)| total + length);
+            opened.push((path.display().to_string(), bytes));
+        }
+        self.read(opened, Progress::new(read, total))
+    }
+
+    /// Reads what is open already; the progress bar stays silent.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_bytes(&self, files: Vec<(String, Box<dyn std::io::Read + Send>)>) -> Result<Trace, Error> {
+        let files = files
+            .into_iter()
+            .map(|(name, bytes)| Ok((name.clone(), input::decompress(bytes, &name)?)))
+            .collect::<Result<_, Error>>()?;
+        self.read(files, Progress::silent())
+    }
+
+    fn read(&self, files: Vec<(String, input::Bytes)>, progress: Progress) -> Result<Trace, Error> {
+        let times = Times { unit: self.time_unit, offset_s: self.utc_offset.unwrap_or(0) };
+        let mapping = self.columns.clone().unwrap_or_default();
+        let mut reports = Reports { warnings: Warnings::default(), strict: self.strict };
+        let (mut jobs, mut demand) = (Vec::new(), Vec::new());
+        let mut machines = None;
+        for (name, bytes) in files {
+            let rows = Rows::new(bytes, &name, self.delimiter, !self.no_header)?;
+            match Layout::of(&rows, self.preset, &mapping, self.demand)? {
+                Layout::Jobs(columns) => jobs.push((rows, columns)),
+                Layout::Demand(columns) => demand.push((rows, columns)),
+                Layout::Owned => reports.warnings.add(Kind::LeftOut, &name, rows.header_line, || {
+                    "it tells what was owned, not what was demanded".to_owned()
+                }),
+                Layout::Machines => machines = Some(name),
+            }
+        }
+        if let Some(file) = machines {
+            return Err(Error::Machines { file });
+        }
+        match (jobs.first(), demand.first()) {
+            (Some((job, _)), Some((sample, _))) => Err(Error::Mixed {
+                first: job.file.to_string(),
+                first_is: "jobs",
+                second: sample.file.to_string(),
+                second_is: "demand over time",
+            }),
+            (Some(_), None) => Ok(Trace::Jobs(Jobs::new(jobs, times, reports, progress)?)),
+            (None, Some(_)) => Ok(Trace::Demand(Samples::new(demand, times, reports, progress)?)),
+            (None, None) => Err(Error::NoFiles),
+        }
+    }
+}

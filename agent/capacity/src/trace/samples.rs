@@ -1,0 +1,295 @@
+//! Rows that are demand over time, and the sum of several files.
+
+use super::{
+    error::Error,
+    jobs::{Cells, Reports, Skipped},
+    preset::{Columns, Counted, Key},
+    progress::Progress,
+    rows::Rows,
+    value::{self, Times, Unusable},
+    warnings::{Kind, Warnings},
+    window::{Came, Timed, Window},
+};
+use crate::job::Demand;
+
+/// Rows of each file that are sorted in memory: 2 MiB.
+const WINDOW: usize = 1 << 16;
+
+/// How often a step must have been the usual one before a longer one is a gap.
+const USUAL: u32 = 8;
+
+/// Demand over time, summed over all files. A file counts from its first to its last sample.
+#[derive(Debug)]
+pub struct Samples {
+    files: Vec<File>,
+    times: Times,
+    reports: Reports,
+    progress: Progress,
+    step: Step,
+    ended: bool,
+    given: u64,
+}
+
+#[derive(Debug)]
+struct File {
+    rows: Rows,
+    columns: Columns,
+    window: Window<Demand>,
+    /// All its rows are in the window.
+    read: bool,
+    /// Its next sample.
+    ahead: Option<Demand>,
+    /// What it demands now; nothing before its first sample and after its last.
+    now: Option<f64>,
+    begun_s: f64,
+}
+
+/// The usual time between two samples, by majority, and gaps.
+#[derive(Debug, Default)]
+struct Step {
+    last_s: Option<f64>,
+    usual_s: f64,
+    votes: u32,
+}
+
+impl Timed for Demand {
+    fn at_s(&self) -> f64 {
+        self.at_s
+    }
+}
+
+impl Samples {
+    pub(super) fn new(
+        files: Vec<(Rows, Columns)>,
+        times: Times,
+        reports: Reports,
+        progress: Progress,
+    ) -> Result<Self, Error> {
+        let mut samples = Self {
+            files: Vec::new(),
+            times,
+            reports,
+            progress,
+            step: Step::default(),
+            ended: false,
+            given: 0,
+        };
+        for (rows, columns) in files {
+            let mut file = File {
+                rows,
+                columns,
+                window: Window::new(WINDOW),
+                read: false,
+                ahead: None,
+                now: None,
+                begun_s: f64::NAN,
+            };
+            file.advance(times, &mut samples.reports, &mut samples.progress)?;
+            file.begun_s = file.ahead.map_or(f64::NAN, |first| first.at_s);
+            samples.files.push(file);
+        }
+        Ok(samples)
+    }
+
+    /// The first file's name.
+    pub fn name(&self) -> &str {
+        self.files.first().map_or("", |file| &file.rows.file)
+    }
+
+    /// What was wrong so far.
+    pub fn warnings(&self) -> Warnings {
+        self.reports.warnings.clone()
+    }
+
+    /// Bytes read so far, as they lie in the files.
+    pub fn bytes_read(&self) -> u64 {
+        self.progress.read()
+    }
+
+    /// Bytes in all, where the files tell.
+    pub fn bytes_total(&self) -> Option<u64> {
+        self.progress.total()
+    }
+
+    fn sample(&mut self) -> Result<Option<Demand>, Error> {
+        let earliest = self
+            .files
+            .iter()
+            .enumerate()
+            .filter_map(|(index, file)| file.ahead.map(|ahead| (index, ahead)))
+            .min_by(|(_, a), (_, b)| a.at_s.total_cmp(&b.at_s));
+        let Some((first, Demand { line, at_s, .. })) = earliest else { return Ok(None) };
+        let Self { files, times, reports, progress, .. } = self;
+        let mut continued = false;
+        for file in files.iter_mut() {
+            match file.ahead {
+                Some(ahead) if same(ahead.at_s, at_s) => {
+                    continued |= same(file.begun_s, at_s) && !file.columns.labelled;
+                    file.now = Some(ahead.gpus);
+                    file.ahead = None;
+                    file.advance(*times, reports, progress)?;
+                }
+                Some(_) => {}
+                None => file.now = None,
+            }
+        }
+        // A trace split between two rows of one time: the later one counts, as it does in one file.
+        if continued {
+            for file in files.iter_mut() {
+                if file.now.is_some() && file.ahead.is_none() && file.begun_s < at_s {
+                    file.now = None;
+                    let line = file.rows.line();
+                    reports.warn(Kind::Duplicate, &file.rows.file, line, || {
+                        "another file begins at the time of this row".to_owned()
+                    })?;
+                }
+            }
+        }
+        let mut demands = files.iter().filter_map(|file| file.now);
+        let gpus = demands.next().unwrap_or(0.0) + demands.sum::<f64>();
+        let name = files[first].rows.file.clone();
+        if let Some(gap_s) = self.step.gap(at_s) {
+            let usual_s = self.step.usual_s;
+            self.reports.warn(Kind::Gap, &name, line, || {
+                format!("{gap_s} s since the sample before, usually {usual_s} s")
+            })?;
+        }
+        Ok(Some(Demand { line, at_s, gpus }))
+    }
+}
+
+impl Step {
+    /// How long nothing was sampled, where that is a gap.
+    fn gap(&mut self, at_s: f64) -> Option<f64> {
+        let step_s = at_s - self.last_s.replace(at_s)?;
+        if (step_s - self.usual_s).abs() <= self.usual_s * 0.01 {
+            self.votes = self.votes.saturating_add(1);
+            return None;
+        }
+        if self.votes >= USUAL && step_s > self.usual_s * 1.5 {
+            return Some(step_s);
+        }
+        if self.votes == 0 {
+            self.usual_s = step_s;
+        }
+        self.votes = self.votes.saturating_sub(1);
+        None
+    }
+}
+
+impl Iterator for Samples {
+    type Item = Result<Demand, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        match self.sample() {
+            Ok(Some(sample)) => {
+                self.given += 1;
+                Some(Ok(sample))
+            }
+            Ok(None) if self.given == 0 => {
+                self.ended = true;
+                self.progress.end();
+                Some(Err(Error::NoRows {
+                    file: self.name().to_owned(),
+                    first: self.reports.warnings.iter().next().map(ToString::to_string),
+                }))
+            }
+            Ok(None) => {
+                self.ended = true;
+                self.progress.end();
+                None
+            }
+            Err(error) => {
+                self.ended = true;
+                self.progress.end();
+                Some(Err(error))
+            }
+        }
+    }
+}
+
+impl File {
+    /// Looks for the next sample: all rows of its time.
+    fn advance(&mut self, times: Times, reports: &mut Reports, progress: &mut Progress) -> Result<(), Error> {
+        self.fill(times, reports, progress)?;
+        let Some(mut sample) = self.window.pop() else { return Ok(()) };
+        loop {
+            self.fill(times, reports, progress)?;
+            if self.window.first_s() != Some(sample.at_s) {
+                break;
+            }
+            let Some(same) = self.window.pop() else { break };
+            if self.columns.labelled {
+                sample.gpus += same.gpus;
+            } else {
+                reports.warn(Kind::Duplicate, &self.rows.file, same.line, || {
+                    "the time of the row before; the later one counts".to_owned()
+                })?;
+                sample.gpus = same.gpus;
+            }
+        }
+        self.ahead = Some(sample);
+        Ok(())
+    }
+
+    /// Reads into the window until it is full or all is read.
+    fn fill(&mut self, times: Times, reports: &mut Reports, progress: &mut Progress) -> Result<(), Error> {
+        let Self { rows, columns, window, read, .. } = self;
+        let name = rows.file.clone();
+        while !*read && !window.is_full() {
+            let Some((line, row)) = rows.next()? else {
+                *read = true;
+                break;
+            };
+            progress.row();
+            match sample(line, Cells { row, columns }, times) {
+                Ok(sample) => match window.push(sample) {
+                    Came::InOrder => {}
+                    Came::Late => reports
+                        .warn(Kind::OutOfOrder, &name, line, || "earlier than the row above it".to_owned())?,
+                    Came::TooLate => {
+                        return Err(Error::Unsorted { file: name.to_string(), line, limit: window.limit() });
+                    }
+                },
+                Err(skipped) => reports.skip(&name, line, row, columns, &skipped)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn sample(line: u64, cells: Cells, times: Times) -> Result<Demand, Skipped> {
+    if cells.row.len() <= cells.columns.last {
+        return Err(Skipped { kind: Kind::ShortRow, key: Key::At, what: "in a row with cells missing" });
+    }
+    let skipped = |kind, key| move |why| Skipped { kind, key, what: words(why) };
+    let at = cells.get(Key::At).unwrap_or_default();
+    let at_s = times.at(at).map_err(skipped(Kind::BadTime, Key::At))?;
+    let number =
+        |key| value::number(cells.get(key).unwrap_or_default()).map_err(skipped(Kind::BadNumber, key));
+    let gpus = if cells.columns.of(Key::Running).is_some() {
+        let running = number(Key::Running)?;
+        match cells.columns.counted {
+            Counted::All => running + number(Key::Pending)?,
+            Counted::Running => running,
+        }
+    } else {
+        number(Key::Gpus)?
+    };
+    Ok(Demand { line, at_s, gpus })
+}
+
+/// Times are finite, and 0 has one sign: see [`Times::at`].
+fn same(a: f64, b: f64) -> bool {
+    a.total_cmp(&b).is_eq()
+}
+
+fn words(why: Unusable) -> &'static str {
+    match why {
+        Unusable::Missing => "empty",
+        Unusable::Not(what) => what,
+    }
+}

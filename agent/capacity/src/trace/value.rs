@@ -1,0 +1,324 @@
+//! Cells: numbers, times, durations, quantities, what Slurm calls TRES. Borrowed bytes in, values out.
+
+use jiff::civil;
+
+/// More than this is no time: the year 9999, in seconds. Also the longest duration and the most GPUs.
+const MOST: f64 = 253_402_300_800.0;
+
+/// From here on a plain number is milliseconds, microseconds, nanoseconds since 1970, not seconds.
+const MILLIS: f64 = 1e11;
+const MICROS: f64 = 1e14;
+const NANOS: f64 = 1e17;
+
+/// The unit of times that are plain numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum TimeUnit {
+    /// Seconds.
+    S,
+    /// Milliseconds.
+    Ms,
+    /// Microseconds.
+    Us,
+    /// Nanoseconds.
+    Ns,
+}
+
+impl TimeUnit {
+    fn seconds(self) -> f64 {
+        match self {
+            Self::S => 1.0,
+            Self::Ms => 1e-3,
+            Self::Us => 1e-6,
+            Self::Ns => 1e-9,
+        }
+    }
+}
+
+/// How times are read.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Times {
+    /// The unit of plain numbers, where it was said.
+    pub(super) unit: Option<TimeUnit>,
+    /// How far times without a zone are ahead of UTC.
+    pub(super) offset_s: i32,
+}
+
+/// Why a cell has no value. The words follow "KEY is ".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unusable {
+    /// Empty, or a word for nothing: `Unknown`, `None`, `null`, `-`.
+    Missing,
+    /// Not what it should be.
+    Not(&'static str),
+}
+
+const NO_TIME: Unusable = Unusable::Not("not a time: seconds, 2020-05-01 00:00:00 or 2020-05-01T00:00:00Z");
+const NO_DURATION: Unusable = Unusable::Not("not a duration: seconds, [days-]hh:mm:ss or 1h30m");
+
+impl Times {
+    /// A point in time, in seconds since 1970, or since whenever a trace counts from.
+    pub(super) fn at(self, cell: &[u8]) -> Result<f64, Unusable> {
+        let cell = filled(cell)?;
+        if let Some(number) = plain(cell) {
+            let unit = match self.unit {
+                Some(unit) => unit,
+                None if number.abs() >= NANOS => TimeUnit::Ns,
+                None if number.abs() >= MICROS => TimeUnit::Us,
+                None if number.abs() >= MILLIS => TimeUnit::Ms,
+                None => TimeUnit::S,
+            };
+            return time(number * unit.seconds());
+        }
+        let text = str::from_utf8(cell).map_err(|_| NO_TIME)?;
+        if let Ok(local) = text.parse::<civil::DateTime>() {
+            // The parser takes a zone and forgets it.
+            if !zoned(text) {
+                let zone = jiff::tz::TimeZone::fixed(
+                    jiff::tz::Offset::from_seconds(self.offset_s).map_err(|_| NO_TIME)?,
+                );
+                let at = zone.to_timestamp(local).map_err(|_| NO_TIME)?;
+                return time(at.as_duration().as_secs_f64());
+            }
+        }
+        let at = text.parse::<jiff::Timestamp>().map_err(|_| NO_TIME)?;
+        time(at.as_duration().as_secs_f64())
+    }
+
+    /// How long, in seconds: a number in the unit of times, `[days-]hh:mm:ss`, `mm:ss`, or as in Go, `1h30m`. May be negative.
+    pub(super) fn long(self, cell: &[u8]) -> Result<f64, Unusable> {
+        let cell = filled(cell)?;
+        if let Some(number) = plain(cell) {
+            return time(number * self.unit.map_or(1.0, TimeUnit::seconds));
+        }
+        let text = str::from_utf8(cell).map_err(|_| NO_DURATION)?;
+        let long = clock(text).or_else(|| units(text)).ok_or(NO_DURATION)?;
+        time(long)
+    }
+}
+
+/// `Z`, `+08:00` or `[Europe/Paris]` at its end.
+fn zoned(text: &str) -> bool {
+    let after_date = text.get(10..).unwrap_or_default();
+    after_date.contains(['Z', 'z', '+', '-', '['])
+}
+
+fn time(seconds: f64) -> Result<f64, Unusable> {
+    // 0 has one sign, so that times compare as numbers do.
+    if seconds.abs() < MOST { Ok(seconds + 0.0) } else { Err(Unusable::Not("beyond the year 9999")) }
+}
+
+/// `[days-]hh:mm:ss[.fraction]` and `mm:ss`, as Slurm writes them.
+fn clock(text: &str) -> Option<f64> {
+    let (days, clock) = match text.split_once('-') {
+        Some((days, clock)) => (days.parse::<u32>().ok()?, clock),
+        None => (0, text),
+    };
+    let mut seconds = 0.0;
+    let mut parts = 0;
+    for part in clock.split(':') {
+        if !part.starts_with(|first: char| first.is_ascii_digit()) {
+            return None;
+        }
+        seconds = seconds * 60.0 + plain(part.as_bytes())?;
+        parts += 1;
+    }
+    (parts == 2 || parts == 3).then_some(f64::from(days) * 86_400.0 + seconds)
+}
+
+/// `1d2h30m5s`.
+fn units(text: &str) -> Option<f64> {
+    let mut seconds = 0.0;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|character: char| !character.is_ascii_digit() && character != '.')?;
+        let number = plain(&rest.as_bytes()[..digits])?;
+        rest = &rest[digits..];
+        let letters = rest.find(|character: char| character.is_ascii_digit()).unwrap_or(rest.len());
+        let unit = match &rest[..letters] {
+            "ms" => 0.001,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            "d" => 86_400.0,
+            "w" => 604_800.0,
+            _ => return None,
+        };
+        seconds += number * unit;
+        rest = &rest[letters..];
+    }
+    Some(seconds)
+}
+
+/// A duration given on a command line: seconds, `[days-]hh:mm:ss` or `1h30m`.
+pub fn duration(text: &str) -> Result<f64, String> {
+    match Times::default().long(text.as_bytes()) {
+        Ok(long) if long >= 0.0 => Ok(long),
+        Ok(_) => Err("negative".to_owned()),
+        Err(Unusable::Missing) => Err("empty".to_owned()),
+        Err(Unusable::Not(what)) => Err(what.to_owned()),
+    }
+}
+
+/// `+08:00`, in seconds.
+pub(super) fn offset(text: &str) -> Result<i32, String> {
+    let wrong = || "an offset such as +08:00 or -05:30".to_owned();
+    let (sign, rest) = match text.as_bytes() {
+        [b'+', ..] => (1, &text[1..]),
+        [b'-', ..] => (-1, &text[1..]),
+        _ if text == "Z" || text == "0" => return Ok(0),
+        _ => return Err(wrong()),
+    };
+    let (hours, minutes) = rest.split_once(':').unwrap_or((rest, "0"));
+    let hours: i32 = hours.parse().map_err(|_| wrong())?;
+    let minutes: i32 = minutes.parse().map_err(|_| wrong())?;
+    if !(0..=25).contains(&hours) || !(0..60).contains(&minutes) {
+        return Err(wrong());
+    }
+    Ok(sign * (hours * 3600 + minutes * 60))
+}
+
+/// A cell without the blanks around it.
+fn filled(cell: &[u8]) -> Result<&[u8], Unusable> {
+    let cell = cell.trim_ascii();
+    let nothing: [&[u8]; 8] = [b"", b"-", b"unknown", b"none", b"null", b"(null)", b"n/a", b"nil"];
+    if cell.len() < 8 && nothing.iter().any(|word| cell.eq_ignore_ascii_case(word)) {
+        return Err(Unusable::Missing);
+    }
+    Ok(cell)
+}
+
+/// A finite decimal number, without words such as `inf`.
+fn plain(cell: &[u8]) -> Option<f64> {
+    if let Some(whole) = whole(cell) {
+        #[expect(clippy::cast_precision_loss, reason = "at most fifteen digits")]
+        return Some(whole as f64);
+    }
+    let first = *cell.iter().find(|byte| !matches!(byte, b'+' | b'-'))?;
+    if !first.is_ascii_digit() && first != b'.' {
+        return None;
+    }
+    str::from_utf8(cell).ok()?.parse::<f64>().ok().filter(|number| number.is_finite())
+}
+
+/// Up to fifteen digits: most numbers of most traces.
+fn whole(cell: &[u8]) -> Option<u64> {
+    if cell.is_empty() || cell.len() > 15 {
+        return None;
+    }
+    cell.iter()
+        .try_fold(0_u64, |number, byte| byte.is_ascii_digit().then(|| number * 10 + u64::from(byte - b'0')))
+}
+
+/// A number that isn't negative.
+pub(super) fn number(cell: &[u8]) -> Result<f64, Unusable> {
+    let cell = filled(cell)?;
+    let number = plain(cell).ok_or(Unusable::Not("not a number"))?;
+    if number < 0.0 {
+        return Err(Unusable::Not("negative"));
+    }
+    if number >= MOST {
+        return Err(Unusable::Not("too large"));
+    }
+    Ok(number)
+}
+
+/// A whole number that fits 32 bits; `8.0` is one.
+pub(super) fn count(cell: &[u8]) -> Result<u32, Unusable> {
+    let number = number(cell)?;
+    if number.fract() != 0.0 {
+        return Err(Unusable::Not("not a whole number"));
+    }
+    if number > f64::from(u32::MAX) {
+        return Err(Unusable::Not("too large"));
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked above")]
+    Ok(number as u32)
+}
+
+/// A quantity as Kubernetes and Slurm write it, in `thousandths` or whole: `500m`, `64Gi`, `16G`, `2`.
+pub(super) fn quantity(cell: &[u8]) -> Result<f64, Unusable> {
+    let cell = filled(cell)?;
+    let digits = cell
+        .iter()
+        .position(|byte| !byte.is_ascii_digit() && !matches!(byte, b'.' | b'+' | b'-'))
+        .unwrap_or(cell.len());
+    let factor = match &cell[digits..] {
+        b"" => 1.0,
+        b"m" => 1e-3,
+        b"k" => 1e3,
+        b"M" => 1e6,
+        b"G" => 1e9,
+        b"T" => 1e12,
+        b"Ki" | b"K" => 1024.0,
+        b"Mi" => 1024.0 * 1024.0,
+        b"Gi" => 1024.0 * 1024.0 * 1024.0,
+        b"Ti" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
+        _ => return number(cell),
+    };
+    Ok(number(&cell[..digits])? * factor)
+}
+
+/// `yes` and `no` in their usual words.
+pub(super) fn truth(cell: &[u8]) -> Result<bool, Unusable> {
+    let cell = filled(cell)?;
+    let is = |words: [&[u8]; 5]| words.iter().any(|word| cell.eq_ignore_ascii_case(word));
+    if is([b"1", b"true", b"yes", b"t", b"y"]) {
+        Ok(true)
+    } else if is([b"0", b"false", b"no", b"f", b"n"]) {
+        Ok(false)
+    } else {
+        Err(Unusable::Not("neither true nor false"))
+    }
+}
+
+/// What Slurm granted or was asked for, `billing=8,cpu=8,gres/gpu=2,gres/gpu:a100=2,mem=64G,node=1`.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Tres<'a> {
+    pub(super) gpus: u32,
+    pub(super) model: Option<&'a [u8]>,
+    pub(super) cpu: f64,
+    pub(super) memory_mib: f64,
+    pub(super) nodes: u32,
+}
+
+impl<'a> Tres<'a> {
+    pub(super) fn of(cell: &'a [u8]) -> Result<Self, Unusable> {
+        let mut tres = Self::default();
+        let (mut named, mut total) = (0_u32, None);
+        for pair in cell.split(|&byte| byte == b',').filter(|pair| !pair.trim_ascii().is_empty()) {
+            let equals =
+                pair.iter().position(|&byte| byte == b'=').ok_or(Unusable::Not("not name=amount,…"))?;
+            let (name, amount) = (pair[..equals].trim_ascii(), &pair[equals + 1..]);
+            match name {
+                b"cpu" => tres.cpu = quantity(amount)?,
+                b"node" => tres.nodes = count(amount)?,
+                b"mem" => tres.memory_mib = slurm_memory(amount)?,
+                b"gres/gpu" => total = Some(count(amount)?),
+                _ => {
+                    if let Some(model) = name.strip_prefix(b"gres/gpu:") {
+                        let gpus = count(amount)?;
+                        named = named.checked_add(gpus).ok_or(Unusable::Not("too large"))?;
+                        if gpus > 0 {
+                            tres.model = Some(model);
+                        }
+                    }
+                }
+            }
+        }
+        tres.gpus = total.unwrap_or(named);
+        Ok(tres)
+    }
+}
+
+/// Slurm's memory is in powers of 1024, MiB where it has no letter. In MiB.
+fn slurm_memory(cell: &[u8]) -> Result<f64, Unusable> {
+    let (digits, factor) = match cell.split_last() {
+        Some((b'K', digits)) => (digits, 1.0 / 1024.0),
+        Some((b'M', digits)) => (digits, 1.0),
+        Some((b'G', digits)) => (digits, 1024.0),
+        Some((b'T', digits)) => (digits, 1024.0 * 1024.0),
+        Some((b'P', digits)) => (digits, 1024.0 * 1024.0 * 1024.0),
+        _ => (cell, 1.0),
+    };
+    Ok(number(digits)? * factor)
+}
