@@ -305,6 +305,7 @@ impl Decoder {
             gang: cells.read(Key::Gang, Kind::BadNumber, value::truth)?.unwrap_or(pods > 1),
             request,
             deadline_s: cells.read(Key::Deadline, Kind::BadTime, |cell| times.at(cell))?,
+            priority: cells.read(Key::Priority, Kind::BadNumber, value::priority)?.unwrap_or(0),
             owner: self.name(cells.get(Key::Owner).unwrap_or_default()),
         }))
     }

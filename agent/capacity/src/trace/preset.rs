@@ -85,6 +85,7 @@ impl Preset {
             (Self::Jobs | Self::Openb, Key::MemoryMib) => &["memory_mib"],
             (Self::Jobs, Key::Models) => &["models", "model", "gpu_model", "gpu_type", "gpu_spec"],
             (Self::Jobs, Key::Deadline) => &["deadline", "deadline_s"],
+            (Self::Jobs | Self::Sacct, Key::Priority) => &["priority"],
             (Self::Jobs, Key::Owner) => &["owner", "namespace", "user", "account", "vc"],
 
             (Self::Openb, Key::Submit) => &["creation_time"],
@@ -168,6 +169,8 @@ pub enum Key {
     Models,
     /// When it should have ended.
     Deadline,
+    /// The higher, the sooner.
+    Priority,
     /// For whom.
     Owner,
     /// The time of a sample.
@@ -187,7 +190,7 @@ pub enum Key {
 }
 
 impl Key {
-    const ALL: [Self; 23] = [
+    const ALL: [Self; 24] = [
         Self::Submit,
         Self::Start,
         Self::End,
@@ -203,6 +206,7 @@ impl Key {
         Self::MemoryMib,
         Self::Models,
         Self::Deadline,
+        Self::Priority,
         Self::Owner,
         Self::At,
         Self::Running,
@@ -231,6 +235,7 @@ impl Key {
             Self::MemoryMib => "memory_mib",
             Self::Models => "models",
             Self::Deadline => "deadline",
+            Self::Priority => "priority",
             Self::Owner => "owner",
             Self::At => "at",
             Self::Running => "running",

@@ -235,6 +235,13 @@ pub(super) fn count(cell: &[u8]) -> Result<u32, Unusable> {
     Ok(number as u32)
 }
 
+/// A whole number, held within 32 bits: only the order counts.
+pub(super) fn priority(cell: &[u8]) -> Result<i32, Unusable> {
+    let number = plain(filled(cell)?).ok_or(Unusable::Not("not a number"))?;
+    #[expect(clippy::cast_possible_truncation, reason = "saturates")]
+    Ok(number as i32)
+}
+
 /// A quantity as Kubernetes and Slurm write it, in `thousandths` or whole: `500m`, `64Gi`, `16G`, `2`.
 pub(super) fn quantity(cell: &[u8]) -> Result<f64, Unusable> {
     let cell = filled(cell)?;
