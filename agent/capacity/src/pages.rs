@@ -1,1 +1,6 @@
-//! Pages that need no network: plots with a table beside each, from the same values that are printed.
+//! Results as pages for a browser: a neutral [`model`] of what a page shows, and [`mod@render`], which makes one HTML file of it that asks no network for anything.
+//!
+//! A page says the same with scripts off, on paper and to a screen reader: each plot has a table beside it, and the plots only draw what the tables say.
+
+pub mod model;
+pub mod render;
