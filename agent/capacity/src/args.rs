@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser};
+use clap_complete::{ArgValueCandidates, CompletionCandidate};
+use kube::config::Kubeconfig;
 
 use crate::{command::Command, output::Format};
 
@@ -32,7 +34,7 @@ pub struct Global {
     #[arg(long, global = true, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// The name of the kubeconfig context to use.
-    #[arg(long, global = true, value_name = "NAME")]
+    #[arg(long, global = true, value_name = "NAME", add = ArgValueCandidates::new(contexts))]
     pub context: Option<String>,
     /// Only what is in this namespace. Machines and pools are always shown whole.
     #[arg(short, long, global = true, value_name = "NAMESPACE")]
@@ -43,4 +45,10 @@ pub struct Global {
     /// How to print the result.
     #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
     pub output: Format,
+}
+
+/// For completion: the contexts of the kubeconfig that is found without flags.
+fn contexts() -> Vec<CompletionCandidate> {
+    let Ok(config) = Kubeconfig::read() else { return Vec::new() };
+    config.contexts.into_iter().map(|context| CompletionCandidate::new(context.name)).collect()
 }
