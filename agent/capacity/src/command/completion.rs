@@ -57,8 +57,12 @@ fn answer(words: &[OsString]) -> io::Result<String> {
     let last = line.len() - 1;
     let folder = std::env::current_dir().ok();
     let candidates = engine::complete(&mut args::Args::command(), line, last, folder.as_deref())?;
-    let shown: Vec<&CompletionCandidate> =
-        candidates.iter().filter(|candidate| !candidate.is_hide_set()).collect();
+    // As with kubectl's own commands, flags are offered to whom begins with one.
+    let flags = words.last().is_some_and(|word| word.as_encoded_bytes().starts_with(b"-"));
+    let wanted = |candidate: &&CompletionCandidate| {
+        !candidate.is_hide_set() && (flags || !candidate.get_value().as_encoded_bytes().starts_with(b"-"))
+    };
+    let shown: Vec<&CompletionCandidate> = candidates.iter().filter(wanted).collect();
     let mut text = String::new();
     for candidate in &shown {
         text.push_str(&printable(&candidate.get_value().to_string_lossy()));
@@ -91,6 +95,10 @@ mod tests {
             answered(&["man", "-o", "js"]).lines().next().and_then(|line| line.split('\t').next()),
             Some("json")
         );
-        assert!(!answered(&[]).contains("__complete"));
+        let nothing = answered(&[]);
+        assert!(
+            nothing.contains("man\t") && !nothing.contains("__complete") && !nothing.contains("--"),
+            "{nothing}"
+        );
     }
 }
