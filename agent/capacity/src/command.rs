@@ -1,7 +1,10 @@
 //! The commands: each wires a core to the Kubernetes API, to files and to the terminal, and owns its flags.
 
 mod completion;
+mod history;
 mod man;
+mod record;
+mod source;
 
 use std::process::ExitCode;
 
@@ -18,6 +21,10 @@ pub enum Command {
     /// Answer kubectl.
     #[command(name = "__complete", hide = true)]
     Complete(completion::Words),
+    /// Write down what the cluster shows, again and again, in one file that keeps years.
+    Record(record::Args),
+    /// Show usage over time, or export it as a trace.
+    History(history::Args),
     /// Print the manual page.
     Man(man::Args),
 }
@@ -49,10 +56,12 @@ pub fn run(args: &Args) -> ExitCode {
     }
 }
 
-fn carry_out(command: &Command, _global: &Global) -> anyhow::Result<Outcome> {
+fn carry_out(command: &Command, global: &Global) -> anyhow::Result<Outcome> {
     match command {
         Command::Completion(_) => completion::script(),
         Command::Complete(words) => completion::complete(words),
+        Command::Record(args) => record::run(args, global),
+        Command::History(args) => history::run(args, global),
         Command::Man(args) => man::run(args),
     }
 }
