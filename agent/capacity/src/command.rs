@@ -3,6 +3,7 @@
 mod completion;
 mod history;
 mod man;
+mod prices;
 mod record;
 mod source;
 
@@ -27,6 +28,8 @@ pub enum Command {
     History(history::Args),
     /// Print the manual page.
     Man(man::Args),
+    /// List the prices that are reckoned with, with their source and age.
+    Prices(prices::Args),
 }
 
 /// How a command that did its work ended.
@@ -63,5 +66,6 @@ fn carry_out(command: &Command, global: &Global) -> anyhow::Result<Outcome> {
         Command::Record(args) => record::run(args, global),
         Command::History(args) => history::run(args, global),
         Command::Man(args) => man::run(args),
+        Command::Prices(args) => prices::run(args, global),
     }
 }
