@@ -6,6 +6,7 @@ mod man;
 mod prices;
 mod record;
 mod source;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -28,6 +29,8 @@ pub enum Command {
     History(history::Args),
     /// Print the manual page.
     Man(man::Args),
+    /// Read a trace, and say what is in it and what is wrong with it.
+    Trace(trace::Args),
     /// List the prices that are reckoned with, with their source and age.
     Prices(prices::Args),
 }
@@ -66,6 +69,7 @@ fn carry_out(command: &Command, global: &Global) -> anyhow::Result<Outcome> {
         Command::Record(args) => record::run(args, global),
         Command::History(args) => history::run(args, global),
         Command::Man(args) => man::run(args),
+        Command::Trace(args) => trace::run(args, global),
         Command::Prices(args) => prices::run(args, global),
     }
 }

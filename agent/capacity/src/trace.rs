@@ -9,13 +9,17 @@
 //! any row reads as it did whole.
 
 mod args;
+mod decoder;
 mod error;
 mod input;
 mod jobs;
+pub mod lists;
 mod preset;
 mod progress;
+mod reports;
 mod rows;
 mod samples;
+pub mod summary;
 mod value;
 mod warnings;
 mod window;

@@ -68,6 +68,7 @@ const SERVERLESS: &str = "--serverless-price";
 /// Which prices are used.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Prices")]
+#[group(id = "prices_in_force")]
 pub struct Args {
     /// A price file, of which each price takes the place of the built-in one with its name; `kubectl spillway prices` lists both.
     #[arg(long, value_name = "FILE")]

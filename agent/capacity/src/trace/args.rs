@@ -9,9 +9,10 @@ use super::{
     Trace,
     error::Error,
     input,
-    jobs::{Jobs, Reports},
+    jobs::Jobs,
     preset::{Counted, Layout, Mapping, Preset},
     progress::Progress,
+    reports::Reports,
     rows::Rows,
     samples::Samples,
     value::{TimeUnit, Times},
@@ -21,6 +22,7 @@ use super::{
 /// Which files make a trace, and how they are read.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Trace")]
+#[group(id = "trace")]
 pub struct Args {
     /// CSV files of one trace, plain or compressed with gzip or zstd; `-` is standard input. Parts of it in any order, or one file for each part of a cluster, whose demand is summed.
     #[arg(value_name = "TRACE")]
@@ -93,15 +95,18 @@ impl Args {
         let mapping = self.columns.clone().unwrap_or_default();
         let mut reports = Reports { warnings: Warnings::default(), strict: self.strict };
         let (mut jobs, mut demand) = (Vec::new(), Vec::new());
-        let mut machines = None;
+        let (mut machines, mut owned) = (None, None);
         for (name, bytes) in files {
             let rows = Rows::new(bytes, &name, self.delimiter, !self.no_header)?;
             match Layout::of(&rows, self.preset, &mapping, self.demand)? {
                 Layout::Jobs(columns) => jobs.push((rows, columns)),
                 Layout::Demand(columns) => demand.push((rows, columns)),
-                Layout::Owned => reports.warnings.add(Kind::LeftOut, &name, rows.header_line, || {
-                    "it tells what was owned, not what was demanded".to_owned()
-                }),
+                Layout::Owned => {
+                    reports.warn(Kind::LeftOut, &name, rows.header_line(), || {
+                        "it tells what was owned, not what was demanded".to_owned()
+                    })?;
+                    owned = Some(name);
+                }
                 Layout::Machines => machines = Some(name),
             }
         }
@@ -117,7 +122,7 @@ impl Args {
             }),
             (Some(_), None) => Ok(Trace::Jobs(Jobs::new(jobs, times, reports, progress)?)),
             (None, Some(_)) => Ok(Trace::Demand(Samples::new(demand, times, reports, progress)?)),
-            (None, None) => Err(Error::NoFiles),
+            (None, None) => Err(owned.map_or(Error::NoFiles, |file| Error::Owned { file })),
         }
     }
 }

@@ -147,6 +147,24 @@ pub enum Error {
         /// Its path.
         file: String,
     },
+    /// A list of what was owned where a trace is wanted.
+    #[error(
+        "{file} tells how many GPUs were owned, not how many were demanded; give the clusters' own files, too"
+    )]
+    Owned {
+        /// Its path.
+        file: String,
+    },
+    /// A row of a list that must be read whole.
+    #[error("{file}:{line}: {what}")]
+    Row {
+        /// Its path.
+        file: String,
+        /// Where.
+        line: u64,
+        /// What is wrong.
+        what: String,
+    },
     /// Jobs are needed, and there is demand only.
     #[error(
         "{file} has demand over time, but no jobs, which this needs: a trace with submit time and duration of each"

@@ -14,7 +14,7 @@
 
 use std::{collections::BTreeMap, str::FromStr};
 
-use super::{error::Error, rows::Rows};
+use super::{error::Error, lists, rows::Rows};
 
 /// What a trace's columns mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -326,7 +326,7 @@ impl Layout {
     ) -> Result<Self, Error> {
         let header: Vec<String> = rows.header.iter().map(|name| name.to_ascii_lowercase()).collect();
         let has = |names: &[&str]| names.iter().all(|name| header.iter().any(|column| column == name));
-        if has(&["sn", "cpu_milli", "memory_mib", "gpu", "model"]) {
+        if has(&lists::MACHINES) {
             return Ok(Self::Machines);
         }
         let clusters = header.len().saturating_sub(2);
@@ -342,8 +342,17 @@ impl Layout {
             Some(preset) => preset,
             None => header.recognise()?,
         };
-        let columns = header.columns(preset, counted)?;
+        let columns = header.columns_of(preset, preset.needs(), counted)?;
         Ok(if preset.jobs() { Self::Jobs(columns) } else { Self::Demand(columns) })
+    }
+}
+
+impl Layout {
+    /// Where a list of Openb's pods has what each asks for; times may be missing.
+    pub(super) fn requests(rows: &Rows) -> Result<Columns, Error> {
+        let names: Vec<String> = rows.header.iter().map(|name| name.to_ascii_lowercase()).collect();
+        let header = Header { rows, names: &names, mapping: &Mapping::default() };
+        header.columns_of(Preset::Openb, &[&[Key::Gpus], &[Key::GpuMilli]], Counted::All)
     }
 }
 
@@ -381,7 +390,7 @@ impl Header<'_> {
         if self.names.iter().any(data) {
             return Err(Error::NoHeader {
                 file: self.rows.file.to_string(),
-                line: self.rows.header_line,
+                line: self.rows.header_line(),
                 example: "submit=1,duration=2,gpus=3",
             });
         }
@@ -411,7 +420,7 @@ impl Header<'_> {
         listed.join(", ")
     }
 
-    fn columns(&self, preset: Preset, counted: Counted) -> Result<Columns, Error> {
+    fn columns_of(&self, preset: Preset, needs: &[&[Key]], counted: Counted) -> Result<Columns, Error> {
         let mut at = [None; Key::ALL.len()];
         for key in Key::ALL {
             at[key as usize] = match self.mapping.0.get(&key) {
@@ -419,12 +428,12 @@ impl Header<'_> {
                 None => self.known(key, preset)?,
             };
         }
-        for any in preset.needs() {
+        for any in needs {
             if any.iter().all(|key| at[*key as usize].is_none()) {
                 return Err(self.missing(preset, any));
             }
         }
-        let last = preset.needs().iter().flat_map(|any| any.iter().filter_map(|key| at[*key as usize])).max();
+        let last = needs.iter().flat_map(|any| any.iter().filter_map(|key| at[*key as usize])).max();
         let labelled = match preset {
             Preset::Prometheus => self.names.len() > 2,
             _ => at[Key::Owner as usize].is_some(),

@@ -22,8 +22,6 @@ pub(super) struct Rows {
     pub(super) file: Arc<str>,
     /// Its columns, trimmed.
     pub(super) header: Vec<String>,
-    /// On which line the header stands.
-    pub(super) header_line: u64,
     reader: csv::Reader<Limited>,
     record: ByteRecord,
     /// Lines above those that the reader has seen.
@@ -65,12 +63,16 @@ impl Rows {
         Ok(Self {
             file: Arc::from(file),
             header: header.collect(),
-            header_line: above + 1,
             reader,
             record: ByteRecord::new(),
             above,
             line: above + 1,
         })
+    }
+
+    /// The line of the header.
+    pub(super) fn header_line(&self) -> u64 {
+        self.above + 1
     }
 
     /// The line of the row that was read last.

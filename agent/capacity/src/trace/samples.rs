@@ -2,9 +2,9 @@
 
 use super::{
     error::Error,
-    jobs::{Cells, Reports, Skipped},
     preset::{Columns, Counted, Key},
     progress::Progress,
+    reports::{Cells, Reports, Skipped},
     rows::Rows,
     value::{self, Times, Unusable},
     warnings::{Kind, Warnings},
@@ -265,7 +265,7 @@ fn sample(line: u64, cells: Cells, times: Times) -> Result<Demand, Skipped> {
     if cells.row.len() <= cells.columns.last {
         return Err(Skipped { kind: Kind::ShortRow, key: Key::At, what: "in a row with cells missing" });
     }
-    let skipped = |kind, key| move |why| Skipped { kind, key, what: words(why) };
+    let skipped = |kind, key| move |why: Unusable| Skipped { kind, key, what: why.words() };
     let at = cells.get(Key::At).unwrap_or_default();
     let at_s = times.at(at).map_err(skipped(Kind::BadTime, Key::At))?;
     let number =
@@ -285,11 +285,4 @@ fn sample(line: u64, cells: Cells, times: Times) -> Result<Demand, Skipped> {
 /// Times are finite, and 0 has one sign: see [`Times::at`].
 fn same(a: f64, b: f64) -> bool {
     a.total_cmp(&b).is_eq()
-}
-
-fn words(why: Unusable) -> &'static str {
-    match why {
-        Unusable::Missing => "empty",
-        Unusable::Not(what) => what,
-    }
 }

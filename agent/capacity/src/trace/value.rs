@@ -55,6 +55,15 @@ pub(super) enum Unusable {
 const NO_TIME: Unusable = Unusable::Not("not a time: seconds, 2020-05-01 00:00:00 or 2020-05-01T00:00:00Z");
 const NO_DURATION: Unusable = Unusable::Not("not a duration: seconds, [days-]hh:mm:ss or 1h30m");
 
+impl Unusable {
+    pub(super) fn words(self) -> &'static str {
+        match self {
+            Self::Missing => "empty",
+            Self::Not(what) => what,
+        }
+    }
+}
+
 impl Times {
     /// A point in time, in seconds since 1970, or since whenever a trace counts from.
     pub(super) fn at(self, cell: &[u8]) -> Result<f64, Unusable> {

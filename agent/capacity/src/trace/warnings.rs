@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::output::{Column, Table};
+
 /// A kind of defect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -115,6 +117,28 @@ impl Warnings {
     /// How often `kind` was met.
     pub fn count(&self, kind: Kind) -> u64 {
         self.0.iter().find(|warning| warning.kind == kind).map_or(0, |warning| warning.count)
+    }
+
+    /// A table of them, where there are any.
+    pub fn table(&self) -> Option<Table> {
+        let columns = vec![
+            Column::number("COUNT"),
+            Column::text("WHAT"),
+            Column::text("FIRST FILE"),
+            Column::number("FIRST LINE"),
+            Column::text("FIRST"),
+        ];
+        let rows = self.0.iter().map(|warning| {
+            vec![
+                warning.count.to_string(),
+                warning.kind.words().to_owned(),
+                warning.file.clone(),
+                warning.line.to_string(),
+                warning.first.clone(),
+            ]
+        });
+        let rows: Vec<_> = rows.collect();
+        (!rows.is_empty()).then(|| Table { title: "Wrong with the trace".to_owned(), columns, rows })
     }
 
     /// What `other` has, too.

@@ -1,0 +1,243 @@
+//! Makes jobs of rows.
+
+use std::{collections::HashMap, sync::Arc};
+
+use csv::ByteRecord;
+
+use super::{
+    preset::{Columns, Key, Preset},
+    reports::{Cells, Skipped},
+    value::{self, Times, Tres},
+    warnings::Kind,
+};
+use crate::job::{Job, Request, WHOLE_GPU};
+
+/// Different names that are kept once; beyond, each job has its own.
+const NAMES: usize = 1 << 16;
+const NAME: usize = 256;
+
+/// Makes jobs of rows. Names are kept once.
+#[derive(Debug)]
+pub(super) struct Decoder {
+    times: Times,
+    names: HashMap<Box<[u8]>, Arc<str>>,
+    models: HashMap<Box<[u8]>, Arc<[Arc<str>]>>,
+    any: Arc<[Arc<str>]>,
+    none: Arc<str>,
+    /// A name that was made since it was last asked isn't UTF-8.
+    replaced: bool,
+}
+
+impl Decoder {
+    pub(super) fn new(times: Times) -> Self {
+        Self {
+            times,
+            names: HashMap::new(),
+            models: HashMap::new(),
+            any: Arc::from([]),
+            none: Arc::from(""),
+            replaced: false,
+        }
+    }
+
+    /// Whether a name that was made since the last call isn't UTF-8. One that is known already isn't told again.
+    pub(super) fn replaced(&mut self) -> bool {
+        std::mem::take(&mut self.replaced)
+    }
+
+    /// The job of a row; nothing where the row is a part of a job.
+    pub(super) fn job(
+        &mut self,
+        line: u64,
+        row: &ByteRecord,
+        columns: &Columns,
+    ) -> Result<Option<Job>, Skipped> {
+        let cells = Cells { row, columns };
+        if columns.preset == Preset::Sacct && cells.get(Key::Id).is_some_and(|id| id.contains(&b'.')) {
+            return Ok(None);
+        }
+        if row.len() <= columns.last {
+            return Err(Skipped {
+                kind: Kind::ShortRow,
+                key: Key::Submit,
+                what: "in a row with cells missing",
+            });
+        }
+        let times = self.times;
+        let submit_s = cells.read(Key::Submit, Kind::BadTime, |cell| times.at(cell))?.ok_or(Skipped {
+            kind: Kind::BadTime,
+            key: Key::Submit,
+            what: "empty",
+        })?;
+        let duration_s = self.duration(cells, submit_s)?;
+        let (pods, request) = self.request(cells)?;
+        Ok(Some(Job {
+            line,
+            submit_s,
+            duration_s,
+            pods,
+            gang: cells.read(Key::Gang, Kind::BadNumber, value::truth)?.unwrap_or(pods > 1),
+            request,
+            deadline_s: cells.read(Key::Deadline, Kind::BadTime, |cell| times.at(cell))?,
+            priority: cells.read(Key::Priority, Kind::BadNumber, value::priority)?.unwrap_or(0),
+            owner: self.name(cells.get(Key::Owner).unwrap_or_default()),
+        }))
+    }
+
+    fn duration(&self, cells: Cells, submit_s: f64) -> Result<f64, Skipped> {
+        let times = self.times;
+        let long = cells.read(Key::Duration, Kind::BadTime, |cell| times.long(cell))?;
+        let start = cells.read(Key::Start, Kind::BadTime, |cell| times.at(cell))?;
+        let end = cells.read(Key::End, Kind::BadTime, |cell| times.at(cell))?;
+        let negative = |key, what| Err(Skipped { kind: Kind::NegativeDuration, key, what });
+        if let Some(end) = end
+            && end < submit_s
+        {
+            return negative(Key::End, "before it was submitted");
+        }
+        // Slurm tells how long a job ran so far, and the end as unknown.
+        let unfinished =
+            cells.columns.preset == Preset::Sacct && cells.get(Key::End).is_some() && end.is_none();
+        match (long, start, end) {
+            _ if unfinished => {
+                Err(Skipped { kind: Kind::Unfinished, key: Key::End, what: "no time: it still runs" })
+            }
+            (Some(long), ..) if long < 0.0 => negative(Key::Duration, "negative"),
+            (Some(_), None, _) if never_ran(cells) => {
+                Err(Skipped { kind: Kind::NeverRan, key: Key::Start, what: "empty: it never ran" })
+            }
+            (Some(long), ..) => Ok(long),
+            (None, Some(start), Some(end)) if end < start => negative(Key::End, "before it started"),
+            (None, Some(start), Some(end)) => Ok(end - start),
+            (None, None, Some(_)) if cells.get(Key::Start).is_some() => {
+                Err(Skipped { kind: Kind::NeverRan, key: Key::Start, what: "empty: it never ran" })
+            }
+            (None, None, Some(end)) => Ok(end - submit_s),
+            (None, _, None) if cells.get(Key::End).is_some() => {
+                Err(Skipped { kind: Kind::Unfinished, key: Key::End, what: "no time: it has no end" })
+            }
+            (None, _, None) => {
+                Err(Skipped { kind: Kind::Unfinished, key: Key::Duration, what: "no duration" })
+            }
+        }
+    }
+
+    /// How many pods, and what each asks for.
+    pub(super) fn request(&mut self, cells: Cells) -> Result<(u32, Request), Skipped> {
+        let number = |key| cells.read(key, Kind::BadNumber, value::count);
+        let mut pods = number(Key::Pods)?.unwrap_or(1).max(1);
+        let mut request = Request { models: Arc::clone(&self.any), ..Request::gpus(1) };
+        if let Some(milli) = number(Key::GpuMilli)? {
+            if milli > WHOLE_GPU {
+                return Err(Skipped {
+                    kind: Kind::BadNumber,
+                    key: Key::GpuMilli,
+                    what: "more than 1000: name whole GPUs in gpus",
+                });
+            }
+            request.gpu_milli = milli;
+        }
+        if let Some(gpus) = number(Key::Gpus)? {
+            request.gpus = gpus;
+        } else if let Some(total) = number(Key::TotalGpus)? {
+            (pods, request.gpus) = spread(total, pods);
+        } else if let Some(tres) = tres(cells)? {
+            pods = pods.max(tres.nodes);
+            let (spread_over, gpus) = spread(tres.gpus, pods);
+            request.gpus = gpus;
+            request.cpu_milli = milli(tres.cpu / f64::from(pods));
+            request.memory_mib = whole(tres.memory_mib / f64::from(pods));
+            pods = spread_over;
+            if let Some(model) = tres.model {
+                request.models = self.models(model);
+            }
+        }
+        if request.gpu_milli == 0 {
+            request.gpus = 0;
+        }
+        if request.gpus == 0 {
+            request.gpu_milli = WHOLE_GPU;
+        }
+        if let Some(cores) = cells.read(Key::Cpu, Kind::BadNumber, value::quantity)? {
+            request.cpu_milli = milli(cores);
+        }
+        if let Some(cpu_milli) = cells.read(Key::CpuMilli, Kind::BadNumber, value::number)? {
+            request.cpu_milli = whole(cpu_milli);
+        }
+        if let Some(bytes) = cells.read(Key::Memory, Kind::BadNumber, value::quantity)? {
+            request.memory_mib = whole((bytes / (1024.0 * 1024.0)).ceil());
+        }
+        if let Some(mib) = cells.read(Key::MemoryMib, Kind::BadNumber, value::number)? {
+            request.memory_mib = whole(mib);
+        }
+        if let Some(models) = cells.get(Key::Models) {
+            request.models = self.models(models);
+        }
+        Ok((pods, request))
+    }
+
+    fn name(&mut self, name: &[u8]) -> Arc<str> {
+        let name = name.trim_ascii();
+        if name.is_empty() {
+            return Arc::clone(&self.none);
+        }
+        if let Some(known) = self.names.get(name) {
+            return Arc::clone(known);
+        }
+        let text = String::from_utf8_lossy(name);
+        self.replaced |= matches!(text, std::borrow::Cow::Owned(_));
+        let made: Arc<str> = Arc::from(text.as_ref());
+        if self.names.len() < NAMES && name.len() <= NAME {
+            self.names.insert(Box::from(name), Arc::clone(&made));
+        }
+        made
+    }
+
+    fn models(&mut self, cell: &[u8]) -> Arc<[Arc<str>]> {
+        let cell = cell.trim_ascii();
+        if cell.is_empty() {
+            return Arc::clone(&self.any);
+        }
+        if let Some(known) = self.models.get(cell) {
+            return Arc::clone(known);
+        }
+        let made: Arc<[Arc<str>]> = cell
+            .split(|&byte| byte == b'|')
+            .filter(|model| !model.trim_ascii().is_empty())
+            .map(|model| self.name(model))
+            .collect();
+        if self.models.len() < NAMES && cell.len() <= NAME {
+            self.models.insert(Box::from(cell), Arc::clone(&made));
+        }
+        made
+    }
+}
+
+/// Slurm's jobs that were cancelled while they waited have an elapsed time of 0 and no start.
+fn never_ran(cells: Cells) -> bool {
+    cells.columns.preset == Preset::Sacct && cells.get(Key::Start).is_some()
+}
+
+fn tres(cells: Cells<'_>) -> Result<Option<Tres<'_>>, Skipped> {
+    for key in [Key::Tres, Key::AskedTres] {
+        if cells.get(key).is_some_and(|cell| !cell.is_empty()) {
+            return cells.read(key, Kind::BadNumber, Tres::of);
+        }
+    }
+    Ok(None)
+}
+
+/// `total` GPUs over `pods`; where they don't divide evenly, a pod for each GPU.
+fn spread(total: u32, pods: u32) -> (u32, u32) {
+    if total.is_multiple_of(pods) { (pods, total / pods) } else { (total, 1) }
+}
+
+fn milli(cores: f64) -> u64 {
+    whole(cores * 1000.0)
+}
+
+/// Not negative, and far below 2⁶⁴: see [`value::number`].
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
+fn whole(number: f64) -> u64 {
+    number.round() as u64
+}

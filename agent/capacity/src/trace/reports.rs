@@ -1,0 +1,96 @@
+//! Rows that give nothing, and why.
+
+use csv::ByteRecord;
+
+use super::{
+    error::Error,
+    preset::{Columns, Key},
+    value::Unusable,
+    warnings::{Kind, Warnings},
+};
+
+/// Where warnings go.
+#[derive(Debug)]
+pub(super) struct Reports {
+    pub(super) warnings: Warnings,
+    pub(super) strict: bool,
+}
+
+impl Reports {
+    /// Counts a defect, or ends in it where reading is strict.
+    pub(super) fn warn(
+        &mut self,
+        kind: Kind,
+        file: &str,
+        line: u64,
+        what: impl FnOnce() -> String,
+    ) -> Result<(), Error> {
+        if self.strict {
+            return Err(Error::Strict { file: file.to_owned(), line, what: what() });
+        }
+        self.warnings.add(kind, file, line, what);
+        Ok(())
+    }
+
+    /// A row that gives nothing.
+    pub(super) fn skip(
+        &mut self,
+        file: &str,
+        line: u64,
+        row: &ByteRecord,
+        columns: &Columns,
+        skipped: &Skipped,
+    ) -> Result<(), Error> {
+        self.warn(skipped.kind, file, line, || skipped.words(Cells { row, columns }))
+    }
+}
+
+/// Why a row gives nothing.
+#[derive(Debug)]
+pub(super) struct Skipped {
+    pub(super) kind: Kind,
+    pub(super) key: Key,
+    pub(super) what: &'static str,
+}
+
+/// A row's cells by key.
+#[derive(Clone, Copy)]
+pub(super) struct Cells<'a> {
+    pub(super) row: &'a ByteRecord,
+    pub(super) columns: &'a Columns,
+}
+
+impl<'a> Cells<'a> {
+    /// The cell, where there is such a column; empty where the row is too short.
+    pub(super) fn get(self, key: Key) -> Option<&'a [u8]> {
+        self.columns.of(key).map(|column| self.row.get(column).unwrap_or_default())
+    }
+
+    /// The cell's value, where there is one.
+    pub(super) fn read<T>(
+        self,
+        key: Key,
+        kind: Kind,
+        read: impl FnOnce(&'a [u8]) -> Result<T, Unusable>,
+    ) -> Result<Option<T>, Skipped> {
+        match self.get(key).map(read) {
+            None | Some(Err(Unusable::Missing)) => Ok(None),
+            Some(Ok(value)) => Ok(Some(value)),
+            Some(Err(Unusable::Not(what))) => Err(Skipped { kind, key, what }),
+        }
+    }
+}
+
+impl Skipped {
+    /// What is wrong with which cell.
+    pub(super) fn words(&self, cells: Cells) -> String {
+        const SHOWN: usize = 40;
+        let cell = cells.get(self.key).unwrap_or_default();
+        let mut shown: String =
+            String::from_utf8_lossy(&cell[..cell.len().min(4 * SHOWN)]).chars().take(SHOWN).collect();
+        if shown.len() < cell.len() {
+            shown.push('…');
+        }
+        format!("{} {shown:?} is {}", self.key.name(), self.what)
+    }
+}
