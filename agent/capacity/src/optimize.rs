@@ -14,6 +14,8 @@
 
 mod bootstrap;
 mod drift;
+#[cfg(test)]
+mod golden;
 mod menu;
 mod regret;
 mod tables;
