@@ -95,7 +95,7 @@ fn the_hole_in_earth_is_found_and_left_out() {
     assert!(found.drift.drifts);
     let told = found.warnings.iter().find(|warning| warning.contains("missing data")).unwrap();
     assert!(
-        told.contains("1566 samples") && told.contains("2020-05-09") && told.contains("710 GPUs"),
+        told.contains("1,566 samples") && told.contains("2020-05-09") && told.contains("710 GPUs"),
         "{told}"
     );
 }
