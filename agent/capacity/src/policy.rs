@@ -115,9 +115,9 @@ pub struct Policy {
     /// How long a serverless pod starts, e.g. 45s: paid for, and added to how long the job takes.
     #[arg(long = "cold-start", value_parser = seconds, default_value = "0", value_name = "TIME")]
     pub cold_start_s: f64,
-    /// Serverless time is billed in steps of this, e.g. 1m; to the fraction of a second where 0.
-    #[arg(long = "billing", value_parser = seconds, default_value = "0", value_name = "TIME")]
-    pub billing_s: f64,
+    /// Serverless time is billed in steps of this, e.g. 1m; as the price says where it isn't given.
+    #[arg(long = "billing", value_parser = seconds, value_name = "TIME")]
+    pub billing_s: Option<f64>,
     /// How often the provider has no machine when asked for one: 0 never, 1 always.
     #[arg(long = "burst-failure", value_parser = share, default_value = "0", value_name = "SHARE")]
     pub failure_rate: f64,
@@ -140,7 +140,7 @@ impl Default for Policy {
             max_burst_pods: None,
             max_burst_cost_per_hour: None,
             cold_start_s: 0.0,
-            billing_s: 0.0,
+            billing_s: None,
             failure_rate: 0.0,
             retry_s: 60.0,
             preemption: Preemption::default(),
@@ -185,7 +185,7 @@ impl Policy {
             ("--wait", self.wait_s),
             ("--max-burst-cost", self.max_burst_cost_per_hour.unwrap_or(0.0)),
             ("--cold-start", self.cold_start_s),
-            ("--billing", self.billing_s),
+            ("--billing", self.billing_s.unwrap_or(0.0)),
             ("--burst-retry", self.retry_s),
         ];
         for (what, value) in numbers {

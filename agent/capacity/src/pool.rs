@@ -18,7 +18,7 @@ const SIZE_LIMIT: u64 = 16 * 1024 * 1024;
 const MACHINE_LIMIT: u64 = 500_000;
 
 /// More GPUs in one machine than this is a slip of the hand.
-const GPU_LIMIT: u32 = 1024;
+const GPU_LIMIT: u32 = 128;
 
 /// Dedicated machines, and the serverless ones beside them. They are never summed.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -125,7 +125,6 @@ pub enum Error {
 /// A pool on the command line.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Pool")]
-#[group(skip)]
 pub struct Args {
     /// The pool's machines, from a file (YAML or JSON).
     #[arg(long, value_name = "FILE", conflicts_with_all = ["gpus", "gpus_per_machine"])]
