@@ -73,7 +73,7 @@ impl Args {
         for path in &self.files {
             let (bytes, length) = input::open(path, &read)?;
             total = total.zip(length).map(|(total, length)| total + length);
-            opened.push((path.display().to_string(), bytes));
+            opened.push((input::name(path), bytes));
         }
         self.read(opened, Progress::new(read, total))
     }

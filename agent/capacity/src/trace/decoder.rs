@@ -16,6 +16,10 @@ use crate::job::{Job, Request, WHOLE_GPU};
 const NAMES: usize = 1 << 16;
 const NAME: usize = 256;
 
+/// More than this is a slip, or meant to hurt what sums it up.
+const PODS: u32 = 1_000_000;
+const GPUS: u32 = 1_000_000;
+
 /// Makes jobs of rows. Names are kept once.
 #[derive(Debug)]
 pub(super) struct Decoder {
@@ -56,17 +60,11 @@ impl Decoder {
         if columns.preset == Preset::Sacct && cells.get(Key::Id).is_some_and(|id| id.contains(&b'.')) {
             return Ok(None);
         }
-        if row.len() <= columns.last {
-            return Err(Skipped {
-                kind: Kind::ShortRow,
-                key: Key::Submit,
-                what: "in a row with cells missing",
-            });
-        }
+        columns.fits(row)?;
         let times = self.times;
         let submit_s = cells.read(Key::Submit, Kind::BadTime, |cell| times.at(cell))?.ok_or(Skipped {
             kind: Kind::BadTime,
-            key: Key::Submit,
+            key: Some(Key::Submit),
             what: "empty",
         })?;
         let duration_s = self.duration(cells, submit_s)?;
@@ -89,7 +87,7 @@ impl Decoder {
         let long = cells.read(Key::Duration, Kind::BadTime, |cell| times.long(cell))?;
         let start = cells.read(Key::Start, Kind::BadTime, |cell| times.at(cell))?;
         let end = cells.read(Key::End, Kind::BadTime, |cell| times.at(cell))?;
-        let negative = |key, what| Err(Skipped { kind: Kind::NegativeDuration, key, what });
+        let negative = |key, what| Err(Skipped { kind: Kind::NegativeDuration, key: Some(key), what });
         if let Some(end) = end
             && end < submit_s
         {
@@ -100,24 +98,24 @@ impl Decoder {
             cells.columns.preset == Preset::Sacct && cells.get(Key::End).is_some() && end.is_none();
         match (long, start, end) {
             _ if unfinished => {
-                Err(Skipped { kind: Kind::Unfinished, key: Key::End, what: "no time: it still runs" })
+                Err(Skipped { kind: Kind::Unfinished, key: Some(Key::End), what: "no time: it still runs" })
             }
             (Some(long), ..) if long < 0.0 => negative(Key::Duration, "negative"),
-            (Some(_), None, _) if never_ran(cells) => {
-                Err(Skipped { kind: Kind::NeverRan, key: Key::Start, what: "empty: it never ran" })
+            (Some(long), start, _) if never_ran(cells, long, start) => {
+                Err(Skipped { kind: Kind::NeverRan, key: Some(Key::Start), what: "no time: it never ran" })
             }
             (Some(long), ..) => Ok(long),
             (None, Some(start), Some(end)) if end < start => negative(Key::End, "before it started"),
             (None, Some(start), Some(end)) => Ok(end - start),
             (None, None, Some(_)) if cells.get(Key::Start).is_some() => {
-                Err(Skipped { kind: Kind::NeverRan, key: Key::Start, what: "empty: it never ran" })
+                Err(Skipped { kind: Kind::NeverRan, key: Some(Key::Start), what: "empty: it never ran" })
             }
             (None, None, Some(end)) => Ok(end - submit_s),
             (None, _, None) if cells.get(Key::End).is_some() => {
-                Err(Skipped { kind: Kind::Unfinished, key: Key::End, what: "no time: it has no end" })
+                Err(Skipped { kind: Kind::Unfinished, key: Some(Key::End), what: "no time: it has no end" })
             }
             (None, _, None) => {
-                Err(Skipped { kind: Kind::Unfinished, key: Key::Duration, what: "no duration" })
+                Err(Skipped { kind: Kind::Unfinished, key: Some(Key::Duration), what: "no duration" })
             }
         }
     }
@@ -131,15 +129,17 @@ impl Decoder {
             if milli > WHOLE_GPU {
                 return Err(Skipped {
                     kind: Kind::BadNumber,
-                    key: Key::GpuMilli,
+                    key: Some(Key::GpuMilli),
                     what: "more than 1000: name whole GPUs in gpus",
                 });
             }
             request.gpu_milli = milli;
         }
-        if let Some(gpus) = number(Key::Gpus)? {
-            request.gpus = gpus;
-        } else if let Some(total) = number(Key::TotalGpus)? {
+        let empty = |key| Skipped { kind: Kind::BadNumber, key: Some(key), what: "empty" };
+        if cells.get(Key::Gpus).is_some() {
+            request.gpus = number(Key::Gpus)?.ok_or(empty(Key::Gpus))?;
+        } else if cells.get(Key::TotalGpus).is_some() {
+            let total = number(Key::TotalGpus)?.ok_or(empty(Key::TotalGpus))?;
             (pods, request.gpus) = spread(total, pods);
         } else if let Some(tres) = tres(cells)? {
             pods = pods.max(tres.nodes);
@@ -151,6 +151,13 @@ impl Decoder {
             if let Some(model) = tres.model {
                 request.models = self.models(model);
             }
+        }
+        if pods > PODS || request.gpus > GPUS || u64::from(pods) * u64::from(request.gpus) > u64::from(GPUS) {
+            return Err(Skipped {
+                kind: Kind::BadNumber,
+                key: None,
+                what: "the job asks for more than a million GPUs or pods",
+            });
         }
         if request.gpu_milli == 0 {
             request.gpus = 0;
@@ -213,18 +220,26 @@ impl Decoder {
     }
 }
 
-/// Slurm's jobs that were cancelled while they waited have an elapsed time of 0 and no start.
-fn never_ran(cells: Cells) -> bool {
-    cells.columns.preset == Preset::Sacct && cells.get(Key::Start).is_some()
+/// Slurm's jobs that were cancelled while they waited have an elapsed time of 0 and either no start, or that of their end and nothing granted.
+fn never_ran(cells: Cells, long_s: f64, start_s: Option<f64>) -> bool {
+    let nothing_granted = || cells.get(Key::Tres).is_some_and(|cell| cell.trim_ascii().is_empty());
+    cells.columns.preset == Preset::Sacct
+        && long_s == 0.0
+        && cells.get(Key::Start).is_some()
+        && (start_s.is_none() || nothing_granted())
 }
 
 fn tres(cells: Cells<'_>) -> Result<Option<Tres<'_>>, Skipped> {
+    let mut found = None;
     for key in [Key::Tres, Key::AskedTres] {
-        if cells.get(key).is_some_and(|cell| !cell.is_empty()) {
+        let Some(cell) = cells.get(key) else { continue };
+        // A job that was never granted anything has an empty cell; one without GPUs doesn't name them.
+        found = Some(Tres::default());
+        if !cell.trim_ascii().is_empty() {
             return cells.read(key, Kind::BadNumber, Tres::of);
         }
     }
-    Ok(None)
+    Ok(found)
 }
 
 /// `total` GPUs over `pods`; where they don't divide evenly, a pod for each GPU.

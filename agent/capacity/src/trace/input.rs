@@ -27,9 +27,14 @@ const ZSTD_WINDOW: u64 = 128 << 20;
 /// Bytes that can be read, whatever they were packed in.
 pub(super) type Bytes = Box<dyn Read + Send>;
 
+/// What `path` is called where it is spoken of.
+pub(super) fn name(path: &Path) -> String {
+    if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() }
+}
+
 /// Opens `path`, or standard input for `-`. Compressed bytes are counted in `read`; gives the file's length, too, where it has one.
 pub(super) fn open(path: &Path, read: &Arc<AtomicU64>) -> Result<(Bytes, Option<u64>), Error> {
-    let file = path.display().to_string();
+    let file = name(path);
     if path == Path::new("-") {
         return Ok((decompress(counted(io::stdin(), read), &file)?, None));
     }

@@ -60,6 +60,11 @@ impl Jobs {
             given: 0,
         };
         for (rows, columns) in files {
+            if !columns.tells_gpus() {
+                jobs.reports.warn(Kind::Assumed, &rows.file, rows.header_line(), || {
+                    "no column tells how many GPUs a job asks for: 1 each".to_owned()
+                })?;
+            }
             let mut file = File { rows, columns, ahead: None };
             file.advance(&mut jobs.decoder, &mut jobs.reports, &mut jobs.progress)?;
             jobs.files.push(file);
@@ -88,16 +93,17 @@ impl Jobs {
             let earliest = self
                 .files
                 .iter_mut()
-                .filter(|file| file.ahead.is_some())
-                .min_by(|a, b| a.next_s().total_cmp(&b.next_s()));
-            let Some(file) = earliest else {
+                .enumerate()
+                .filter(|(_, file)| file.ahead.is_some())
+                .min_by(|(_, a), (_, b)| a.next_s().total_cmp(&b.next_s()));
+            let Some((number, file)) = earliest else {
                 self.ended = true;
                 return Ok(());
             };
             let Some(job) = file.ahead.take() else { continue };
             let line = job.line;
             let name = &file.rows.file;
-            match self.window.push(job) {
+            match self.window.push(job, number) {
                 Came::InOrder => {}
                 Came::Late => self
                     .reports

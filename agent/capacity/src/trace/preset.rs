@@ -14,7 +14,9 @@
 
 use std::{collections::BTreeMap, str::FromStr};
 
-use super::{error::Error, lists, rows::Rows};
+use csv::ByteRecord;
+
+use super::{error::Error, lists, reports::Skipped, rows::Rows, warnings::Kind};
 
 /// What a trace's columns mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -306,10 +308,35 @@ pub(super) struct Columns {
     /// Pending GPUs count.
     pub(super) counted: Counted,
     /// The last column that a row must have.
-    pub(super) last: usize,
+    last: usize,
+    /// How many columns there are.
+    width: usize,
 }
 
 impl Columns {
+    /// Whether there is a column of GPUs.
+    pub(super) fn tells_gpus(&self) -> bool {
+        [Key::Gpus, Key::TotalGpus, Key::GpuMilli, Key::Tres, Key::AskedTres]
+            .into_iter()
+            .any(|key| self.of(key).is_some())
+    }
+
+    /// Whether a row has a cell for each column that matters, and no other.
+    pub(super) fn fits(&self, row: &ByteRecord) -> Result<(), Skipped> {
+        if row.len() <= self.last {
+            return Err(Skipped { kind: Kind::ShortRow, key: None, what: "the row has cells missing" });
+        }
+        // A separator at the end is harmless.
+        if row.len() > self.width && row.iter().skip(self.width).any(|cell| !cell.is_empty()) {
+            return Err(Skipped {
+                kind: Kind::LongRow,
+                key: None,
+                what: "the row has more cells than columns",
+            });
+        }
+        Ok(())
+    }
+
     /// The column of `key`.
     pub(super) fn of(&self, key: Key) -> Option<usize> {
         self.at[key as usize]
@@ -438,7 +465,7 @@ impl Header<'_> {
             Preset::Prometheus => self.names.len() > 2,
             _ => at[Key::Owner as usize].is_some(),
         };
-        Ok(Columns { preset, at, labelled, counted, last: last.unwrap_or(0) })
+        Ok(Columns { preset, at, labelled, counted, last: last.unwrap_or(0), width: self.names.len() })
     }
 
     fn missing(&self, preset: Preset, any: &[Key]) -> Error {

@@ -49,7 +49,9 @@ impl Reports {
 #[derive(Debug)]
 pub(super) struct Skipped {
     pub(super) kind: Kind,
-    pub(super) key: Key,
+    /// The cell, where it is one.
+    pub(super) key: Option<Key>,
+    /// After "KEY is", where it is a cell.
     pub(super) what: &'static str,
 }
 
@@ -76,7 +78,7 @@ impl<'a> Cells<'a> {
         match self.get(key).map(read) {
             None | Some(Err(Unusable::Missing)) => Ok(None),
             Some(Ok(value)) => Ok(Some(value)),
-            Some(Err(Unusable::Not(what))) => Err(Skipped { kind, key, what }),
+            Some(Err(Unusable::Not(what))) => Err(Skipped { kind, key: Some(key), what }),
         }
     }
 }
@@ -85,12 +87,13 @@ impl Skipped {
     /// What is wrong with which cell.
     pub(super) fn words(&self, cells: Cells) -> String {
         const SHOWN: usize = 40;
-        let cell = cells.get(self.key).unwrap_or_default();
+        let Some(key) = self.key else { return self.what.to_owned() };
+        let cell = cells.get(key).unwrap_or_default();
         let mut shown: String =
             String::from_utf8_lossy(&cell[..cell.len().min(4 * SHOWN)]).chars().take(SHOWN).collect();
         if shown.len() < cell.len() {
             shown.push('…');
         }
-        format!("{} {shown:?} is {}", self.key.name(), self.what)
+        format!("{} {shown:?} is {}", key.name(), self.what)
     }
 }

@@ -246,7 +246,7 @@ impl File {
             };
             progress.row();
             match sample(line, Cells { row, columns }, times) {
-                Ok(sample) => match window.push(sample) {
+                Ok(sample) => match window.push(sample, 0) {
                     Came::InOrder => {}
                     Came::Late => reports
                         .warn(Kind::OutOfOrder, &name, line, || "earlier than the row above it".to_owned())?,
@@ -262,10 +262,8 @@ impl File {
 }
 
 fn sample(line: u64, cells: Cells, times: Times) -> Result<Demand, Skipped> {
-    if cells.row.len() <= cells.columns.last {
-        return Err(Skipped { kind: Kind::ShortRow, key: Key::At, what: "in a row with cells missing" });
-    }
-    let skipped = |kind, key| move |why: Unusable| Skipped { kind, key, what: why.words() };
+    cells.columns.fits(cells.row)?;
+    let skipped = |kind, key| move |why: Unusable| Skipped { kind, key: Some(key), what: why.words() };
     let at = cells.get(Key::At).unwrap_or_default();
     let at_s = times.at(at).map_err(skipped(Kind::BadTime, Key::At))?;
     let number =

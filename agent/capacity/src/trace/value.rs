@@ -89,8 +89,13 @@ impl Times {
                 return time(at.as_duration().as_secs_f64());
             }
         }
-        let at = text.parse::<jiff::Timestamp>().map_err(|_| NO_TIME)?;
-        time(at.as_duration().as_secs_f64())
+        let at = match text.parse::<jiff::Timestamp>() {
+            Ok(at) => at.as_duration().as_secs_f64(),
+            // 2020/05/01 is unmistakable, too.
+            Err(_) if text.get(4..5) == Some("/") => return self.at(text.replace('/', "-").as_bytes()),
+            Err(_) => return Err(NO_TIME),
+        };
+        time(at)
     }
 
     /// How long, in seconds: a number in the unit of times, `[days-]hh:mm:ss`, `mm:ss`, or as in Go, `1h30m`. May be negative.

@@ -12,6 +12,8 @@ use crate::output::{Column, Table};
 pub enum Kind {
     /// A row was skipped: it has too few cells.
     ShortRow,
+    /// A row was skipped: it has more cells than there are columns, so that none can be trusted.
+    LongRow,
     /// A row was skipped: no time in its cell.
     BadTime,
     /// A row was skipped: no number in its cell, or NaN, infinite, negative, too large.
@@ -24,6 +26,8 @@ pub enum Kind {
     NeverRan,
     /// A row was skipped: the same as the one before it.
     Duplicate,
+    /// Something that no column tells was assumed.
+    Assumed,
     /// A job that ends at once; kept.
     ZeroDuration,
     /// A row was moved to its place in time.
@@ -40,12 +44,14 @@ impl Kind {
     fn words(self) -> &'static str {
         match self {
             Self::ShortRow => "rows skipped, with cells missing",
+            Self::LongRow => "rows skipped, with more cells than columns",
             Self::BadTime => "rows skipped, without a time that can be read",
             Self::BadNumber => "rows skipped, without a number that can be used",
             Self::NegativeDuration => "rows skipped that end before they begin",
             Self::Unfinished => "jobs skipped that have no end",
             Self::NeverRan => "jobs skipped that never ran",
             Self::Duplicate => "rows skipped as duplicates",
+            Self::Assumed => "assumptions",
             Self::ZeroDuration => "jobs that end at once",
             Self::OutOfOrder => "rows out of order, sorted",
             Self::Gap => "gaps, over which the value before holds",

@@ -14,14 +14,14 @@ pub(super) trait Timed {
 
 #[derive(Debug)]
 struct Entry<T> {
-    /// The order of arrival, which rows of one time keep.
-    number: u64,
+    /// The file, and the order in it, which rows of one time keep.
+    place: (usize, u64),
     item: T,
 }
 
 impl<T: Timed> Ord for Entry<T> {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.item.at_s().total_cmp(&other.item.at_s()).then(self.number.cmp(&other.number))
+        self.item.at_s().total_cmp(&other.item.at_s()).then(self.place.cmp(&other.place))
     }
 }
 
@@ -80,20 +80,21 @@ impl<T: Timed> Window<T> {
         self.in_order.len() + self.late.len() >= self.limit
     }
 
-    pub(super) fn push(&mut self, item: T) -> Came {
+    /// Takes a row of the file with that number.
+    pub(super) fn push(&mut self, item: T, file: usize) -> Came {
         let at_s = item.at_s();
         if at_s < self.given_s {
             return Came::TooLate;
         }
-        let entry = Entry { number: self.number, item };
+        let entry = Entry { place: (file, self.number), item };
         self.number += 1;
-        if self.in_order.back().is_none_or(|last| last.item.at_s() <= at_s) {
+        let Some(last) = self.in_order.back().filter(|last| entry < **last) else {
             self.in_order.push_back(entry);
-            Came::InOrder
-        } else {
-            self.late.push(Reverse(entry));
-            Came::Late
-        }
+            return Came::InOrder;
+        };
+        let came = if at_s < last.item.at_s() { Came::Late } else { Came::InOrder };
+        self.late.push(Reverse(entry));
+        came
     }
 
     /// The time of the earliest.

@@ -1,0 +1,138 @@
+//! Traces as others export them.
+
+use std::path::{Path, PathBuf};
+
+use super::{Args, Kind, demand, demand_of, jobs, jobs_of};
+use crate::trace::{Counted, lists, summary::Summary};
+
+const SACCT: &str = "\
+JobID|JobName|User|Account|Submit|Start|End|Elapsed|NNodes|State|AllocTRES|ReqTRES
+1001|train|ann|vision|2024-01-01T00:00:00|2024-01-01T00:10:00|2024-01-02T02:13:04|1-02:03:04|2|COMPLETED|billing=32,cpu=32,gres/gpu:a100=16,gres/gpu=16,mem=512G,node=2|billing=32,cpu=32,gres/gpu=16,mem=512G,node=2
+1001.batch|batch||vision|2024-01-01T00:10:00|2024-01-01T00:10:00|2024-01-02T02:13:04|1-02:03:04|1|COMPLETED|cpu=16,gres/gpu=8,mem=256G,node=1|
+1001.extern|extern||vision|2024-01-01T00:10:00|2024-01-01T00:10:00|2024-01-02T02:13:04|1-02:03:04|2|COMPLETED|billing=32,cpu=32,node=2|
+1002_7|array|bob|nlp|2024-01-01T00:05:00|2024-01-01T00:06:00|2024-01-01T00:07:30|00:01:30|1|CANCELLED by 1000|billing=4,cpu=4,gres/gpu=1,mem=62.50G,node=1|billing=4,cpu=4,gres/gpu=1,mem=62.50G,node=1
+1003|waits|bob|nlp|2024-01-01T00:06:00|None|2024-01-01T00:20:00|00:00:00|1|CANCELLED by 1000||billing=4,gres/gpu=1,node=1
+1004|old|bob|nlp|2024-01-01T00:06:30|2024-01-01T00:20:00|2024-01-01T00:20:00|00:00:00|1|CANCELLED by 1000||billing=4,gres/gpu=1,node=1
+1005|runs|ann|vision|2024-01-01T00:07:00|2024-01-01T00:08:00|Unknown|3-00:00:00|1|RUNNING|cpu=4,gres/gpu=2,node=1|cpu=4,gres/gpu=2,node=1
+1006|cpu|ann|vision|2024-01-01T00:08:00|2024-01-01T00:09:00|2024-01-01T00:19:00|00:10:00|1|FAILED|cpu=4,mem=4000M,node=1|cpu=4,node=1
+";
+
+#[test]
+fn slurms_jobs_are_read_without_their_steps() {
+    let (jobs, warnings) = jobs(SACCT);
+    assert_eq!(jobs.len(), 3);
+    let first = &jobs[0];
+    assert_eq!((first.line, first.pods, first.gang, first.request.gpus), (2, 2, true, 8));
+    assert_eq!((first.request.cpu_milli, first.request.memory_mib), (16_000, 256 * 1024));
+    assert_eq!(&*first.request.models[0], "a100");
+    assert_eq!(&*first.owner, "vision");
+    assert_eq!(first.duration_s.to_bits(), 93_784.0_f64.to_bits());
+    assert_eq!(
+        (jobs[1].pods, jobs[1].gang, jobs[1].request.gpus, jobs[1].request.memory_mib),
+        (1, false, 1, 64_000)
+    );
+    assert_eq!(jobs[2].request.gpus, 0);
+    assert_eq!((warnings.count(Kind::NeverRan), warnings.count(Kind::Unfinished)), (2, 1));
+    // With --parsable each row ends with a separator.
+    let trailing = SACCT.replace('\n', "|\n");
+    assert_eq!(super::jobs(&trailing).0, jobs);
+}
+
+#[test]
+fn series_of_prometheus_are_summed() {
+    let text =
+        "timestamp,value,namespace\n1700000000,2,a\n1700000000,3,b\n1700000060,NaN,a\n1700000060,4,b\n";
+    let (samples, warnings) = demand(&[text]);
+    assert_eq!(samples, [(1.7e9, 5.0), (1.7e9 + 60.0, 4.0)]);
+    assert_eq!(warnings.count(Kind::BadNumber), 1);
+}
+
+#[test]
+fn what_was_recorded_is_summed_over_pools_and_owners() {
+    let text = "at,pool,owner,gpus\n2026-11-01T00:00:00Z,h100,a,8\n2026-11-01T00:00:00Z,vk,a,2\n2026-11-01T00:05:00Z,h100,a,0\n";
+    assert_eq!(demand(&[text]).0.iter().map(|(_, gpus)| *gpus).collect::<Vec<_>>(), [10.0, 0.0]);
+}
+
+#[test]
+fn own_columns_are_all_read() {
+    let text = "submit,end,gpus,gpu_milli,pods,gang,cpu,memory,models,deadline,priority,owner\n0,60,1,500,3,no,1500m,2Gi,A100|H100,90,7,team\n";
+    let (jobs, warnings) = jobs(text);
+    let job = &jobs[0];
+    assert!(warnings.is_empty());
+    assert_eq!((job.pods, job.gang, job.priority, job.deadline_s), (3, false, 7, Some(90.0)));
+    assert_eq!((job.request.gpus, job.request.gpu_milli), (1, 500));
+    assert_eq!((job.request.cpu_milli, job.request.memory_mib), (1500, 2048));
+    assert_eq!(job.request.models.iter().map(|model| &**model).collect::<Vec<_>>(), ["A100", "H100"]);
+    // GPUs of a whole job, as many traces tell them.
+    let text = "job_id,gpu_num,node_num,submit_time,start_time,end_time,duration\nx,16,2,2020-04-01 00:00:00,2020-04-01 00:01:00,2020-04-01 00:02:00,60\n";
+    let (jobs, _) = super::jobs(text);
+    assert_eq!((jobs[0].pods, jobs[0].request.gpus, jobs[0].gang), (2, 8, true));
+    let (_, warnings) = super::jobs("submit,duration\n1,1\n");
+    assert_eq!(warnings.count(Kind::Assumed), 1);
+}
+
+/// The published traces, where they are.
+fn data(folder: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data").join(folder);
+    path.is_dir().then_some(path)
+}
+
+#[test]
+fn helios_clusters_are_summed() {
+    let text = |running| {
+        format!("time,running_gpu_num,pending_gpu_num,idle_gpu_num\n2020-05-01 00:00:00,{running},5,0\n")
+    };
+    let files = [text(50), text(7)];
+    let files: Vec<&[u8]> = files.iter().map(String::as_bytes).collect();
+    let at = 1_588_291_200.0;
+    assert_eq!(demand_of(&Args::default(), &files).unwrap().0, [(at, 67.0)]);
+    let running = Args { demand: Counted::Running, ..Args::default() };
+    assert_eq!(demand_of(&running, &files).unwrap().0, [(at, 57.0)]);
+    let Some(folder) = data("helios-earth") else { return };
+    let owned = lists::helios_owned(&folder.join("Earth_gpu_number.csv.gz")).unwrap();
+    let may = owned.iter().find(|day| day.at_s >= at).unwrap();
+    assert_eq!(may.gpus.to_bits(), 856.0_f64.to_bits());
+    // All 16 clusters are the optimizer's test: here is one, and the list of what was owned beside it.
+    let files = ["earth_vc3sl.csv.gz", "Earth_gpu_number.csv.gz"].map(|name| folder.join(name)).to_vec();
+    let summary = Summary::of(Args { files, ..Args::default() }.open().unwrap()).unwrap();
+    assert_eq!(summary.demand.unwrap().samples, 44_640);
+    assert_eq!(summary.warnings.count(Kind::LeftOut), 1);
+}
+
+#[test]
+fn openb_has_pods_and_machines() {
+    let Some(folder) = data("openb") else { return };
+    let files = vec![folder.join("openb_pod_list_default.csv.gz")];
+    let summary = Summary::of(Args { files, ..Args::default() }.open().unwrap()).unwrap();
+    let jobs = summary.jobs.unwrap();
+    assert_eq!((jobs.jobs, summary.warnings.count(Kind::NeverRan)), (7255, 897));
+    let pool = lists::openb_machines(&folder.join("openb_node_list_gpu_node.csv.gz")).unwrap();
+    let machines: u32 = pool.machines.iter().map(|machines| machines.count).sum();
+    let gpus: u32 = pool.machines.iter().map(|machines| machines.count * machines.gpus).sum();
+    assert_eq!((machines, gpus), (1213, 6212));
+    pool.check().unwrap();
+    let pods = lists::openb_pods(&folder.join("openb_pod_list_multigpu50.csv.gz")).unwrap();
+    assert_eq!(pods.len(), 9061);
+    assert!(lists::openb_pods(&folder.join("openb_node_list_gpu_node.csv.gz")).is_err());
+}
+
+#[test]
+fn a_list_of_machines_is_a_pool() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("nodes.csv");
+    std::fs::write(
+        &path,
+        "sn,cpu_milli,memory_mib,gpu,model\na,64000,262144,2,P100\nb,64000,262144,2,P100\nc,96000,1,8,\n",
+    )
+    .unwrap();
+    let pool = lists::openb_machines(&path).unwrap();
+    assert_eq!(
+        pool.machines.iter().map(|machines| (&*machines.name, machines.count)).collect::<Vec<_>>(),
+        [("a", 2), ("c", 1)]
+    );
+    std::fs::write(&path, "sn,cpu_milli,memory_mib,gpu,model\na,x,262144,2,P100\n").unwrap();
+    assert!(
+        lists::openb_machines(&path).unwrap_err().to_string().contains(":2: cpu_milli \"x\" is not a number")
+    );
+    assert!(jobs_of(&Args::default(), &[b"a"]).is_err());
+}
