@@ -3,6 +3,7 @@
 mod completion;
 mod history;
 mod man;
+mod optimize;
 mod prices;
 mod record;
 mod source;
@@ -27,6 +28,8 @@ pub enum Command {
     Record(record::Args),
     /// Show usage over time, or export it as a trace.
     History(history::Args),
+    /// How many GPUs to own and how many to rent, from a trace and two prices.
+    Optimize(optimize::Args),
     /// Print the manual page.
     Man(man::Args),
     /// Read a trace, and say what is in it and what is wrong with it.
@@ -68,6 +71,7 @@ fn carry_out(command: &Command, global: &Global) -> anyhow::Result<Outcome> {
         Command::Complete(words) => completion::complete(words),
         Command::Record(args) => record::run(args, global),
         Command::History(args) => history::run(args, global),
+        Command::Optimize(args) => optimize::run(args, global),
         Command::Man(args) => man::run(args),
         Command::Trace(args) => trace::run(args, global),
         Command::Prices(args) => prices::run(args, global),

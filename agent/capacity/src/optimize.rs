@@ -14,6 +14,8 @@
 
 mod bootstrap;
 mod drift;
+#[cfg(test)]
+mod golden;
 mod menu;
 mod regret;
 mod tables;
@@ -28,6 +30,7 @@ pub use bootstrap::Interval;
 pub use drift::Drift;
 pub use menu::{Machines, Menu, Shape};
 pub use regret::Fold;
+pub(crate) use tables::UNPRICED;
 
 use crate::demand::{Gaps, LoadCurve, Point, Series, Span};
 
@@ -102,8 +105,10 @@ pub struct Question {
     pub resamples: u32,
     /// What it is drawn with.
     pub seed: u64,
-    /// What is demanded, and what that hides.
+    /// What is demanded.
     pub meaning: String,
+    /// What is known to be doubtful of prices and trace.
+    pub notes: Vec<String>,
 }
 
 impl Default for Question {
@@ -122,6 +127,7 @@ impl Default for Question {
             resamples: 1000,
             seed: 1,
             meaning: "GPUs demanded".to_owned(),
+            notes: Vec::new(),
         }
     }
 }
@@ -231,7 +237,7 @@ pub struct RatioRange {
 /// What was demanded.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Demand {
-    /// What is demanded, and what that hides.
+    /// What is demanded.
     pub meaning: String,
     /// From the first sample until the last has passed. Seconds since 1970, or since the trace's start where it has no dates.
     pub span: Span,

@@ -125,6 +125,7 @@ pub enum Error {
 /// A pool on the command line.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Pool")]
+#[group(skip)]
 pub struct Args {
     /// The pool's machines, from a file (YAML or JSON).
     #[arg(long, value_name = "FILE", conflicts_with_all = ["gpus", "gpus_per_machine"])]

@@ -8,6 +8,8 @@ use super::{
 };
 use crate::output::{Column, Table};
 
+/// The currency where only the ratio of prices is known.
+pub(crate) const UNPRICED: &str = "c_d";
 /// Rows of the curve that are printed.
 const ROWS: usize = 24;
 
@@ -145,7 +147,12 @@ impl Optimization {
             }
         };
         let r = prices.ratio.map(|r| format!(", r = {}", ratio(r))).unwrap_or_default();
-        let currency = if self.currency.is_empty() { String::new() } else { format!(" {}", self.currency) };
+        let currency = match &*self.currency {
+            "" => String::new(),
+            // Without prices there is one unit left.
+            UNPRICED => format!(" {UNPRICED}, which is what a dedicated GPU costs for an hour,"),
+            currency => format!(" {currency}"),
+        };
         format!(
             "dedicated {}, serverless {}{currency} per GPU-hour{r}",
             each(prices.dedicated_per_gpu_hour, prices.effective_dedicated_per_gpu_hour),

@@ -2,7 +2,7 @@
 
 use super::{
     Holes, Optimization, Question,
-    words::{gpus, percent, ratio, span, time},
+    words::{gpus, number, percent, ratio, span, time},
 };
 
 /// Demand sticks at a number where it is there, to this share of it, for this share of the time.
@@ -16,7 +16,11 @@ pub(super) fn warnings(found: &Optimization, question: &Question, with_holes: Op
     let mut warnings = Vec::new();
     let demand = &found.demand;
     let (step_s, observed_s) = (demand.step_s.unwrap_or(0.0), demand.observed_s);
-    if found.prices.ratio.is_some_and(|ratio| ratio <= 1.0) {
+    warnings.extend(question.notes.iter().cloned());
+    // Whoever gave the prices has been told what they say by themselves.
+    let told =
+        !question.notes.is_empty() && question.serverless_per_gpu_hour <= question.dedicated_per_gpu_hour;
+    if found.prices.ratio.is_some_and(|ratio| ratio <= 1.0) && !told {
         warnings.push(format!(
             "serverless GPUs cost no more than dedicated ones (r = {}): own nothing, rent everything",
             ratio(found.prices.ratio.unwrap_or_default())
@@ -30,7 +34,7 @@ pub(super) fn warnings(found: &Optimization, question: &Question, with_holes: Op
         let places: Vec<String> = demand.holes.iter().take(3).map(|hole| span(*hole)).collect();
         let more = if demand.holes.len() > 3 { ", and more" } else { "" };
         let samples =
-            if step_s > 0.0 { format!(" ({:.0} samples)", total_s / step_s) } else { String::new() };
+            if step_s > 0.0 { format!(" ({} samples)", number(total_s / step_s, 0)) } else { String::new() };
         let done = match (question.holes, with_holes) {
             (Holes::Keep, _) => {
                 "they are kept as time without demand, as asked; --holes drop leaves them out".to_owned()
@@ -66,7 +70,7 @@ pub(super) fn warnings(found: &Optimization, question: &Question, with_holes: Op
         ));
     }
     stuck(found, question, &mut warnings);
-    if step_s > 300.0 {
+    if step_s > 900.0 {
         warnings.push(format!(
             "samples are {} apart: what happens between them is averaged, which understates what bursts cost",
             time(step_s)
@@ -83,16 +87,16 @@ fn drift(found: &Optimization, warnings: &mut Vec<String>) {
     if !drift.drifts {
         return;
     }
-    let test = drift.p_value.map(|p| {
+    let test = drift.p_value.filter(|p| *p < drift.p_threshold).map(|p| {
         format!(
             "; means of {} differ with p = {p:.3} in a rank-sum test, where less than {} counts as drift",
             time(drift.stretch_s),
             drift.p_threshold
         )
     });
-    let cost = drift.half_regret.map(|regret| {
+    let cost = drift.half_regret.filter(|regret| *regret > drift.regret_threshold).map(|regret| {
         format!(
-            "; the advice on the first half costs {} more on the second than the best there, where more than {} counts",
+            "; the advice on the first half costs {} more on the second than the best there, where more than {} counts as drift",
             percent(regret),
             percent(drift.regret_threshold)
         )

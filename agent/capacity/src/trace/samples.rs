@@ -96,6 +96,12 @@ impl Samples {
         self.files.first().map_or("", |file| &file.rows.file)
     }
 
+    /// Which GPUs are demanded, where the trace tells running from pending.
+    pub fn counted(&self) -> Option<Counted> {
+        let columns = &self.files.first()?.columns;
+        columns.of(Key::Running).map(|_| columns.counted)
+    }
+
     /// What was wrong so far.
     pub fn warnings(&self) -> Warnings {
         self.reports.warnings.clone()
