@@ -6,8 +6,10 @@ mod man;
 mod optimize;
 mod prices;
 mod record;
+mod showback;
 mod source;
 mod trace;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -30,6 +32,8 @@ pub enum Command {
     History(history::Args),
     /// How many GPUs to own and how many to rent, from a trace and two prices.
     Optimize(optimize::Args),
+    /// Divide what a month cost among those who had it.
+    Showback(showback::Args),
     /// Print the manual page.
     Man(man::Args),
     /// Read a trace, and say what is in it and what is wrong with it.
@@ -72,6 +76,7 @@ fn carry_out(command: &Command, global: &Global) -> anyhow::Result<Outcome> {
         Command::Record(args) => record::run(args, global),
         Command::History(args) => history::run(args, global),
         Command::Optimize(args) => optimize::run(args, global),
+        Command::Showback(args) => showback::run(args, global),
         Command::Man(args) => man::run(args),
         Command::Trace(args) => trace::run(args, global),
         Command::Prices(args) => prices::run(args, global),

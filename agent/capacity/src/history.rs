@@ -5,6 +5,7 @@
 
 pub mod database;
 pub mod period;
+pub mod prometheus;
 mod reading;
 pub mod recorder;
 pub mod retention;
@@ -29,6 +30,8 @@ pub enum What {
     Allocated,
     /// GPUs that pods wait for. They wait for a resource, and are in no pool yet.
     Waiting,
+    /// GPUs that compute: two that are half busy are one. Only where something measures it.
+    Used,
 }
 
 /// Where GPUs are.

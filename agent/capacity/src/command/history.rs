@@ -1,17 +1,15 @@
 //! `kubectl spillway history`: usage over time, and its export as a trace.
 
-use std::{io, path::PathBuf};
+use std::io;
 
 use anyhow::{Context as _, ensure};
 use jiff::Timestamp;
 
 use crate::{
     args::Global,
-    command::Outcome,
+    command::{Outcome, usage},
     history::{
-        History,
-        database::Database,
-        period,
+        History, period,
         view::{By, Shown, View},
     },
     output::{self, Format},
@@ -21,26 +19,19 @@ use crate::{
 /// More steps are no plot, and fill the memory.
 const MOST_STEPS: i64 = 200_000;
 
-/// Where usage is read from.
-#[derive(Debug, Clone, clap::Args)]
-pub struct SourceArgs {
-    /// The file of `kubectl spillway record`.
-    #[arg(long, value_name = "FILE")]
-    pub database: Option<PathBuf>,
-}
-
 /// Flags of `history`.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = "Examples:
   kubectl spillway history --database history.db --since 7d --step 15m
   kubectl spillway history --database history.db --since 2026-10-01 --until 2026-11-01 --show allocated -o wide
   kubectl spillway history --database history.db --since 2026-10-01 --until 2026-11-01 -o csv > trace.csv
+  kubectl spillway history --prometheus svc://monitoring/prometheus-operated:9090 --since 30d
 
 With -o csv it is the demand, a row for each pool and owner at each time: a trace for `simulate` and `optimize`. Times that were not recorded have no rows.")]
 pub struct Args {
     /// Where from.
     #[command(flatten)]
-    pub source: SourceArgs,
+    pub usage: usage::Args,
     /// From when on: a duration before now, a date, or RFC 3339.
     #[arg(long, default_value = "30d", value_name = "TIME")]
     pub since: String,
@@ -76,37 +67,14 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
         steps <= MOST_STEPS,
         "that are {steps} steps, and {MOST_STEPS} are the most: take a longer --step or less time"
     );
-    let history = read(&args.source, &view)?;
+    let found = usage::read(&args.usage, global, (view.since_s, view.until_s, view.step_s), view.by)?;
+    let view = View { since_s: found.since_s, until_s: found.until_s, ..view };
+    let mut history = History::of(found.source, &found.recorded, &view);
+    history.warnings = found.warnings;
     for warning in &history.warnings {
         eprintln!("warning: {}", printable(warning));
     }
     let tables = if global.output == Format::Csv { vec![history.points()] } else { history.tables() };
     output::print(&mut io::stdout().lock(), global.output, &history, &tables)?;
     Ok(Outcome::Done)
-}
-
-fn read(source: &SourceArgs, view: &View) -> anyhow::Result<History> {
-    let Some(path) = &source.database else {
-        anyhow::bail!("no history is named: give --database FILE, which `kubectl spillway record` writes")
-    };
-    let database = Database::read(path)?;
-    let recorded = database.recorded(view.since_s, view.until_s, view.step_s)?;
-    let mut history = History::of(path.display().to_string(), &recorded, view);
-    if recorded.steps.is_empty() {
-        history.warnings.push(match database.extent()? {
-            Some((since_s, until_s)) => format!(
-                "nothing was recorded in that time; {} has {} to {}",
-                path.display(),
-                Timestamp::from_second(since_s)?,
-                Timestamp::from_second(until_s)?
-            ),
-            None => format!("nothing has been recorded in {} yet", path.display()),
-        });
-    }
-    for (by, key, flag) in [(By::Label, "label", "--label"), (By::User, "user-label", "--user-label")] {
-        if view.by == by && database.setting(key)?.is_none_or(|label| label.is_empty()) {
-            history.warnings.push(format!("the recorder runs without {flag}: all owners are the same"));
-        }
-    }
-    Ok(history)
 }

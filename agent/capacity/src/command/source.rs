@@ -20,17 +20,22 @@ pub(super) struct Cluster {
 
 impl Cluster {
     pub(super) async fn connect(global: &Global, labels: Labels) -> anyhow::Result<Self> {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let options = KubeConfigOptions { context: global.context.clone(), ..KubeConfigOptions::default() };
-        let config = match &global.kubeconfig {
-            Some(path) => {
-                Config::from_custom_kubeconfig(kube::config::Kubeconfig::read_from(path)?, &options).await?
-            }
-            None if global.context.is_some() => Config::from_kubeconfig(&options).await?,
-            None => Config::infer().await?,
-        };
-        Ok(Self { client: Client::try_from(config)?, labels })
+        Ok(Self { client: client(global).await?, labels })
     }
+}
+
+/// A client of the Kubernetes API, as kubectl would have it.
+pub(super) async fn client(global: &Global) -> anyhow::Result<Client> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let options = KubeConfigOptions { context: global.context.clone(), ..KubeConfigOptions::default() };
+    let config = match &global.kubeconfig {
+        Some(path) => {
+            Config::from_custom_kubeconfig(kube::config::Kubeconfig::read_from(path)?, &options).await?
+        }
+        None if global.context.is_some() => Config::from_kubeconfig(&options).await?,
+        None => Config::infer().await?,
+    };
+    Ok(Client::try_from(config)?)
 }
 
 fn accelerators(

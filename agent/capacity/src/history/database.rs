@@ -300,7 +300,8 @@ impl Database {
             let what = match row.get::<_, i64>(1)? {
                 0 => What::Capacity,
                 1 => What::Allocated,
-                _ => What::Waiting,
+                2 => What::Waiting,
+                _ => What::Used,
             };
             let pool = Pool {
                 name: row.get(2)?,

@@ -179,7 +179,8 @@ fn until_next(now: Timestamp, interval: Duration) -> Duration {
     Duration::from_millis(interval - now % interval)
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+/// An error with all its causes.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -134,19 +134,19 @@ impl Node {
     }
 }
 
-fn waiting_pool(resource: &str) -> Pool {
+pub(super) fn waiting_pool(resource: &str) -> Pool {
     Pool { name: resource.to_owned(), resource: resource.to_owned(), ..Pool::default() }
 }
 
 /// A MIG device by its compute slices: `nvidia.com/mig-2g.10gb` is two of seven, on an A30 of four.
-fn slices(resource: &str, model: &str) -> Option<u64> {
+pub(super) fn slices(resource: &str, model: &str) -> Option<u64> {
     let slices: u64 = resource.strip_prefix("nvidia.com/mig-")?.split_once('g')?.0.parse().ok()?;
     let all = if model.contains("A30") { 4 } else { 7 };
     Some((WHOLE * slices.clamp(1, all)).div_ceil(all))
 }
 
 /// The model without what feature discovery adds to it when it is shared.
-fn model(label: &str) -> String {
+pub(super) fn model(label: &str) -> String {
     let label = label.strip_suffix("-SHARED").unwrap_or(label);
     label.split_once("-MIG-").map_or(label, |(model, _)| model).to_owned()
 }

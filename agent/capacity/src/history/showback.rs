@@ -20,6 +20,8 @@ const HUNDREDTH: i128 = 1000 * 3600 * 10_000;
 const NOBODY: &str = "(no label)";
 /// Whoever is in other namespaces than the one that is asked for.
 const OTHERS: &str = "(others)";
+/// Stands for a cost that nobody knows.
+const NO_PRICE: &str = "no price";
 
 /// What a GPU of a pool costs for an hour.
 pub trait Tariff {
@@ -167,13 +169,18 @@ impl Showback {
 
     fn by_owner(&self) -> Table {
         let row = |line: &Line| {
+            let priced = |serverless| {
+                let mut parts = line.parts.iter().filter(|part| part.serverless == serverless).peekable();
+                parts.peek().is_none() || parts.any(|part| part.cost.is_some())
+            };
+            let cost = |priced, cost: f64| if priced { format!("{cost:.2}") } else { NO_PRICE.to_owned() };
             vec![
                 line.owner.clone(),
                 format!("{:.2}", line.owned_gpu_hours),
                 format!("{:.2}", line.owned_share * 100.0),
-                format!("{:.2}", line.owned_cost),
+                cost(priced(false), line.owned_cost),
                 format!("{:.0}", line.rented_gpu_s),
-                format!("{:.2}", line.rented_cost),
+                cost(priced(true), line.rented_cost),
                 format!("{:.2}", line.cost),
             ]
         };
@@ -203,7 +210,7 @@ impl Showback {
         let mut rows = Vec::new();
         for line in &self.lines {
             for part in &line.parts {
-                let cost = part.cost.map_or("no price".to_owned(), |cost| format!("{cost:.2}"));
+                let cost = part.cost.map_or(NO_PRICE.to_owned(), |cost| format!("{cost:.2}"));
                 let pool = pool_name(&part.pool, part.serverless);
                 rows.push(vec![line.owner.clone(), pool, format!("{:.2}", part.gpu_hours), cost]);
             }
@@ -229,7 +236,9 @@ fn shares<'a>(
 ) -> Vec<Share<'a>> {
     // By pool: what there was, and who held how much.
     let mut pools: BTreeMap<&Pool, (i64, BTreeMap<String, i64>)> = BTreeMap::new();
-    for (key, cells) in recorded.series.iter().filter(|(key, _)| key.what != What::Waiting) {
+    for (key, cells) in
+        recorded.series.iter().filter(|(key, _)| matches!(key.what, What::Capacity | What::Allocated))
+    {
         let sum = cells.iter().fold(0_i64, |sum, cell| sum.saturating_add(cell.milli_gpu_s.max(0)));
         let (capacity, held) = pools.entry(&key.pool).or_default();
         if key.what == What::Capacity {

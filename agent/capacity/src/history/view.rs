@@ -54,7 +54,9 @@ pub enum Shown {
     Allocated,
     /// GPUs that pods wait for.
     Waiting,
-    /// Both: what there would have to be so that nobody waits.
+    /// GPUs that compute, where Prometheus has it measured.
+    Used,
+    /// Allocated and waiting: what there would have to be so that nobody waits.
     Demand,
 }
 
@@ -64,7 +66,8 @@ impl Shown {
             Self::Capacity => what == What::Capacity,
             Self::Allocated => what == What::Allocated,
             Self::Waiting => what == What::Waiting,
-            Self::Demand => what != What::Capacity,
+            Self::Used => what == What::Used,
+            Self::Demand => matches!(what, What::Allocated | What::Waiting),
         }
     }
 
@@ -73,6 +76,7 @@ impl Shown {
             Self::Capacity => "capacity",
             Self::Allocated => "allocated",
             Self::Waiting => "waiting",
+            Self::Used => "used",
             Self::Demand => "demand",
         }
     }
@@ -197,7 +201,7 @@ impl History {
         let unseen_s: i64 = gaps.iter().map(|(since, until)| until - since).sum();
         let shown = match view.show {
             Some(shown) => vec![shown],
-            None => vec![Shown::Capacity, Shown::Allocated, Shown::Waiting],
+            None => vec![Shown::Capacity, Shown::Allocated, Shown::Waiting, Shown::Used],
         };
         let mut series = Vec::new();
         for shown in shown {

@@ -1,0 +1,147 @@
+//! Where usage over time is read from: the flags that `history` and `showback` share.
+
+use std::{path::PathBuf, sync::Mutex};
+
+use anyhow::Context as _;
+use jiff::Timestamp;
+
+use crate::{
+    args::Global,
+    command::source,
+    history::{
+        Recorded,
+        database::Database,
+        prometheus::{
+            self, Progress, Range,
+            transport::{Credentials, Transport, is_service},
+        },
+        view::By,
+    },
+    terminal,
+};
+
+/// Where usage is read from.
+#[derive(Debug, Clone, clap::Args)]
+#[group(skip)]
+#[command(next_help_heading = "Where usage is read from")]
+pub struct Args {
+    /// The file of `kubectl spillway record`.
+    #[arg(long, value_name = "FILE", required_unless_present = "prometheus", conflicts_with = "prometheus")]
+    pub database: Option<PathBuf>,
+    /// Prometheus, or what answers like it: http://HOST:PORT/PREFIX, https://…, or `svc://NAMESPACE/SERVICE:PORT` through the Kubernetes API.
+    #[arg(long, value_name = "URL")]
+    pub prometheus: Option<String>,
+    /// A file with a bearer token for Prometheus.
+    #[arg(long, value_name = "FILE", requires = "prometheus", conflicts_with = "prometheus_auth_file")]
+    pub prometheus_token_file: Option<PathBuf>,
+    /// A file with USER:PASSWORD for Prometheus.
+    #[arg(long, value_name = "FILE", requires = "prometheus")]
+    pub prometheus_auth_file: Option<PathBuf>,
+    /// A file with the authorities that Prometheus' certificate may be of, in PEM. Without it: this machine's.
+    #[arg(long, value_name = "FILE", requires = "prometheus")]
+    pub prometheus_ca_file: Option<PathBuf>,
+    /// Your own query in `PromQL`, of which the values are GPUs demanded; its labels namespace, label and user are owners, pool, model or resource are pools.
+    #[arg(long, value_name = "PROMQL", requires = "prometheus")]
+    pub query: Option<String>,
+}
+
+/// What a source has.
+pub(super) struct Usage {
+    /// What it is called.
+    pub(super) source: String,
+    pub(super) recorded: Recorded,
+    pub(super) warnings: Vec<String>,
+    /// Whole steps only: what is after them isn't missing.
+    pub(super) since_s: i64,
+    pub(super) until_s: i64,
+}
+
+/// Reads what was recorded of a period.
+pub(super) fn read(
+    args: &Args,
+    global: &Global,
+    (since_s, until_s, step_s): (i64, i64, i64),
+    by: By,
+) -> anyhow::Result<Usage> {
+    match (&args.database, &args.prometheus) {
+        (Some(path), _) => recorded(path, (since_s, until_s, step_s), by),
+        (None, Some(address)) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let range = Range::of(since_s, until_s, step_s);
+            anyhow::ensure!(
+                range.since_s < range.until_s,
+                "that time has no whole step: take a shorter --step"
+            );
+            let told = runtime.block_on(ask(args, global, address, range))?;
+            let mut warnings = told.warnings;
+            if told.recorded.steps.is_empty() {
+                warnings.push("Prometheus has nothing of that time".to_owned());
+            }
+            Ok(Usage {
+                source: address.clone(),
+                recorded: told.recorded,
+                warnings,
+                since_s: range.since_s,
+                until_s: range.until_s,
+            })
+        }
+        (None, None) => anyhow::bail!("no usage is named: give --database FILE or --prometheus URL"),
+    }
+}
+
+fn recorded(
+    path: &std::path::Path,
+    (since_s, until_s, step_s): (i64, i64, i64),
+    by: By,
+) -> anyhow::Result<Usage> {
+    let database = Database::read(path)?;
+    let recorded = database.recorded(since_s, until_s, step_s)?;
+    let file = path.display();
+    let mut warnings = Vec::new();
+    if recorded.steps.is_empty() {
+        warnings.push(match database.extent()? {
+            Some((first_s, last_s)) => {
+                let (first, last) = (Timestamp::from_second(first_s)?, Timestamp::from_second(last_s)?);
+                format!("nothing was recorded in that time; {file} has {first} to {last}")
+            }
+            None => format!("nothing has been recorded in {file} yet"),
+        });
+    }
+    for (one, key, flag) in [(By::Label, "label", "--label"), (By::User, "user-label", "--user-label")] {
+        if by == one && database.setting(key)?.is_none_or(|label| label.is_empty()) {
+            warnings.push(format!("the recorder runs without {flag}: all owners are the same"));
+        }
+    }
+    Ok(Usage { source: file.to_string(), recorded, warnings, since_s, until_s })
+}
+
+async fn ask(args: &Args, global: &Global, address: &str, range: Range) -> anyhow::Result<prometheus::Told> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let transport = if is_service(address) {
+        Transport::service(address, source::client(global).await.context("can't ask the Kubernetes API")?)?
+    } else {
+        let credentials = Credentials {
+            token_file: args.prometheus_token_file.as_deref(),
+            auth_file: args.prometheus_auth_file.as_deref(),
+            ca_file: args.prometheus_ca_file.as_deref(),
+        };
+        Transport::http(address, &credentials)?
+    };
+    let queries = match &args.query {
+        Some(query) => prometheus::own(query),
+        None => prometheus::detect(&transport, range).await?,
+    };
+    let bar: Mutex<Option<indicatif::ProgressBar>> = Mutex::new(None);
+    let progress = |step| {
+        let mut bar = bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        match step {
+            Progress::Parts(parts) => *bar = Some(terminal::progress(u64::try_from(parts).ok(), "queries")),
+            Progress::Done => bar.iter().for_each(|bar| bar.inc(1)),
+        }
+    };
+    let told = prometheus::ask(&transport, &queries, range, &progress).await;
+    if let Some(bar) = bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
+        bar.finish_and_clear();
+    }
+    Ok(told?)
+}
