@@ -1,5 +1,6 @@
 //! Measurements on a real cluster. They print tables and assert nothing: a number that a machine must reach belongs in no test.
 
+pub mod capacity;
 pub mod cri_loop;
 pub mod device_plugin;
 pub mod footprint;
@@ -31,6 +32,8 @@ pub enum Bench {
     DevicePlugin(device_plugin::Options),
     /// The virtual node beside a real kubelet, a bare CRI loop and kwok: pods per second, memory, calls, adoption after a restart.
     VirtualNode(virtual_node::Options),
+    /// Capacity planning: `kubectl spillway` beside numpy, and how it grows with a trace. Without a cluster.
+    Capacity(capacity::Options),
     /// A bare loop over the CRI of a serverless runtime, without Kubernetes: how fast this machine can start containers at all.
     CriLoop {
         /// Rounds, each a sandbox with a container that sleeps for a second.
@@ -48,6 +51,7 @@ pub fn run(bench: &Bench, binaries: &Path) -> anyhow::Result<()> {
         Bench::Footprint { gpus, pods } => footprint::run(gpus, pods),
         Bench::DevicePlugin(ref options) => device_plugin::run(options, binaries),
         Bench::VirtualNode(ref options) => virtual_node::run(options, binaries),
+        Bench::Capacity(ref options) => capacity::run(options, binaries),
         Bench::CriLoop { pods } => measure_cri_loop(pods),
     }
 }

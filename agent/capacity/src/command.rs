@@ -6,10 +6,12 @@ mod man;
 mod optimize;
 mod prices;
 mod record;
+mod replay;
 mod showback;
 mod source;
 mod trace;
 mod usage;
+mod what_if;
 
 use std::process::ExitCode;
 
@@ -34,6 +36,8 @@ pub enum Command {
     Optimize(optimize::Args),
     /// Divide what a month cost among those who had it.
     Showback(showback::Args),
+    /// Compare the pool as it is with one of other machines, prices or demand.
+    WhatIf(what_if::Args),
     /// Print the manual page.
     Man(man::Args),
     /// Read a trace, and say what is in it and what is wrong with it.
@@ -77,6 +81,7 @@ fn carry_out(command: &Command, global: &Global) -> anyhow::Result<Outcome> {
         Command::History(args) => history::run(args, global),
         Command::Optimize(args) => optimize::run(args, global),
         Command::Showback(args) => showback::run(args, global),
+        Command::WhatIf(args) => what_if::run(args, global),
         Command::Man(args) => man::run(args),
         Command::Trace(args) => trace::run(args, global),
         Command::Prices(args) => prices::run(args, global),

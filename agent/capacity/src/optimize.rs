@@ -18,6 +18,7 @@ mod drift;
 mod golden;
 mod menu;
 mod regret;
+mod search;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -30,6 +31,7 @@ pub use bootstrap::Interval;
 pub use drift::Drift;
 pub use menu::{Machines, Menu, Shape};
 pub use regret::Fold;
+pub use search::{Candidate, Later, Objective, Search, Trial, search};
 pub(crate) use tables::UNPRICED;
 
 use crate::demand::{Gaps, LoadCurve, Point, Series, Span};
@@ -163,6 +165,8 @@ pub struct Optimization {
     pub drift: Drift,
     /// What was demanded.
     pub demand: Demand,
+    /// What is best where jobs may wait, if that was asked.
+    pub search: Option<Search>,
     /// Cost by number of GPUs owned.
     pub curve: Vec<Cost>,
     /// What to know before believing it.
@@ -332,6 +336,7 @@ pub fn optimize(series: Series, question: &Question) -> Result<Optimization, Err
         regret,
         drift,
         demand,
+        search: None,
         curve: market.points(&menu, best),
         warnings: Vec::new(),
         reasons: Vec::new(),

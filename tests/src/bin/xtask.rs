@@ -168,6 +168,9 @@ fn run(task: Task) -> anyhow::Result<()> {
                 let packages = ["spillway-agent", "spillway-plugin-bench", "spillway-standin-nvml"];
                 return bench::run(&bench, &release_build(&binaries, &packages)?);
             }
+            if matches!(bench, bench::Bench::Capacity(_)) {
+                return bench::run(&bench, &release_build(&binaries, &["kubectl-spillway"])?);
+            }
             set_up()?;
             if matches!(&bench, bench::Bench::VirtualNode(options) if !options.unoptimised) {
                 return bench::run(&bench, &release_build(&binaries, &["spillway-vk"])?);

@@ -7,15 +7,21 @@ use std::{
 
 use anyhow::{Context as _, anyhow, bail};
 
+use super::replay::{Half, Jobs, replay};
 use crate::{
     args::Global,
     command::Outcome,
     demand::{Series, offered},
     job::WHOLE_GPU,
-    optimize::{Holes, Optimization, Question, Shape, UNPRICED, optimize},
+    optimize::{
+        Candidate, Holes, Later, Objective, Optimization, Question, Search, Shape, Trial, UNPRICED, optimize,
+        search,
+    },
     output::{self, Format},
-    price::{self, Rates},
-    terminal::printable,
+    policy::{Burst, Policy},
+    pool::Pool,
+    price::{self, Currency, Rates},
+    terminal::{printable, progress},
     trace::{self, Counted, Kind, Trace},
 };
 
@@ -29,7 +35,10 @@ use crate::{
   kubectl spillway optimize demand.csv --prices prices.yaml --dedicated-price our-h100 --serverless-price rented-h100 --machine 8 --owned 48 --explain
 
   # A serverless GPU is paid for 90 s before it works, and had for ten minutes; dedicated ones work 97 % of the time
-  kubectl spillway optimize demand.csv --dedicated-price 2.10 --serverless-price 6.30 --cold-start 90s --burst-length 10m --availability 0.97 -o json")]
+  kubectl spillway optimize demand.csv --dedicated-price 2.10 --serverless-price 6.30 --cold-start 90s --burst-length 10m --availability 0.97 -o json
+
+  # The least cost at which 95 % of jobs wait no longer than ten minutes
+  kubectl spillway optimize jobs.csv --ratio 3 --machine 8 --max-wait-p95 10m")]
 pub struct Args {
     /// The trace, of jobs or of demand over time.
     #[command(flatten)]
@@ -37,6 +46,18 @@ pub struct Args {
     /// What is asked about it.
     #[command(flatten)]
     pub asked: Asked,
+    /// How jobs are queued, packed and sent to serverless machines, where they are replayed; `--cold-start` counts always.
+    #[command(flatten)]
+    pub policy: Policy,
+    /// The least cost at which 95 % of jobs wait no longer than this, e.g. 10m: jobs are replayed.
+    #[arg(long = "max-wait-p95", value_name = "TIME", value_parser = trace::duration, help_heading = "Jobs that may wait", conflicts_with = "budget")]
+    pub max_wait_p95_s: Option<f64>,
+    /// The least wait that costs no more than this per hour, e.g. 500/h: jobs are replayed.
+    #[arg(long, value_name = "MONEY/h", value_parser = budget, help_heading = "Jobs that may wait")]
+    pub budget: Option<f64>,
+    /// Do not replay jobs: what their sum would cost if they could be split and moved, in one pass.
+    #[arg(long, help_heading = "Jobs that may wait", conflicts_with_all = ["max_wait_p95_s", "budget"])]
+    pub no_replay: bool,
     /// Show the cost by number of GPUs, what walking forward costs, and the reasons.
     #[arg(long)]
     pub explain: bool,
@@ -59,9 +80,6 @@ pub struct Asked {
     /// How much of the time a dedicated machine works, such as 0.98: its price counts for that time only.
     #[arg(long, value_name = "SHARE", default_value_t = 1.0, help_heading = "Prices")]
     pub availability: f64,
-    /// How long a serverless GPU is paid for before it works, e.g. 90s.
-    #[arg(long = "cold-start", value_name = "TIME", default_value = "0", value_parser = trace::duration, help_heading = "Prices")]
-    pub cold_start_s: f64,
     /// For how long a serverless GPU is had at a time, e.g. 10m; jobs tell it themselves.
     #[arg(long = "burst-length", value_name = "TIME", value_parser = trace::duration, help_heading = "Prices")]
     pub burst_s: Option<f64>,
@@ -85,6 +103,13 @@ pub struct Asked {
     pub seed: u64,
 }
 
+fn budget(text: &str) -> Result<f64, String> {
+    match text.trim_end_matches("/h").trim().parse::<f64>() {
+        Ok(budget) if budget.is_finite() && budget >= 0.0 => Ok(budget),
+        _ => Err("money per hour was expected, such as 500/h".to_owned()),
+    }
+}
+
 fn shape(text: &str) -> Result<Shape, String> {
     let (gpus, price) = match text.split_once('@') {
         Some((gpus, price)) => (gpus, Some(price)),
@@ -100,23 +125,32 @@ fn shape(text: &str) -> Result<Shape, String> {
 }
 
 impl Asked {
-    fn rates(&self) -> anyhow::Result<(Option<Rates>, f64, f64)> {
-        if let Some(ratio) = self.ratio {
-            return Ok((None, 1.0, ratio));
+    /// The prices; of a ratio, in dedicated GPU-hours.
+    pub(super) fn rates(&self) -> anyhow::Result<Rates> {
+        match self.ratio {
+            Some(ratio) => {
+                let mut rates = Rates::new(Currency::USD, 1.0, ratio)?;
+                // They speak of a currency that isn't meant.
+                rates.warnings.clear();
+                Ok(rates)
+            }
+            None => {
+                self.prices.rates(price::today()).context("no prices to reckon with; --ratio R does without")
+            }
         }
-        let rates =
-            self.prices.rates(price::today()).context("no prices to reckon with; --ratio R does without")?;
-        let (dedicated, serverless) = (rates.dedicated_per_gpu_hour, rates.serverless_per_gpu_hour);
-        Ok((Some(rates), dedicated, serverless))
+    }
+
+    /// What costs are in.
+    pub(super) fn currency(&self, rates: &Rates) -> String {
+        if self.ratio.is_some() { UNPRICED.to_owned() } else { rates.currency.to_string() }
     }
 
     /// The question without what the trace adds to it.
     pub(super) fn question(&self) -> anyhow::Result<Question> {
-        let (rates, dedicated_per_gpu_hour, serverless_per_gpu_hour) = self.rates()?;
-        let (currency, notes) = match rates {
-            Some(rates) => (rates.currency.to_string(), rates.warnings),
-            None => (UNPRICED.to_owned(), Vec::new()),
-        };
+        let rates = self.rates()?;
+        let (dedicated_per_gpu_hour, serverless_per_gpu_hour) =
+            (rates.dedicated_per_gpu_hour, rates.serverless_per_gpu_hour);
+        let (currency, notes) = (self.currency(&rates), rates.warnings);
         Ok(Question {
             currency,
             dedicated_per_gpu_hour,
@@ -124,7 +158,7 @@ impl Asked {
             shapes: self.machine.clone(),
             owned_gpus: self.owned,
             availability: self.availability,
-            cold_start_s: self.cold_start_s,
+            cold_start_s: 0.0,
             burst_s: self.burst_s,
             holes: self.holes,
             block_s: self.block_s,
@@ -136,12 +170,18 @@ impl Asked {
     }
 }
 
+/// Demand over time, and whether it was made of jobs.
+pub(super) struct Read {
+    pub(super) series: Series,
+    pub(super) jobs: bool,
+}
+
 /// Reads the trace, and adds to the question what it tells.
-pub(super) fn read(trace: &trace::Args, question: &mut Question) -> anyhow::Result<Series> {
+pub(super) fn read(trace: &trace::Args, question: &mut Question) -> anyhow::Result<Read> {
     if trace.files.is_empty() {
         bail!("no trace: name CSV files with jobs or with demand over time, or - for standard input");
     }
-    let (series, warnings) = match trace.open()? {
+    let (series, jobs, warnings) = match trace.open()? {
         Trace::Demand(mut samples) => {
             question.meaning = match samples.counted() {
                 Some(Counted::All) => {
@@ -150,7 +190,7 @@ pub(super) fn read(trace: &trace::Args, question: &mut Question) -> anyhow::Resu
                 Some(Counted::Running) => "running GPUs; what was never admitted is not in it".to_owned(),
                 None => "GPUs as the trace counts them".to_owned(),
             };
-            (gather(samples.by_ref())?, samples.warnings())
+            (gather(samples.by_ref())?, false, samples.warnings())
         }
         Trace::Jobs(mut jobs) => {
             "jobs, each as if it started when it was submitted".clone_into(&mut question.meaning);
@@ -168,13 +208,13 @@ pub(super) fn read(trace: &trace::Args, question: &mut Question) -> anyhow::Resu
             if work.get() > 0.0 {
                 question.burst_s = question.burst_s.or(Some(work.get() / asked.get()));
             }
-            (series, jobs.warnings())
+            (series, true, jobs.warnings())
         }
     };
     // Gaps are told of with what was done about them.
     let told = warnings.iter().filter(|warning| warning.kind != Kind::Gap);
     question.notes.extend(told.map(|warning| format!("trace: {warning}")));
-    Ok(series)
+    Ok(Read { series, jobs })
 }
 
 fn gather(demand: impl Iterator<Item = Result<crate::job::Demand, trace::Error>>) -> anyhow::Result<Series> {
@@ -184,11 +224,111 @@ fn gather(demand: impl Iterator<Item = Result<crate::job::Demand, trace::Error>>
 impl Args {
     /// Reads the trace and answers.
     pub(super) fn optimization(&self) -> anyhow::Result<Optimization> {
+        self.policy.check()?;
         let mut question = self.asked.question()?;
-        let series = read(&self.trace, &mut question)?;
-        Ok(optimize(series, &question)?)
+        question.cold_start_s = self.policy.cold_start_s;
+        let objective = match (self.max_wait_p95_s, self.budget) {
+            (Some(wait_p95_s), _) => Objective::CostWithinWait { wait_p95_s },
+            (None, Some(per_hour)) => Objective::WaitWithinCost { per_hour },
+            (None, None) => Objective::Cost,
+        };
+        let read = read(&self.trace, &mut question)?;
+        let Read { series, jobs } = read;
+        let mut found = optimize(series, &question)?;
+        if !jobs {
+            if objective != Objective::Cost {
+                bail!(
+                    "demand over time tells nothing of waiting: --max-wait-p95 and --budget need a trace of jobs"
+                );
+            }
+            return Ok(found);
+        }
+        let once = self.trace.files.iter().any(|file| file.as_os_str() == "-");
+        let several = self.asked.machine.len() > 1;
+        if objective == Objective::Cost && (once || several || self.no_replay) {
+            found.warnings.push("jobs were taken as if they could be split and moved, which costs the least: whole jobs on machines need more".to_owned());
+            return Ok(found);
+        }
+        if once {
+            bail!("jobs are replayed again and again, and standard input can be read but once: name a file");
+        }
+        let [Shape { gpus, per_gpu_hour }] = self.asked.machine[..] else {
+            bail!("jobs are replayed on machines of one shape: give one --machine");
+        };
+        let jobs = Jobs::read(&self.trace)?;
+        let mut rates = self.asked.rates()?;
+        rates.dedicated_per_gpu_hour =
+            per_gpu_hour.unwrap_or(rates.dedicated_per_gpu_hour) / self.asked.availability;
+        found.search =
+            Some(self.search(objective, &jobs, &rates, gpus, found.all_owned.gpus.div_ceil(gpus))?);
+        Ok(found)
+    }
+
+    /// Tries sizes and ways of bursting.
+    fn search(
+        &self,
+        objective: Objective,
+        jobs: &Jobs,
+        rates: &Rates,
+        gpus_each: u32,
+        most: u32,
+    ) -> anyhow::Result<Search> {
+        let wait_s = match objective {
+            _ if self.policy.wait_s > 0.0 => self.policy.wait_s,
+            Objective::CostWithinWait { wait_p95_s } if wait_p95_s > 0.0 => wait_p95_s,
+            _ => WAIT_S,
+        };
+        let ways = match self.policy.burst {
+            Burst::AtOnce if objective != Objective::Cost => {
+                vec![
+                    (Burst::AtOnce, 0.0),
+                    (Burst::Wait, wait_s),
+                    (Burst::ShortWait, wait_s),
+                    (Burst::AllWait, 0.0),
+                ]
+            }
+            burst @ (Burst::Wait | Burst::ShortWait) => vec![(burst, wait_s)],
+            burst => vec![(burst, 0.0)],
+        };
+        let bar = progress(None, "replays");
+        let attempt = |half: Half, candidate: Candidate| -> anyhow::Result<Trial> {
+            let Candidate { machines, burst, wait_s } = candidate;
+            let policy = Policy { burst, wait_s, ..self.policy.clone() };
+            let pool = Pool::of_gpus(machines, gpus_each);
+            pool.check()?;
+            let counted = jobs.half(half)?;
+            let found = replay(counted, &pool, &policy, rates, self.asked.seed)?;
+            bar.inc(1);
+            Ok(Trial {
+                machines,
+                gpus: machines * gpus_each,
+                burst,
+                wait_s,
+                per_hour: found.cost.total_per_hour,
+                wait_mean_s: found.wait.mean_s,
+                wait_p95_s: found.wait.p95_s,
+                rented_share: found.spilled.gpu_hours_share,
+                #[expect(clippy::cast_precision_loss, reason = "a share of counts")]
+                not_run_share: (found.jobs.rejected + found.jobs.unfinished) as f64
+                    / found.jobs.submitted.max(1) as f64,
+            })
+        };
+        let mut found = search(objective, &ways, most, |candidate| attempt(Half::Both, candidate))?;
+        // Walking forward once: what is best on the first half, tried on the second.
+        let first = search(objective, &ways, most, |candidate| attempt(Half::First, candidate))?.best;
+        let second = search(objective, &ways, most, |candidate| attempt(Half::Second, candidate))?.best;
+        if let (Some(first), Some(second)) = (first, second) {
+            let Trial { machines, burst, wait_s, .. } = first;
+            let later = attempt(Half::Second, Candidate { machines, burst, wait_s })?;
+            found.later = Some(Later { advised: first, turned_out: later, best: second });
+        }
+        bar.finish_and_clear();
+        Ok(found)
     }
 }
+
+/// How long jobs wait before they burst where nothing says it.
+const WAIT_S: f64 = 300.0;
 
 /// Answers, in a few lines or in full.
 pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {

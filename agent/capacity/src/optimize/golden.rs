@@ -128,3 +128,26 @@ fn one_row_an_hour_of_earth_tells_nearly_the_same() {
         assert_eq!(found.demand.holes.len(), 2);
     }
 }
+
+#[test]
+fn a_trace_in_parts_is_answered_as_the_whole() {
+    let text =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/helios-earth-hourly.csv"))
+            .unwrap();
+    let (header, rows) = text.split_once('\n').unwrap();
+    let rows: Vec<&str> = rows.lines().collect();
+    let whole = asked(&hourly(), 3.0, Holes::Drop);
+    for cut in [1, 217, 400, rows.len() - 1] {
+        let part = |rows: &[&str]| -> (String, Box<dyn std::io::Read + Send>) {
+            let text = format!("{header}\n{}\n", rows.join("\n"));
+            ("part".to_owned(), Box::new(std::io::Cursor::new(text)))
+        };
+        let files = vec![part(&rows[cut..]), part(&rows[..cut])];
+        let trace::Trace::Demand(samples) = trace::Args::default().open_bytes(files).unwrap() else {
+            panic!("not demand")
+        };
+        let parts: Result<Series, anyhow::Error> =
+            Series::collect(samples.map(|sample| sample.map_err(Into::into)));
+        assert_eq!(asked(&parts.unwrap(), 3.0, Holes::Drop), whole, "cut after row {cut}");
+    }
+}

@@ -2,11 +2,16 @@
 
 use std::fmt::Write as _;
 
+use clap::ValueEnum as _;
+
 use super::{
-    Cost, Optimization,
+    Cost, Later, Objective, Optimization, Search, Trial,
     words::{gpus, machines, money, number, percent, ratio, ratios, time, when},
 };
-use crate::output::{Column, Table};
+use crate::{
+    output::{Column, Table},
+    policy::Burst,
+};
 
 /// The currency where only the ratio of prices is known.
 pub(crate) const UNPRICED: &str = "c_d";
@@ -18,6 +23,9 @@ impl Optimization {
     pub fn summary(&self) -> Vec<(&'static str, String)> {
         let paid = |cost: &Cost| money(cost.per_hour, &self.currency);
         let mut lines = Vec::new();
+        if let Some(search) = &self.search {
+            lines.extend(self.search_in_words(search));
+        }
         let mut say = |about, text| lines.push((about, text));
         let interval = format!(
             "{:.0} % interval {} to {}",
@@ -30,10 +38,12 @@ impl Optimization {
         } else {
             format!(" ({})", machines(self))
         };
+        // No placement of whole jobs costs less where none waits.
+        let own = if self.search.is_some() { "Bound" } else { "Own" };
         if self.advice.gpus == 0 {
-            say("Own", format!("nothing, rent everything; {interval}"));
+            say(own, format!("nothing, rent everything; {interval}"));
         } else {
-            say("Own", format!("{}{made_of}, {interval}", gpus(self.advice.gpus)));
+            say(own, format!("{}{made_of}, {interval}", gpus(self.advice.gpus)));
         }
         say(
             "Cost",
@@ -111,6 +121,56 @@ impl Optimization {
         lines
     }
 
+    fn search_in_words(&self, search: &Search) -> Vec<(&'static str, String)> {
+        let way = |trial: &Trial| match trial.burst {
+            Burst::AtOnce => "the rest bursts at once".to_owned(),
+            Burst::Wait => format!("the rest bursts after {}", time(trial.wait_s)),
+            Burst::ShortWait => format!("what would wait longer than {} bursts at once", time(trial.wait_s)),
+            Burst::AllWait => "the rest waits".to_owned(),
+            Burst::Never => "nothing bursts".to_owned(),
+            Burst::Only => "everything bursts".to_owned(),
+        };
+        let found = |trial: &Trial| {
+            format!(
+                "{}: {}; waits {} on average, p95 {}; {} of GPU-hours rented",
+                gpus(trial.gpus),
+                money(trial.per_hour, &self.currency),
+                time(trial.wait_mean_s),
+                time(trial.wait_p95_s),
+                percent(trial.rented_share)
+            )
+        };
+        let wanted = match search.objective {
+            Objective::Cost => {
+                "the least cost, by replaying the jobs, which can't be split or moved".to_owned()
+            }
+            Objective::CostWithinWait { wait_p95_s } => {
+                format!("the least cost at which 95 % of jobs wait no longer than {}", time(wait_p95_s))
+            }
+            Objective::WaitWithinCost { per_hour } => {
+                format!("the least wait that costs no more than {}", money(per_hour, &self.currency))
+            }
+        };
+        let mut lines = vec![("Wanted", format!("{wanted}; {} replays of the jobs", search.trials.len()))];
+        match &search.best {
+            Some(best) => lines.push(("Own", format!("{}; {}", found(best), way(best)))),
+            None => lines.push(("Own", "nothing that was tried is allowed: ask for less".to_owned())),
+        }
+        if let Some(Later { advised, turned_out, best }) = &search.later {
+            lines.push((
+                "Later",
+                format!(
+                    "on jobs of the first half {} ({}); on those of the second that comes to {}; best there {}",
+                    gpus(advised.gpus),
+                    way(advised),
+                    found(turned_out),
+                    found(best)
+                ),
+            ));
+        }
+        lines
+    }
+
     fn regret_in_words(&self) -> String {
         let Some((half, walks)) = self.regret.split_first() else {
             return "the trace is too short to try the advice on later time".to_owned();
@@ -164,6 +224,7 @@ impl Optimization {
     pub fn tables(&self, explain: bool) -> Vec<Table> {
         let mut tables = vec![self.answer()];
         if explain {
+            tables.extend(self.search.as_ref().map(tried));
             tables.extend([self.cost_curve(), self.walks()]);
         }
         tables
@@ -182,7 +243,7 @@ impl Optimization {
                 percent(cost.utilisation),
             ]);
         };
-        row("advice", &self.advice);
+        row(if self.search.is_some() { "without waiting" } else { "advice" }, &self.advice);
         if let Some(today) = &self.today {
             row("today", today);
         }
@@ -251,6 +312,34 @@ impl Optimization {
             ],
             rows: rows.collect(),
         }
+    }
+}
+
+/// What was tried, by way of bursting and size.
+fn tried(search: &Search) -> Table {
+    let rows = search.trials.iter().map(|trial| {
+        vec![
+            trial.burst.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default(),
+            if trial.wait_s > 0.0 { time(trial.wait_s) } else { "-".to_owned() },
+            trial.gpus.to_string(),
+            format!("{:.2}", trial.per_hour),
+            time(trial.wait_mean_s),
+            time(trial.wait_p95_s),
+            percent(trial.rented_share),
+        ]
+    });
+    Table {
+        title: "What was tried".to_owned(),
+        columns: vec![
+            Column::text("BURST"),
+            Column::text("AFTER"),
+            Column::number("GPUS"),
+            Column::number("COST/H"),
+            Column::number("WAIT MEAN"),
+            Column::number("WAIT P95"),
+            Column::number("RENTED"),
+        ],
+        rows: rows.collect(),
     }
 }
 

@@ -1,0 +1,217 @@
+//! `kubectl spillway what-if`: before and after, side by side.
+
+use std::{cell::RefCell, io};
+
+use anyhow::{Context as _, bail};
+
+use super::{
+    optimize::{Asked, Read, read},
+    replay::{Jobs, replay},
+};
+use crate::{
+    args::Global,
+    command::Outcome,
+    demand::Series,
+    job::{Demand, Job},
+    output,
+    policy::Policy,
+    pool::{self, Pool},
+    price::Rates,
+    trace::{self, Trace},
+    what_if::{Change, Lot, Moved, Side, WhatIf},
+};
+
+/// Flags of `what-if`.
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_long_help = "Jobs are replayed; demand over time is priced as if no job ever waited.
+
+Examples:
+  # Two more machines of 8 GPUs beside the six that are there, and a fifth more jobs
+  kubectl spillway what-if jobs.csv --gpus 48 --gpus-per-machine 8 --ratio 3 --add 2 --grow 20%
+
+  # Dedicated machines become cheaper, from demand over time
+  kubectl spillway what-if demand.csv --gpus 48 --dedicated-price 2.80 --serverless-price 6.30 --new-dedicated-price 2.10
+
+  # One team moves to serverless machines
+  kubectl spillway what-if jobs.csv --gpus 16 --gpus-per-machine 8 --ratio 3 --move-namespace team-a=serverless -o json")]
+pub struct Args {
+    /// The trace, of jobs or of demand over time.
+    #[command(flatten)]
+    pub trace: trace::Args,
+    /// The pool as it is.
+    #[command(flatten)]
+    pub pool: pool::Args,
+    /// Prices as they are, and the machines that can be bought.
+    #[command(flatten)]
+    pub asked: Asked,
+    /// How jobs are queued, packed and sent to serverless machines.
+    #[command(flatten)]
+    pub policy: Policy,
+    /// What is to be different.
+    #[command(flatten)]
+    pub change: Changes,
+}
+
+/// What is to be different.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "What if")]
+#[group(required = true, multiple = true)]
+pub struct Changes {
+    /// Machines more, of a name or model of the pool: 4 or 4xH100.
+    #[arg(long, value_name = "COUNT[xMODEL]", value_delimiter = ',')]
+    pub add: Vec<Lot>,
+    /// Machines fewer.
+    #[arg(long, value_name = "COUNT[xMODEL]", value_delimiter = ',')]
+    pub remove: Vec<Lot>,
+    /// What a dedicated GPU costs per hour then.
+    #[arg(long, value_name = "NUMBER", value_parser = price)]
+    pub new_dedicated_price: Option<f64>,
+    /// What a serverless GPU costs per hour then.
+    #[arg(long, value_name = "NUMBER", value_parser = price)]
+    pub new_serverless_price: Option<f64>,
+    /// By how much demand grows, or falls: 20%, -10%. Jobs come in so much less time; demand over time is so much more at any time.
+    #[arg(long, value_name = "SHARE", value_parser = growth, allow_hyphen_values = true)]
+    pub grow: Option<f64>,
+    /// Whose jobs go to serverless machines at once: team-a=serverless.
+    #[arg(long, value_name = "NAMESPACE=serverless", value_delimiter = ',', value_parser = moved)]
+    pub move_namespace: Vec<String>,
+}
+
+fn price(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(price) if price.is_finite() && price >= 0.0 => Ok(price),
+        _ => Err("a number from 0 up was expected".to_owned()),
+    }
+}
+
+fn growth(text: &str) -> Result<f64, String> {
+    let wrong = || "a share such as 20% or -10% was expected, above -100%".to_owned();
+    let percent: f64 = text.strip_suffix('%').ok_or_else(wrong)?.trim().parse().map_err(|_| wrong())?;
+    if percent.is_finite() && percent > -100.0 && percent <= 100_000.0 {
+        Ok(percent / 100.0)
+    } else {
+        Err(wrong())
+    }
+}
+
+fn moved(text: &str) -> Result<String, String> {
+    match text.rsplit_once('=') {
+        Some((namespace, "serverless")) if !namespace.is_empty() => Ok(namespace.to_owned()),
+        _ => Err("NAMESPACE=serverless was expected".to_owned()),
+    }
+}
+
+/// Prints both sides.
+pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
+    let found = args.what_if()?;
+    output::print(&mut io::stdout().lock(), global.output, &found, &found.tables())
+        .context("can't print the comparison")?;
+    if matches!(global.output, output::Format::Table | output::Format::Wide) {
+        for warning in &found.warnings {
+            eprintln!("warning: {}", crate::terminal::printable(warning));
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+impl Args {
+    /// Computes both sides.
+    pub(super) fn what_if(&self) -> anyhow::Result<WhatIf> {
+        self.policy.check()?;
+        if self.trace.files.is_empty() {
+            bail!("no trace: name CSV files with jobs or with demand over time");
+        }
+        if self.trace.files.iter().any(|file| file.as_os_str() == "-") {
+            bail!("the trace is read more than once, which standard input can't be: name a file");
+        }
+        let before = match (self.pool.pool()?, self.asked.owned) {
+            (Some(pool), _) => pool,
+            (None, Some(gpus)) => Pool::of_gpus(gpus, 1),
+            (None, None) => bail!("no pool: describe it with --pool FILE, or --gpus and --gpus-per-machine"),
+        };
+        let change = Change {
+            add: self.change.add.clone(),
+            remove: self.change.remove.clone(),
+            dedicated_per_gpu_hour: self.change.new_dedicated_price,
+            serverless_per_gpu_hour: self.change.new_serverless_price,
+            growth: self.change.grow.unwrap_or(0.0),
+            to_serverless: self.change.move_namespace.iter().cloned().collect(),
+        };
+        let after = change.pool(&before)?;
+        match self.trace.open()? {
+            Trace::Jobs(_) => self.with_jobs(&change, &before, &after),
+            Trace::Demand(_) if !change.to_serverless.is_empty() => {
+                bail!("--move-namespace needs a trace of jobs: demand over time doesn't tell whose it is")
+            }
+            Trace::Demand(_) => self.with_demand(&change, &before, &after),
+        }
+    }
+
+    fn with_jobs(&self, change: &Change, before: &Pool, after: &Pool) -> anyhow::Result<WhatIf> {
+        let jobs = Jobs::read(&self.trace)?;
+        let rates = self.asked.rates()?;
+        let side = |change: &Change, pool: &Pool, rates: &Rates| -> anyhow::Result<(Side, Moved)> {
+            let (first, moved) = (RefCell::new(None), RefCell::new(Moved::default()));
+            let changed = jobs.all()?.filter_map(|job| {
+                let job = match job {
+                    Ok(job) => job,
+                    Err(error) => return Some(Err(error)),
+                };
+                let first_s = *first.borrow_mut().get_or_insert(job.submit_s);
+                let job: Job = change.job(job, first_s);
+                if change.is_moved(&job) {
+                    moved.borrow_mut().add(&job);
+                    return None;
+                }
+                Some(Ok(job))
+            });
+            let found = replay(changed, pool, &self.policy, rates, self.asked.seed)?;
+            let moved = *moved.borrow();
+            Ok((Side::of_jobs(&found, &moved, rates), moved))
+        };
+        let (was, _) = side(&Change::default(), before, &rates)?;
+        let (is, moved) = side(change, after, &change.rates(&rates))?;
+        let mut warnings = rates.warnings.clone();
+        if !change.to_serverless.is_empty() && moved.gpu_hours <= 0.0 {
+            warnings.push("no job is of a namespace that moves: nothing moves".to_owned());
+        }
+        Ok(WhatIf {
+            currency: self.asked.currency(&rates),
+            changes: change.words(),
+            before: was,
+            after: is,
+            warnings,
+        })
+    }
+
+    fn with_demand(&self, change: &Change, before: &Pool, after: &Pool) -> anyhow::Result<WhatIf> {
+        let mut question = self.asked.question()?;
+        question.cold_start_s = self.policy.cold_start_s;
+        let Read { series, .. } = read(&self.trace, &mut question)?;
+        let grown = if change.growth.abs() > 0.0 { self.grown(change.growth)? } else { series.clone() };
+        let mut then = question.clone();
+        let price = |given: f64, new: Option<f64>| new.unwrap_or(given);
+        then.dedicated_per_gpu_hour = price(then.dedicated_per_gpu_hour, change.dedicated_per_gpu_hour);
+        then.serverless_per_gpu_hour = price(then.serverless_per_gpu_hour, change.serverless_per_gpu_hour);
+        let (was, found) = Side::of_demand(series, before, &question)?;
+        let (is, _) = Side::of_demand(grown, after, &then)?;
+        Ok(WhatIf {
+            currency: question.currency,
+            changes: change.words(),
+            before: was,
+            after: is,
+            warnings: found.warnings,
+        })
+    }
+
+    /// Demand over time that is so much more at any time.
+    fn grown(&self, growth: f64) -> anyhow::Result<Series> {
+        let Trace::Demand(samples) = self.trace.open().context("can't read the trace again")? else {
+            bail!("the trace has changed while it was read");
+        };
+        Series::collect(samples.map(|sample| {
+            let sample = sample?;
+            Ok(Demand { gpus: sample.gpus * (1.0 + growth), ..sample })
+        }))
+    }
+}
