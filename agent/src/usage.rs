@@ -61,8 +61,10 @@ pub struct Use {
     pub utilization: Option<f64>,
     /// Whether it uses nothing of it now, where that shows.
     pub is_idle: Option<bool>,
-    /// How long it has held without using.
+    /// How long it has held without using, in all.
     pub idle_for: Duration,
+    /// How long it has now held without using, at least: since it was last seen to use, or first seen.
+    pub unused_for: Duration,
     /// Its processes, with the memory that each holds in bytes.
     pub processes: BTreeMap<u32, Option<u64>>,
 }
@@ -202,6 +204,7 @@ impl Look<'_> {
             utilization: utilization.map(|percent| f64::from(percent.min(100)) / 100.0),
             is_idle,
             idle_for: Duration::ZERO,
+            unused_for: Duration::ZERO,
             processes,
         }
     }
@@ -236,22 +239,23 @@ fn limit<'a>(devices: impl Iterator<Item = &'a Device>) -> Option<u64> {
 /// How long each holding has been idle, from look to look.
 #[derive(Debug, Default)]
 struct Idleness {
-    total: BTreeMap<Key, Duration>,
+    /// In all, and without a break.
+    seen: BTreeMap<Key, (Duration, Duration)>,
 }
 
 impl Idleness {
     /// Adds the time since the last look to what is idle now, and forgets what is held no longer.
     fn add(&mut self, usage: &mut Usage, elapsed: Duration) {
-        let mut total = BTreeMap::new();
+        let mut seen = BTreeMap::new();
         for one in &mut usage.uses {
             // Of what is seen for the first time it isn't known since when it is held.
-            one.idle_for = match self.total.remove(&one.key) {
-                Some(before) if one.is_idle == Some(true) => before + elapsed,
-                before => before.unwrap_or_default(),
+            (one.idle_for, one.unused_for) = match self.seen.remove(&one.key) {
+                Some((total, unused)) if one.is_idle == Some(true) => (total + elapsed, unused + elapsed),
+                before => (before.unwrap_or_default().0, Duration::ZERO),
             };
-            total.insert(one.key.clone(), one.idle_for);
+            seen.insert(one.key.clone(), (one.idle_for, one.unused_for));
         }
-        self.total = total;
+        self.seen = seen;
     }
 }
 

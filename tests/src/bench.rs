@@ -4,6 +4,7 @@ pub mod capacity;
 pub mod cri_loop;
 pub mod device_plugin;
 pub mod footprint;
+pub mod many_nodes;
 pub mod virtual_node;
 
 use std::{fs, path::Path, time::Duration};

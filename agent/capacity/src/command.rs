@@ -7,6 +7,7 @@ mod optimize;
 mod prices;
 mod record;
 mod replay;
+pub mod report;
 mod showback;
 mod source;
 mod trace;
@@ -23,6 +24,8 @@ use crate::{
 /// What to do.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
+    /// Who has what of each pool, what is idle, what is stranded, and why a pod waits.
+    Report(report::Telling),
     /// Print the program that completes `kubectl spillway <TAB>`.
     Completion(completion::Args),
     /// Answer kubectl.
@@ -75,6 +78,7 @@ pub fn run(args: &Args) -> ExitCode {
 
 fn carry_out(command: &Command, global: &Global) -> anyhow::Result<Outcome> {
     match command {
+        Command::Report(args) => report::run(args, global),
         Command::Completion(_) => completion::script(),
         Command::Complete(words) => completion::complete(words),
         Command::Record(args) => record::run(args, global),

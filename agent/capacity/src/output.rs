@@ -43,17 +43,24 @@ pub struct Column {
     pub right: bool,
     /// Shown by `-o wide` (and CSV) only.
     pub wide: bool,
+    /// In text not a column, but a line of its own below the row: for sentences.
+    pub below: bool,
 }
 
 impl Column {
     /// Words, aligned to the left.
     pub fn text(name: &'static str) -> Self {
-        Self { name, right: false, wide: false }
+        Self { name, right: false, wide: false, below: false }
     }
 
     /// Numbers, aligned to the right.
     pub fn number(name: &'static str) -> Self {
-        Self { name, right: true, wide: false }
+        Self { name, right: true, wide: false, below: false }
+    }
+
+    /// A sentence, on a line of its own below the row where there is one; its name in lower case introduces it.
+    pub fn sentence(name: &'static str) -> Self {
+        Self { below: true, ..Self::text(name) }
     }
 
     /// The same, shown by `-o wide` only.
@@ -114,7 +121,7 @@ fn aligned(out: &mut dyn Write, table: &Table, wide: bool) -> io::Result<()> {
         .columns
         .iter()
         .enumerate()
-        .filter(|(_, column)| wide || !column.wide)
+        .filter(|(_, column)| (wide || !column.wide) && !column.below)
         .map(|(index, _)| index)
         .collect();
     let rows: Vec<Vec<String>> =
@@ -123,14 +130,14 @@ fn aligned(out: &mut dyn Write, table: &Table, wide: bool) -> io::Result<()> {
             .collect();
     let widths: Vec<usize> =
         (0..shown.len()).map(|at| rows.iter().map(|row| row[at].width()).max().unwrap_or(0)).collect();
-    for row in &rows {
+    for (at, row) in rows.iter().enumerate() {
         let mut line = String::new();
-        for (at, cell) in row.iter().enumerate() {
-            let pad = " ".repeat(widths[at] - cell.width());
-            if at > 0 {
+        for (column, cell) in row.iter().enumerate() {
+            let pad = " ".repeat(widths[column] - cell.width());
+            if column > 0 {
                 line.push_str(GAP);
             }
-            if table.columns[shown[at]].right {
+            if table.columns[shown[column]].right {
                 line.push_str(&pad);
                 line.push_str(cell);
             } else {
@@ -139,6 +146,13 @@ fn aligned(out: &mut dyn Write, table: &Table, wide: bool) -> io::Result<()> {
             }
         }
         writeln!(out, "{}", line.trim_end())?;
+        // The first is the header.
+        let cells = at.checked_sub(1).and_then(|at| table.rows.get(at));
+        for (column, cell) in table.columns.iter().zip(cells.into_iter().flatten()) {
+            if column.below && !cell.is_empty() {
+                writeln!(out, "    {}: {}", column.name.to_lowercase(), printable(cell))?;
+            }
+        }
     }
     Ok(())
 }

@@ -35,6 +35,7 @@ fn pod(name: &str, budget_mib: Option<u64>, processes: &[(u32, u64)]) -> Use {
         utilization: None,
         is_idle: None,
         idle_for: Duration::ZERO,
+        unused_for: Duration::ZERO,
         processes,
     }
 }

@@ -77,6 +77,12 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder<'_>, usage: &Usage) -> fmt:
     )?;
     gauge(
         encoder,
+        "container_device_unused_seconds",
+        "Time that a container has now held without using, at least: 0 while it uses.",
+        of(usage, |one| one.is_idle.map(|_| one.unused_for.as_secs_f64())),
+    )?;
+    gauge(
+        encoder,
         "device_stranger_processes",
         "Processes that use an accelerator though their pod does not hold it, or are in no pod.",
         usage.strangers.iter().map(|(device, count)| {

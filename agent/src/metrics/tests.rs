@@ -85,6 +85,7 @@ fn everything() -> (Now, BudgetMetrics) {
         utilization: Some(0.25),
         is_idle: Some(false),
         idle_for: Duration::from_millis(1_500),
+        unused_for: Duration::from_millis(500),
         processes: BTreeMap::from([(10, Some(1024))]),
     };
     let unknown = Use {
@@ -104,6 +105,7 @@ fn everything() -> (Now, BudgetMetrics) {
         is_idle: None,
         processes: BTreeMap::new(),
         idle_for: Duration::ZERO,
+        unused_for: Duration::ZERO,
     };
     let usage =
         Usage { uses: vec![train, unknown], left_out: 3, strangers: BTreeMap::from([(id("GPU-0"), 1)]) };
@@ -172,6 +174,7 @@ fn metrics_tell_devices_registrations_and_who_uses_what() {
             format!("spillway_container_device_utilization_ratio{train} 0.25"),
             format!("spillway_container_device_processes{train} 1"),
             format!("spillway_container_device_held_idle_seconds_total{train} 1.5"),
+            format!("spillway_container_device_unused_seconds{train} 0.5"),
             r#"spillway_device_stranger_processes{device="GPU-0"} 1"#.to_owned(),
             "spillway_usage_left_out 3".to_owned(),
         ]

@@ -195,6 +195,8 @@ fn set_up() -> anyhow::Result<()> {
         "spillway-tiles",
         "--package",
         "spillway-standin-nvml",
+        "--package",
+        "kubectl-spillway",
     ])
 }
 

@@ -3,6 +3,7 @@
 
 mod agent;
 mod beside;
+mod capacity;
 mod chart;
 mod clock;
 mod cluster;
@@ -87,6 +88,7 @@ fn main() -> ExitCode {
         vk_pods::TESTS,
         vk_volumes::TESTS,
         usage::TESTS,
+        capacity::TESTS,
         recovery::TESTS,
         vk_chaos::TESTS,
     ]

@@ -1,0 +1,318 @@
+//! What a report is made of: a cluster at one moment, with no more of each object than is looked at. Made of the API's objects by
+//! [`crate::cluster`].
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Affinity, PodAffinityTerm, Taint, Toleration, TopologySpreadConstraint};
+use serde::Deserialize;
+
+/// Labels of an object.
+pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
+
+/// A resource's name, as a number that [`Names`] knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ResourceId(u32);
+
+impl ResourceId {
+    /// CPU, in thousandths of a core.
+    pub const CPU: Self = Self(0);
+    /// Memory, in bytes.
+    pub const MEMORY: Self = Self(1);
+    /// Pods.
+    pub const PODS: Self = Self(2);
+}
+
+/// Texts that many objects share, each kept once.
+#[derive(Debug)]
+pub struct Names {
+    resources: Vec<Arc<str>>,
+    ids: HashMap<Arc<str>, ResourceId>,
+    words: HashSet<Arc<str>>,
+    labels: HashSet<Arc<Labels>>,
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        let mut names = Self {
+            resources: Vec::new(),
+            ids: HashMap::new(),
+            words: HashSet::new(),
+            labels: HashSet::from([Arc::default()]),
+        };
+        for known in ["cpu", "memory", "pods"] {
+            names.resource(known);
+        }
+        names
+    }
+}
+
+impl Names {
+    /// The number of a resource's name; a new one where it has none yet.
+    pub fn resource(&mut self, name: &str) -> ResourceId {
+        if let Some(id) = self.ids.get(name) {
+            return *id;
+        }
+        let id = ResourceId(u32::try_from(self.resources.len()).unwrap_or(u32::MAX));
+        let name: Arc<str> = name.into();
+        self.resources.push(name.clone());
+        self.ids.insert(name, id);
+        id
+    }
+
+    /// A resource's name.
+    pub fn name(&self, id: ResourceId) -> &str {
+        usize::try_from(id.0).ok().and_then(|at| self.resources.get(at)).map_or("", |name| name)
+    }
+
+    /// All resources that anything has or asks for.
+    pub fn resources(&self) -> impl Iterator<Item = (ResourceId, &str)> {
+        (0..).map(ResourceId).zip(self.resources.iter().map(|name| &**name))
+    }
+
+    /// The one copy of a text.
+    pub fn word(&mut self, text: &str) -> Arc<str> {
+        if let Some(word) = self.words.get(text) {
+            return word.clone();
+        }
+        let word: Arc<str> = text.into();
+        self.words.insert(word.clone());
+        word
+    }
+
+    /// The one copy of a set of labels.
+    pub fn labels(&mut self, labels: &BTreeMap<String, String>) -> Arc<Labels> {
+        let labels: Labels = labels.iter().map(|(key, value)| (self.word(key), self.word(value))).collect();
+        if let Some(known) = self.labels.get(&labels) {
+            return known.clone();
+        }
+        let labels = Arc::new(labels);
+        self.labels.insert(labels.clone());
+        labels
+    }
+}
+
+/// How much of each resource: CPU in thousandths of a core, memory in bytes, all others counted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Amounts(Vec<(ResourceId, i64)>);
+
+impl Amounts {
+    /// How much of `resource`; 0 where it isn't named.
+    pub fn get(&self, resource: ResourceId) -> i64 {
+        self.find(resource).map_or(0, |at| self.0[at].1)
+    }
+
+    fn find(&self, resource: ResourceId) -> Result<usize, usize> {
+        self.0.binary_search_by_key(&resource, |(id, _)| *id)
+    }
+
+    /// Sets how much of `resource`.
+    pub fn set(&mut self, resource: ResourceId, amount: i64) {
+        match self.find(resource) {
+            Ok(at) => self.0[at].1 = amount,
+            Err(at) => self.0.insert(at, (resource, amount)),
+        }
+    }
+
+    /// What is named, by resource.
+    pub fn iter(&self) -> impl Iterator<Item = (ResourceId, i64)> {
+        self.0.iter().copied()
+    }
+
+    fn each(&mut self, other: &Self, change: impl Fn(i64, i64) -> i64) {
+        for (resource, amount) in other.iter() {
+            self.set(resource, change(self.get(resource), amount));
+        }
+    }
+
+    /// Adds all of `other`.
+    pub fn add(&mut self, other: &Self) {
+        self.each(other, i64::saturating_add);
+    }
+
+    /// Takes all of `other` away; what is less than nothing is so, too.
+    pub fn subtract(&mut self, other: &Self) {
+        self.each(other, i64::saturating_sub);
+    }
+
+    /// Of each resource the larger amount.
+    pub fn raise(&mut self, other: &Self) {
+        self.each(other, i64::max);
+    }
+}
+
+/// A node as it is.
+#[derive(Debug, Clone, Default)]
+pub struct Node {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its labels.
+    pub labels: Arc<Labels>,
+    /// What keeps pods off that don't tolerate it.
+    pub taints: Vec<Taint>,
+    /// Whether it is cordoned.
+    pub cordoned: bool,
+    /// Why it isn't Ready, where it isn't.
+    pub not_ready: Option<String>,
+    /// What it has.
+    pub capacity: Amounts,
+    /// What pods may have of it.
+    pub allocatable: Amounts,
+    /// The largest groups that can be had together, by resource, where Spillway's agent tells them (`spillway.dev/largest-group`).
+    pub groups: BTreeMap<String, Group>,
+    /// Who provides it, where it is a virtual one.
+    pub provider: Option<Arc<str>>,
+}
+
+/// How many free devices of one resource can be had together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+pub struct Group {
+    /// Connected by `NVLink`, where that is known.
+    pub nvlink: Option<i64>,
+    /// On one NUMA node.
+    pub numa: Option<i64>,
+    /// On the machine.
+    pub node: Option<i64>,
+}
+
+/// How far a pod is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// Not all of it has started.
+    #[default]
+    Pending,
+    /// It runs, or nobody knows.
+    Running,
+    /// It has ended, well or not, and holds nothing.
+    Ended,
+}
+
+/// A pod as it is.
+#[derive(Debug, Clone, Default)]
+pub struct Pod {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its labels.
+    pub labels: Arc<Labels>,
+    /// What made it: `Job/train`; nothing where a person did.
+    pub owner: Option<Arc<str>>,
+    /// Where it is bound to.
+    pub node: Option<Arc<str>>,
+    /// How far it is.
+    pub phase: Phase,
+    /// Whether it was told to end.
+    pub ending: bool,
+    /// When it was made.
+    pub created: Option<Timestamp>,
+    /// Since when it has its node.
+    pub bound: Option<Timestamp>,
+    /// What the scheduler sets aside for it.
+    pub requests: Amounts,
+    /// Its containers that ask for extended resources and do not run: why, and since when. Only where none of them runs.
+    pub stands: Option<Stands>,
+    /// Its priority.
+    pub priority: i32,
+    /// Ports of the host that it takes.
+    pub ports: Vec<HostPort>,
+    /// Whom it refuses to have near, whoever comes second.
+    pub refuses: Vec<PodAffinityTerm>,
+    /// Where it may go; of those that wait only.
+    pub wish: Option<Box<Wish>>,
+}
+
+/// A container that stands still.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stands {
+    /// In Kubernetes' word: `ImagePullBackOff`.
+    pub why: String,
+    /// Since when.
+    pub since: Option<Timestamp>,
+}
+
+/// A port of the host: address, protocol, number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostPort {
+    /// `0.0.0.0` is every one.
+    pub address: String,
+    /// `TCP`, `UDP` or `SCTP`.
+    pub protocol: String,
+    /// From 1.
+    pub port: i32,
+}
+
+/// Where a pod that waits may go.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Wish {
+    /// Labels that its node must have.
+    pub selector: BTreeMap<String, String>,
+    /// Of nodes and of other pods.
+    pub affinity: Affinity,
+    /// Taints that it stands.
+    pub tolerations: Vec<Toleration>,
+    /// How its like shall be spread.
+    pub spread: Vec<TopologySpreadConstraint>,
+    /// What must be taken away before anybody looks for a node.
+    pub gates: Vec<String>,
+    /// Who looks for a node.
+    pub scheduler: String,
+    /// What that one said last.
+    pub said: Option<String>,
+    /// Where others are being ended for it.
+    pub nominated: Option<Arc<str>>,
+    /// Its claims of dynamic resources.
+    pub claims: bool,
+}
+
+/// Pods that the API server refused to make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Where.
+    pub namespace: String,
+    /// Who wanted to make them: `Job/train`.
+    pub owner: String,
+    /// The API server's words.
+    pub message: String,
+    /// When it said so last.
+    pub at: Option<Timestamp>,
+}
+
+/// What a pod does with accelerators that it holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Use {
+    /// How much it computes, in devices: 1.5 is one whole and half of another. `None`: nobody can tell.
+    pub computes: Option<f64>,
+    /// Whether it uses nothing of them at the moment.
+    pub idle: bool,
+    /// For how long it has used nothing, in seconds, where that is known.
+    pub idle_s: Option<f64>,
+    /// CPU that it uses, in thousandths of a core, where metrics-server tells.
+    pub cpu_milli: Option<i64>,
+    /// Memory that it uses, in bytes, where metrics-server tells.
+    pub memory_bytes: Option<i64>,
+}
+
+/// A cluster at one moment.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// When.
+    pub at: Timestamp,
+    /// Names of resources and the like.
+    pub names: Names,
+    /// All nodes.
+    pub nodes: Vec<Node>,
+    /// All pods but those that have ended.
+    pub pods: Vec<Pod>,
+    /// Pods that were not made.
+    pub refusals: Vec<Refusal>,
+    /// What pods do, by namespace and name.
+    pub usage: HashMap<(Arc<str>, Arc<str>), Use>,
+    /// What was seen beside nodes and pods: `spillway-agent on 3 nodes`.
+    pub seen: Vec<String>,
+    /// What was not, and what would show it.
+    pub not_seen: Vec<String>,
+}
