@@ -3,6 +3,7 @@
 use std::{
     cell::Cell,
     io::{self, Write},
+    sync::Arc,
 };
 
 use anyhow::{Context as _, anyhow, bail};
@@ -83,8 +84,8 @@ pub struct Asked {
     /// For how long a serverless GPU is had at a time, e.g. 10m; jobs tell it themselves.
     #[arg(long = "burst-length", value_name = "TIME", value_parser = trace::duration, help_heading = "Prices")]
     pub burst_s: Option<f64>,
-    /// GPUs of each machine that can be bought; several shapes with what a GPU of each costs: 8@2.10,4@2.30.
-    #[arg(long, value_name = "GPUS[@PRICE]", value_delimiter = ',', default_value = "1", value_parser = shape, help_heading = "Machines")]
+    /// GPUs of each machine that can be bought; several shapes with what a GPU of each costs: 8@2.10,4@2.30. Without it 1, or as many as the largest pod of a trace of jobs has.
+    #[arg(long, value_name = "GPUS[@PRICE]", value_delimiter = ',', value_parser = shape, help_heading = "Machines")]
     pub machine: Vec<Shape>,
     /// How many GPUs are owned today, to compare with.
     #[arg(long, value_name = "GPUS", help_heading = "Machines")]
@@ -170,10 +171,19 @@ impl Asked {
     }
 }
 
-/// Demand over time, and whether it was made of jobs.
+/// Demand over time, and what is known of the jobs that it was made of.
 pub(super) struct Read {
     pub(super) series: Series,
-    pub(super) jobs: bool,
+    pub(super) jobs: Option<Largest>,
+}
+
+/// What jobs ask of machines.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Largest {
+    /// GPUs of the largest pod.
+    pub(super) pod_gpus: u32,
+    /// Whether any asks for a model.
+    pub(super) models: bool,
 }
 
 /// Reads the trace, and adds to the question what it tells.
@@ -190,16 +200,22 @@ pub(super) fn read(trace: &trace::Args, question: &mut Question) -> anyhow::Resu
                 Some(Counted::Running) => "running GPUs; what was never admitted is not in it".to_owned(),
                 None => "GPUs as the trace counts them".to_owned(),
             };
-            (gather(samples.by_ref())?, false, samples.warnings())
+            (gather(samples.by_ref())?, None, samples.warnings())
         }
         Trace::Jobs(mut jobs) => {
             "jobs, each as if it started when it was submitted".clone_into(&mut question.meaning);
             // How long a rented GPU is had, by GPU.
             let (asked, work) = (Cell::new(0.0), Cell::new(0.0));
+            let largest = Cell::new(Largest::default());
             let counted = jobs.by_ref().inspect(|job| {
                 if let Ok(job) = job {
                     #[expect(clippy::cast_precision_loss, reason = "a sum of floats")]
                     let gpus = job.request.total_milli() as f64 / f64::from(WHOLE_GPU) * f64::from(job.pods);
+                    let Largest { pod_gpus, models } = largest.get();
+                    largest.set(Largest {
+                        pod_gpus: pod_gpus.max(job.request.gpus),
+                        models: models || !job.request.models.is_empty(),
+                    });
                     asked.set(asked.get() + gpus);
                     work.set(work.get() + gpus * job.duration_s);
                 }
@@ -208,7 +224,7 @@ pub(super) fn read(trace: &trace::Args, question: &mut Question) -> anyhow::Resu
             if work.get() > 0.0 {
                 question.burst_s = question.burst_s.or(Some(work.get() / asked.get()));
             }
-            (series, true, jobs.warnings())
+            (series, Some(largest.get()), jobs.warnings())
         }
     };
     // Gaps are told of with what was done about them.
@@ -232,17 +248,19 @@ impl Args {
             (None, Some(per_hour)) => Objective::WaitWithinCost { per_hour },
             (None, None) => Objective::Cost,
         };
-        let read = read(&self.trace, &mut question)?;
-        let Read { series, jobs } = read;
+        let Read { series, jobs: largest } = read(&self.trace, &mut question)?;
+        if let (true, Some(largest)) = (question.shapes.is_empty(), largest) {
+            question.shapes.push(Shape { gpus: largest.pod_gpus.clamp(1, 128), per_gpu_hour: None });
+        }
         let mut found = optimize(series, &question)?;
-        if !jobs {
+        let Some(largest) = largest else {
             if objective != Objective::Cost {
                 bail!(
                     "demand over time tells nothing of waiting: --max-wait-p95 and --budget need a trace of jobs"
                 );
             }
             return Ok(found);
-        }
+        };
         let once = self.trace.files.iter().any(|file| file.as_os_str() == "-");
         let several = self.asked.machine.len() > 1;
         if objective == Objective::Cost && (once || several || self.no_replay) {
@@ -252,9 +270,21 @@ impl Args {
         if once {
             bail!("jobs are replayed again and again, and standard input can be read but once: name a file");
         }
-        let [Shape { gpus, per_gpu_hour }] = self.asked.machine[..] else {
+        let [Shape { gpus, per_gpu_hour }] = question.shapes[..] else {
             bail!("jobs are replayed on machines of one shape: give one --machine");
         };
+        if gpus < largest.pod_gpus {
+            found.warnings.push(format!(
+                "pods of up to {} GPUs never fit machines of {gpus}: they are always rented; --machine says how large machines are",
+                largest.pod_gpus
+            ));
+        }
+        if largest.models {
+            found.warnings.push(
+                "jobs ask for models of GPUs, which was not looked at: machines are taken for every model"
+                    .to_owned(),
+            );
+        }
         let jobs = Jobs::read(&self.trace)?;
         let mut rates = self.asked.rates()?;
         rates.dedicated_per_gpu_hour =
@@ -296,7 +326,13 @@ impl Args {
             let policy = Policy { burst, wait_s, ..self.policy.clone() };
             let pool = Pool::of_gpus(machines, gpus_each);
             pool.check()?;
-            let counted = jobs.half(half)?;
+            let any: Arc<[Arc<str>]> = Arc::from([]);
+            let counted = jobs.half(half)?.map(|job| {
+                job.map(|mut job| {
+                    job.request.models = any.clone();
+                    job
+                })
+            });
             let found = replay(counted, &pool, &policy, rates, self.asked.seed)?;
             bar.inc(1);
             Ok(Trial {
