@@ -9,6 +9,7 @@ mod record;
 mod replay;
 pub mod report;
 mod showback;
+mod simulate;
 mod source;
 mod trace;
 mod usage;
@@ -41,6 +42,8 @@ pub enum Command {
     Showback(showback::Args),
     /// Compare the pool as it is with one of other machines, prices or demand.
     WhatIf(what_if::Args),
+    /// Replay jobs against a pool: what it costs, who waits how long, what spills.
+    Simulate(simulate::Args),
     /// Print the manual page.
     Man(man::Args),
     /// Read a trace, and say what is in it and what is wrong with it.
@@ -86,6 +89,7 @@ fn carry_out(command: &Command, global: &Global) -> anyhow::Result<Outcome> {
         Command::Optimize(args) => optimize::run(args, global),
         Command::Showback(args) => showback::run(args, global),
         Command::WhatIf(args) => what_if::run(args, global),
+        Command::Simulate(args) => simulate::run(args, global),
         Command::Man(args) => man::run(args),
         Command::Trace(args) => trace::run(args, global),
         Command::Prices(args) => prices::run(args, global),

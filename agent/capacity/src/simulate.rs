@@ -7,6 +7,7 @@ mod active;
 mod bound;
 mod dice;
 mod engine;
+mod fill;
 mod forecast;
 mod histogram;
 mod machines;
@@ -20,12 +21,14 @@ mod series;
 mod slab;
 mod state;
 mod synthetic;
+mod tables;
 mod tally;
 
+pub use fill::{Filled, Filling, fill};
 pub use histogram::{RELATIVE_ERROR, Waits};
 pub use result::{Cost, Deadlines, Jobs, Simulation, Spilled, Used, WaitPoint, WorstJob};
 pub use series::Point;
-pub use synthetic::{Poisson, inflated};
+pub use synthetic::Poisson;
 
 use crate::{job::Job, policy::Policy, pool::Pool, price::Rates};
 

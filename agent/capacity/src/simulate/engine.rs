@@ -26,6 +26,9 @@ use crate::{
     simulate::Options,
 };
 
+/// A job of more pods, or of more GPUs, is a slip of the hand: it fits nowhere.
+const LARGEST: u32 = 1_000_000;
+
 /// A simulation that goes on.
 #[derive(Debug)]
 pub(super) struct Engine<'a> {
@@ -120,9 +123,13 @@ impl<'a> Engine<'a> {
         self.machines.came(kind, job.pods);
         let gang = job.gang && job.pods > 1;
         let class = self.queue.class(kind, if gang { job.pods } else { 0 });
-        let (fits, rentable) = self.ever(class, kind, if gang { job.pods } else { 1 });
         let each_milli = self.machines.of(kind).total_milli();
-        let milli = each_milli * u64::from(job.pods);
+        let milli = each_milli.saturating_mul(u64::from(job.pods));
+        let (fits, rentable) = if job.pods > LARGEST || milli / 1000 > u64::from(LARGEST) {
+            (false, false)
+        } else {
+            self.ever(class, kind, if gang { job.pods } else { 1 })
+        };
         let deadline_s = job.deadline_s.map(|deadline_s| deadline_s - origin_s);
         let counts = self.tally.counts(submit_s);
         if counts {

@@ -155,7 +155,10 @@ impl Machines {
             models: self
                 .models
                 .iter()
-                .map(|model| request.models.is_empty() || request.models.iter().any(|wanted| wanted == model))
+                .map(|model| {
+                    request.gpu_milli <= u32::from(WHOLE)
+                        && (request.models.is_empty() || request.models.iter().any(|wanted| wanted == model))
+                })
                 .collect(),
             tag: if gpus == 0 {
                 0
@@ -185,6 +188,19 @@ impl Machines {
             return;
         }
         self.relearn_at = self.seen * 2;
+        self.relearn();
+    }
+
+    /// Takes these kinds for what usually comes, for ever.
+    pub(super) fn know(&mut self, kinds: &[u32]) {
+        for kind in kinds {
+            self.kinds[*kind as usize].seen += 1;
+        }
+        self.relearn_at = u64::MAX;
+        self.relearn();
+    }
+
+    fn relearn(&mut self) {
         let total: u64 = self.kinds.iter().map(|kind| kind.seen).sum();
         let mut kinds: Vec<&Kind> = self.kinds.iter().collect();
         // Kinds stand in the order in which they came, and equals stay in it.

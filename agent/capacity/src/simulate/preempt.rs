@@ -1,4 +1,4 @@
-//! A job of higher priority takes the machines of jobs of lower priority: of the lowest first, among them of those that began last, and of no more than it needs.
+//! A job of higher priority takes the machines of jobs of lower priority, as kube-scheduler does it: all those are taken off in thought, and as many put back as may stay.
 
 use std::cmp::Reverse;
 
@@ -22,35 +22,30 @@ impl Engine<'_> {
             if self.lowest_priority().is_none_or(|lowest| lowest >= priority) {
                 return false;
             }
-            let mut others: Vec<(i32, Reverse<u64>, u32)> = self
+            // Those that may rather stay come first: of higher priority, then those that began earlier.
+            let mut others: Vec<(Reverse<i32>, u64, u32)> = self
                 .runs
                 .ids()
                 .filter(|run| !matches!(self.runs[*run].place, Place::Serverless(_)))
-                .map(|run| {
-                    (self.jobs[self.runs[run].job].priority, Reverse(self.runs[run].start_s.to_bits()), run)
-                })
+                .map(|run| (self.jobs[self.runs[run].job].priority, self.runs[run].start_s.to_bits(), run))
                 .filter(|(other, ..)| *other < priority)
+                .map(|(other, start, run)| (Reverse(other), start, run))
                 .collect();
             others.sort_unstable();
-            let mut gone = 0;
-            while self.machines.room(kind, pods) < pods && gone < others.len() {
-                self.lift(others[gone].2);
-                gone += 1;
+            for (.., run) in &others {
+                self.lift(*run);
             }
-            if self.machines.room(kind, pods) < pods {
-                for (.., run) in others[..gone].iter().rev() {
-                    self.put_back(*run);
-                }
-                return false;
-            }
-            // Not all that were taken off stand in its way: those of the highest priority may stay first.
+            let enough = self.machines.room(kind, pods) >= pods;
             let mut victims = Vec::new();
-            for (.., run) in others[..gone].iter().rev() {
-                self.put_back(*run);
-                if self.machines.room(kind, pods) < pods {
-                    self.lift(*run);
-                    victims.push(*run);
+            for (.., run) in others {
+                self.put_back(run);
+                if enough && self.machines.room(kind, pods) < pods {
+                    self.lift(run);
+                    victims.push(run);
                 }
+            }
+            if !enough {
+                return false;
             }
             for run in victims {
                 self.evict(run);

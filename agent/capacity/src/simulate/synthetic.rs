@@ -1,4 +1,4 @@
-//! Jobs that no trace tells of: from a law, or by repeating those of a trace.
+//! Jobs that no trace tells of: from a law.
 
 use std::sync::Arc;
 
@@ -60,49 +60,4 @@ impl Iterator for Poisson {
         let left = usize::try_from(self.left).unwrap_or(usize::MAX);
         (left, Some(left))
     }
-}
-
-/// The jobs of a trace shuffled, then drawn from it again and again until they ask for `inflate` times the pool's GPUs: the experiment by which ways of packing are compared (FGD, ATC'23).
-/// One comes each second; with `stay`, none ever ends.
-pub fn inflated(jobs: &[Job], capacity_milli: u64, inflate: f64, stay: bool, seed: u64) -> Vec<Job> {
-    let mut dice = Dice::new(seed, Stream::Shuffle);
-    let mut order: Vec<usize> = (0..jobs.len()).collect();
-    for last in (1..order.len()).rev() {
-        #[expect(clippy::cast_possible_truncation, reason = "below a length")]
-        order.swap(last, dice.below(last as u64 + 1) as usize);
-    }
-    let milli = |index: usize| jobs[index].request.total_milli() * u64::from(jobs[index].pods);
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "saturates"
-    )]
-    let target = (capacity_milli as f64 * inflate) as u64;
-    let mut asked: u64 = order.iter().map(|index| milli(*index)).sum();
-    while asked > target
-        && let Some(index) = order.pop()
-    {
-        asked -= milli(index);
-    }
-    if asked > 0 {
-        loop {
-            #[expect(clippy::cast_possible_truncation, reason = "below a length")]
-            let index = dice.below(jobs.len() as u64) as usize;
-            asked += milli(index);
-            if asked > target {
-                break;
-            }
-            order.push(index);
-        }
-    }
-    let mut at_s = 0.0;
-    order
-        .into_iter()
-        .map(|index| {
-            at_s += 1.0;
-            let job = jobs[index].clone();
-            Job { submit_s: at_s, duration_s: if stay { f64::INFINITY } else { job.duration_s }, ..job }
-        })
-        .collect()
 }

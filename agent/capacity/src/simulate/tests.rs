@@ -2,6 +2,7 @@
 
 mod brute;
 mod theory;
+mod words;
 
 use std::convert::Infallible;
 
