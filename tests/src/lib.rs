@@ -3,6 +3,7 @@
 //! Everything here needs root, and nothing here is depended on by the other crates. What stands in for hardware is named a stand-in.
 
 pub mod bench;
+pub mod browser;
 pub mod chaos;
 pub mod cluster;
 pub mod components;

@@ -2,15 +2,18 @@
 
 mod completion;
 mod history;
+mod html;
 mod man;
 mod optimize;
 mod prices;
 mod record;
 mod replay;
 pub mod report;
+mod serve;
 mod showback;
 mod simulate;
 mod source;
+mod subject;
 mod trace;
 mod usage;
 mod what_if;
@@ -44,6 +47,10 @@ pub enum Command {
     WhatIf(what_if::Args),
     /// Replay jobs against a pool: what it costs, who waits how long, what spills.
     Simulate(simulate::Args),
+    /// Write a result as one page for a browser: plots and tables that need no network.
+    Html(html::Args),
+    /// Show a result as a page that is made anew while one looks at it, for this machine alone.
+    Serve(serve::Args),
     /// Print the manual page.
     Man(man::Args),
     /// Read a trace, and say what is in it and what is wrong with it.
@@ -90,6 +97,8 @@ fn carry_out(command: &Command, global: &Global) -> anyhow::Result<Outcome> {
         Command::Showback(args) => showback::run(args, global),
         Command::WhatIf(args) => what_if::run(args, global),
         Command::Simulate(args) => simulate::run(args, global),
+        Command::Html(args) => html::run(args, global),
+        Command::Serve(args) => serve::run(args, global),
         Command::Man(args) => man::run(args),
         Command::Trace(args) => trace::run(args, global),
         Command::Prices(args) => prices::run(args, global),

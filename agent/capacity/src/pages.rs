@@ -2,5 +2,14 @@
 //!
 //! A page says the same with scripts off, on paper and to a screen reader: each plot has a table beside it, and the plots only draw what the tables say.
 
+pub mod history;
 pub mod model;
+pub mod optimize;
 pub mod render;
+pub mod report;
+pub mod server;
+pub mod showback;
+pub mod simulate;
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@
 mod agent;
 mod beside;
 mod capacity;
+mod capacity_pages;
 mod chart;
 mod clock;
 mod cluster;
@@ -97,7 +98,8 @@ fn main() -> ExitCode {
     .copied()
     .collect();
     // First, while there is not yet a cluster for each that runs: a machine has room for so many, and some of these start one.
-    let alone: Vec<Alone> = [main_job::ALONE, cluster::ALONE, plugin_peer::ALONE].concat();
+    let alone: Vec<Alone> =
+        [main_job::ALONE, cluster::ALONE, plugin_peer::ALONE, capacity_pages::ALONE].concat();
     if !with_cluster && !arguments.list {
         eprintln!(
             "leaving out {} end-to-end tests: they start a real cluster and need root; `cargo xtask test` runs them",

@@ -51,6 +51,17 @@ pub struct Args {
 
 /// Shows usage over time.
 pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
+    let history = found(args, global)?;
+    for warning in &history.warnings {
+        eprintln!("warning: {}", printable(warning));
+    }
+    let tables = if global.output == Format::Csv { vec![history.points()] } else { history.tables() };
+    output::print(&mut io::stdout().lock(), global.output, &history, &tables)?;
+    Ok(Outcome::Done)
+}
+
+/// Usage over time.
+pub(super) fn found(args: &Args, global: &Global) -> anyhow::Result<History> {
     let now_s = Timestamp::now().as_second();
     let time = |text: &str| period::time(text, now_s).map_err(anyhow::Error::msg);
     let view = View {
@@ -71,10 +82,5 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     let view = View { since_s: found.since_s, until_s: found.until_s, ..view };
     let mut history = History::of(found.source, &found.recorded, &view);
     history.warnings = found.warnings;
-    for warning in &history.warnings {
-        eprintln!("warning: {}", printable(warning));
-    }
-    let tables = if global.output == Format::Csv { vec![history.points()] } else { history.tables() };
-    output::print(&mut io::stdout().lock(), global.output, &history, &tables)?;
-    Ok(Outcome::Done)
+    Ok(history)
 }

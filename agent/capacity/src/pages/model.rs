@@ -307,6 +307,8 @@ pub struct Heat {
     pub x: Axis,
     /// Where each column stands, on `x`.
     pub columns: Vec<f64>,
+    /// What each column is called, where it is no number; else none.
+    pub column_names: Vec<String>,
     /// What each row is; from the top.
     pub rows: Vec<String>,
     /// What a cell measures.
@@ -326,7 +328,7 @@ impl Heat {
         self.rows = order.iter().map(|&row| std::mem::take(&mut self.rows[row])).collect();
         self.cells = order.iter().map(|&row| std::mem::take(&mut self.cells[row])).collect();
         let width = self.columns.len().div_ceil(HEAT_COLUMNS);
-        if width > 1 {
+        if width > 1 && self.column_names.is_empty() {
             self.columns = self.columns.chunks(width).map(|part| part[0]).collect();
             for row in &mut self.cells {
                 *row = row.chunks(width).map(mean).collect();
@@ -424,6 +426,7 @@ mod tests {
         let mut heat = Heat {
             x: Axis::new("time", Unit::Time),
             columns: (0..300).map(f64::from).collect(),
+            column_names: Vec::new(),
             rows: (0..5000).map(|row| format!("node-{row:04}")).collect(),
             value: Axis::new("stranded", Unit::Percent),
             cells: (0..5000).map(|row| [Some(f64::from(row % 777)), None].repeat(150)).collect(),

@@ -14,7 +14,7 @@ use crate::{output::Table, terminal::printable};
 
 /// The charting library, as its package `echarts` 6.1.0 has it (Apache-2.0).
 const LIBRARY: &str = include_str!("echarts/echarts.min.js");
-const SCRIPT: &str = include_str!("page.js");
+const SCRIPT: &str = concat!(include_str!("plots.js"), include_str!("page.js"));
 const STYLE: &str = include_str!("page.css");
 /// A browser would ask the server for one otherwise.
 const ICON: &str = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Crect y='9' width='16' height='7' rx='1' fill='%230b63b0'/%3E%3Cpath d='M0 8c4-6 6-6 8-3s5 3 8-3v5H0z' fill='%23d1620a'/%3E%3C/svg%3E";
@@ -22,6 +22,8 @@ const ICON: &str = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg'
 const ROWS: usize = 500;
 /// How many warnings are shown at once.
 const WARNINGS: usize = 5;
+/// Cells of no more characters are not broken: dates, names.
+const SHORT: usize = 18;
 /// A table with more columns has no room beside its plot.
 const BESIDE: usize = 4;
 
@@ -56,6 +58,13 @@ pub fn live(page: &Page, live: &Live) -> String {
     document(page, Some(live))
 }
 
+/// What changes of a page that is served: its `main` element.
+pub fn part(page: &Page) -> String {
+    let mut html = String::new();
+    main(&mut html, page);
+    html
+}
+
 fn document(page: &Page, live: Option<&Live>) -> String {
     let mut html = String::with_capacity(LIBRARY.len() + 256 * 1024);
     let title = escaped(&format!("{} · {}", page.title, page.subtitle));
@@ -78,21 +87,26 @@ fn document(page: &Page, live: Option<&Live>) -> String {
         policy = policy(live.is_some()),
     );
     bar(&mut html, live);
-    html.push_str("<main id=\"content\">\n");
-    head(&mut html, page);
-    warnings(&mut html, &page.warnings);
-    facts(&mut html, &page.facts);
-    contents(&mut html, &page.sections);
-    for (index, part) in page.sections.iter().enumerate() {
-        section(&mut html, index + 1, part);
-    }
+    main(&mut html, page);
     let _ = write!(
         html,
-        "</main>\n<footer><p>Made by kubectl spillway {version}. Plots: Apache ECharts 6.1.0, © 2017–2026 The Apache Software Foundation, Apache-2.0.</p></footer>\n\
+        "<footer><p>Made by kubectl spillway {version}. Plots: Apache ECharts 6.1.0, © 2017–2026 The Apache Software Foundation, Apache-2.0.</p></footer>\n\
          <script>{LIBRARY}</script>\n<script>{SCRIPT}</script>\n</body>\n</html>\n",
         version = env!("CARGO_PKG_VERSION"),
     );
     html
+}
+
+fn main(html: &mut String, page: &Page) {
+    html.push_str("<main id=\"content\">\n");
+    head(html, page);
+    warnings(html, &page.warnings);
+    facts(html, &page.facts);
+    contents(html, &page.sections);
+    for (index, part) in page.sections.iter().enumerate() {
+        section(html, index + 1, part);
+    }
+    html.push_str("</main>\n");
 }
 
 fn bar(html: &mut String, live: Option<&Live>) {
@@ -127,17 +141,23 @@ fn warnings(html: &mut String, warnings: &[String]) {
     let (shown, more) = warnings.split_at(warnings.len().min(WARNINGS));
     html.push_str("<aside class=\"warnings\" aria-labelledby=\"warnings\"><h2 id=\"warnings\">Before you rely on it</h2>\n<ul>");
     for warning in shown {
-        let _ = write!(html, "<li>{}</li>", escaped(warning));
+        let _ = write!(html, "<li>{}</li>", escaped(&sentence(warning)));
     }
     html.push_str("</ul>");
     if !more.is_empty() {
         let _ = write!(html, "<details><summary>{} more</summary><ul>", more.len());
         for warning in more {
-            let _ = write!(html, "<li>{}</li>", escaped(warning));
+            let _ = write!(html, "<li>{}</li>", escaped(&sentence(warning)));
         }
         html.push_str("</ul></details>");
     }
     html.push_str("</aside>\n");
+}
+
+/// `text` beginning with a capital: on a terminal it stood behind "warning:".
+fn sentence(text: &str) -> String {
+    let mut characters = text.chars();
+    characters.next().map_or_else(String::new, |first| first.to_uppercase().chain(characters).collect())
 }
 
 fn facts(html: &mut String, facts: &[Fact]) {
@@ -231,10 +251,19 @@ fn table(html: &mut String, number: usize, heading: &str, table: &Table, columns
         "<div class=\"scroll\" role=\"region\" aria-labelledby=\"c{number}\" tabindex=\"0\"><table><caption id=\"c{number}\"{class}>{}</caption>\n<thead><tr>",
         escaped(title)
     );
-    let class = |column: usize| if table.columns[column].right { " class=\"n\"" } else { "" };
+    let class = |column: usize| {
+        let short =
+            table.rows.iter().all(|row| row.get(column).is_none_or(|cell| cell.chars().count() <= SHORT));
+        match (table.columns[column].right, short) {
+            (true, _) => " class=\"n\"",
+            (false, true) => " class=\"s\"",
+            (false, false) => "",
+        }
+    };
+    let classes: Vec<&str> = (0..table.columns.len()).map(class).collect();
     for &column in columns {
         let _ =
-            write!(html, "<th scope=\"col\"{}>{}</th>", class(column), escaped(table.columns[column].name));
+            write!(html, "<th scope=\"col\"{}>{}</th>", classes[column], escaped(table.columns[column].name));
     }
     html.push_str("</tr></thead>\n<tbody>\n");
     for row in table.rows.iter().take(ROWS) {
@@ -243,9 +272,9 @@ fn table(html: &mut String, number: usize, heading: &str, table: &Table, columns
             let cell = escaped(row.get(column).map_or("", String::as_str));
             // The first column names the row.
             let _ = if at == 0 && !table.columns[column].right {
-                write!(html, "<th scope=\"row\">{cell}</th>")
+                write!(html, "<th scope=\"row\"{}>{cell}</th>", classes[column])
             } else {
-                write!(html, "<td{}>{cell}</td>", class(column))
+                write!(html, "<td{}>{cell}</td>", classes[column])
             };
         }
         html.push_str("</tr>\n");

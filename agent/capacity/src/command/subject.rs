@@ -1,0 +1,73 @@
+//! What a page is about: the commands that have one, with their own flags.
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+
+use super::{history, optimize, report, showback};
+use crate::{
+    args::Global,
+    pages::{self, model::Page},
+    trace,
+};
+
+/// What to show.
+#[allow(clippy::large_enum_variant, reason = "there is one of it")]
+#[derive(Debug, Clone, clap::Subcommand)]
+pub(super) enum Subject {
+    /// Who has what, what is idle or stranded, and why pods wait.
+    Report(report::Args),
+    /// How many GPUs to own and how many to rent.
+    Optimize(optimize::Args),
+    /// Usage over time.
+    History(history::Args),
+    /// Who pays for a month.
+    Showback(showback::Args),
+}
+
+impl Subject {
+    /// Its name, as on the command line.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Report(_) => "report",
+            Self::Optimize(_) => "optimize",
+            Self::History(_) => "history",
+            Self::Showback(_) => "showback",
+        }
+    }
+
+    /// Makes the page; it may take long, and block.
+    pub(super) fn page(&self, global: &Global) -> anyhow::Result<Page> {
+        let now = Timestamp::now();
+        match self {
+            Self::Report(args) => {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+                let report = runtime.block_on(report::report(args, global))?;
+                let cluster = global.context.as_ref().map_or_else(
+                    || "The cluster of the current context".to_owned(),
+                    |context| format!("The cluster of the context {context}"),
+                );
+                Ok(pages::report::page(&report, &cluster))
+            }
+            Self::Optimize(args) => {
+                Ok(pages::optimize::page(&args.optimization()?, &files(&args.trace), now))
+            }
+            Self::History(args) => Ok(pages::history::page(&history::found(args, global)?, now)),
+            Self::Showback(args) => Ok(pages::showback::page(&showback::of(args, global)?, now)),
+        }
+    }
+}
+
+/// What a trace is called: its files' names.
+fn files(trace: &trace::Args) -> String {
+    let name = |path: &PathBuf| {
+        path.file_name()
+            .map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+    };
+    let names: Vec<String> = trace.files.iter().map(name).collect();
+    match names.as_slice() {
+        [one] if one == "-" => "standard input".to_owned(),
+        [first, .., last] if names.len() > 3 => format!("{first} … {last} ({} files)", names.len()),
+        all => all.join(", "),
+    }
+}

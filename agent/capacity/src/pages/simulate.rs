@@ -1,0 +1,400 @@
+//! A simulation as a page: what ran where over time, how long jobs waited, where GPUs were free and of no use, and what it costs.
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::model::{
+    Axis, Bars, Distribution, Drawing, Fact, Heat, Lines, Mark, Page, Part, Plot, Role, Section, Series, Unit,
+};
+use crate::{
+    optimize::words::{money, number, percent, time},
+    output::{Column, Table},
+    simulate::{Point, Simulation, Waits},
+};
+
+/// Rows of a table that tells of time.
+const ROWS: usize = 12;
+
+/// The page on `subject`, which is the trace, with what reading it had to say.
+pub fn page(found: &Simulation, subject: &str, warnings: &[String], generated_at: Timestamp) -> Page {
+    let mut sections = vec![over_time(found)];
+    if !found.wait_curve.is_empty() {
+        sections.push(waits(found));
+    }
+    sections.extend(fragmentation(found));
+    sections.push(cost(found));
+    sections.push(worst(found));
+    sections.push(policy(found));
+    Page {
+        title: "Simulation".to_owned(),
+        subtitle: format!(
+            "{subject}: {} jobs over {} on {} machines with {} GPUs",
+            count(found.jobs.submitted),
+            time(found.span_s),
+            count(found.machines),
+            count(found.dedicated_gpus)
+        ),
+        generated_at,
+        facts: facts(found),
+        warnings: warnings.to_vec(),
+        sections,
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "written with all digits up to 2^53")]
+fn count(value: u64) -> String {
+    number(value as f64, 0)
+}
+
+fn facts(found: &Simulation) -> Vec<Fact> {
+    let (cost, jobs) = (&found.cost, &found.jobs);
+    let mut facts = vec![
+        Fact::new(
+            "It costs",
+            money(cost.total_per_hour, &cost.currency),
+            format!(
+                "{} owned, {} rented",
+                number(cost.dedicated_per_hour, 2),
+                number(cost.serverless_per_hour, 2)
+            ),
+        ),
+        Fact::new(
+            "Jobs wait",
+            time(found.wait.mean_s),
+            format!("on average; p95 {}, longest {}", time(found.wait.p95_s), time(found.wait.max_s)),
+        ),
+        Fact::new(
+            "Spilled",
+            percent(found.spilled.gpu_hours_share),
+            format!("of GPU-hours, {} of jobs", percent(found.spilled.jobs_share)),
+        ),
+        Fact::new(
+            "Dedicated GPUs used",
+            percent(found.used.share),
+            format!("{} free and of no use", number(found.used.fragmented_gpus, 1)),
+        ),
+    ];
+    let lost = jobs.rejected + jobs.unfinished;
+    if lost > 0 {
+        facts.push(
+            Fact::new(
+                "Never ran to their end",
+                count(lost),
+                format!(
+                    "{} rejected, {} still waiting at the end",
+                    count(jobs.rejected),
+                    count(jobs.unfinished)
+                ),
+            )
+            .alarming(true),
+        );
+    }
+    if found.deadlines.jobs > 0 {
+        let missed = found.deadlines.missed;
+        let of = format!("of {} jobs with one", count(found.deadlines.jobs));
+        facts.push(Fact::new("Deadlines missed", count(missed), of).alarming(missed > 0));
+    }
+    facts
+}
+
+fn over_time(found: &Simulation) -> Section {
+    let points = &found.over_time;
+    let line = |name: &str, role, of: fn(&Point) -> f64| {
+        Series::new(name, role, points.iter().map(|point| (point.at_s, Some(of(point)))).collect()).stepped()
+    };
+    #[expect(clippy::cast_precision_loss, reason = "GPUs")]
+    let owned = found.dedicated_gpus as f64;
+    let mut series = vec![
+        line("in use, dedicated", Role::Used, |point| point.dedicated_gpus),
+        line("in use, with serverless", Role::Rented, |point| point.dedicated_gpus + point.serverless_gpus),
+        line("demanded, with those that wait", Role::Demand, |point| {
+            point.dedicated_gpus + point.serverless_gpus + point.waiting_gpus
+        }),
+    ];
+    if let (Some(first), Some(last)) = (points.first(), points.last()) {
+        let level = vec![(first.at_s, Some(owned)), (last.at_s, Some(owned))];
+        series.push(Series::new(format!("owned: {}", number(owned, 0)), Role::Capacity, level));
+    }
+    let rows = points.chunks(points.len().div_ceil(ROWS).max(1)).map(|part| {
+        #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
+        let mean = |of: fn(&Point) -> f64| number(part.iter().map(of).sum::<f64>() / part.len() as f64, 1);
+        vec![
+            time(part[0].at_s),
+            mean(|point| point.dedicated_gpus),
+            mean(|point| point.serverless_gpus),
+            mean(|point| point.waiting_gpus),
+        ]
+    });
+    Section {
+        heading: "Demand against capacity".to_owned(),
+        text: Vec::new(),
+        plot: (!points.is_empty()).then(|| Plot {
+            caption: format!(
+                "GPUs over time since the first job was submitted: {} dedicated ones in use on average, {} serverless ones at most, and what waits above them.",
+                number(found.used.gpus, 1),
+                number(found.spilled.peak_gpus, 0)
+            ),
+            drawing: Drawing::Lines(Lines {
+                x: Axis::new("Since the first job", Unit::Duration),
+                y: Axis::new("GPUs", Unit::Gpus),
+                series,
+            }),
+        }),
+        table: Table {
+            title: "GPUs on average, by period".to_owned(),
+            columns: vec![
+                Column::number("FROM"),
+                Column::number("DEDICATED"),
+                Column::number("SERVERLESS"),
+                Column::number("WAITING"),
+            ],
+            rows: rows.collect(),
+        },
+    }
+}
+
+fn waits(found: &Simulation) -> Section {
+    let points = found.wait_curve.iter().map(|point| (point.wait_s, Some(point.share * 100.0))).collect();
+    let mark = |name: &str, at: f64, main| Mark { label: format!("{name}: {}", time(at)), at, main };
+    let marks = vec![
+        mark("median", found.wait.p50_s, false),
+        mark("p95", found.wait.p95_s, true),
+        mark("p99", found.wait.p99_s, false),
+    ];
+    let at_once =
+        found.wait_curve.first().filter(|point| point.wait_s <= 0.0).map_or(0.0, |point| point.share);
+    let row = |name: &str, of: fn(&Waits) -> f64| {
+        vec![name.to_owned(), time(of(&found.wait)), time(of(&found.waited))]
+    };
+    Section {
+        heading: "How long jobs wait".to_owned(),
+        text: Vec::new(),
+        plot: Some(Plot {
+            caption: format!(
+                "The share of jobs that had started within a time: {} at once, half within {}, 95 % within {}. The time is on a logarithmic scale.",
+                percent(at_once),
+                time(found.wait.p50_s),
+                time(found.wait.p95_s)
+            ),
+            drawing: Drawing::Distribution(Distribution {
+                x: Axis::new("Wait", Unit::Duration),
+                y: Axis::new("Jobs that have started", Unit::Percent),
+                series: vec![Series::new("jobs", Role::Total, points)],
+                marks,
+            }),
+        }),
+        table: Table {
+            title: format!("{} jobs, of which {} waited", count(found.wait.jobs), count(found.waited.jobs)),
+            columns: vec![
+                Column::text("WAIT"),
+                Column::number("ALL JOBS"),
+                Column::number("THOSE THAT WAITED"),
+            ],
+            rows: vec![
+                row("mean", |waits| waits.mean_s),
+                row("median", |waits| waits.p50_s),
+                row("p90", |waits| waits.p90_s),
+                row("p95", |waits| waits.p95_s),
+                row("p99", |waits| waits.p99_s),
+                row("longest", |waits| waits.max_s),
+            ],
+        },
+    }
+}
+
+/// Lengths of a row of the heat map, and of its columns: the first with no more than so many rows is taken.
+const GRIDS: [(f64, f64); 6] = [
+    (3600.0, 150.0),
+    (6.0 * 3600.0, 900.0),
+    (86_400.0, 3600.0),
+    (7.0 * 86_400.0, 6.0 * 3600.0),
+    (28.0 * 86_400.0, 86_400.0),
+    (364.0 * 86_400.0, 14.0 * 86_400.0),
+];
+const GRID_ROWS: f64 = 40.0;
+
+fn fragmentation(found: &Simulation) -> Option<Section> {
+    let points = &found.over_time;
+    if found.dedicated_gpus == 0 || points.len() < 2 {
+        return None;
+    }
+    let (row_s, tile_s) = GRIDS
+        .into_iter()
+        .find(|(row_s, _)| found.span_s / row_s <= GRID_ROWS)
+        .unwrap_or(GRIDS[GRIDS.len() - 1]);
+    let (height, width) = (whole((found.span_s / row_s).ceil().max(1.0)), whole((row_s / tile_s).round()));
+    #[expect(clippy::cast_precision_loss, reason = "GPUs")]
+    let share = |point: &Point| 100.0 * point.fragmented_gpus / found.dedicated_gpus as f64;
+    let mut sums = vec![vec![(0.0, 0.0); width]; height];
+    for (at, point) in points.iter().enumerate() {
+        // A point tells of the time up to the next: of every cell that it reaches into.
+        let until = points.get(at + 1).map_or(point.at_s + tile_s, |next| next.at_s);
+        let (first, last) =
+            (whole(point.at_s / tile_s), whole(((until - 1e-9) / tile_s).max(point.at_s / tile_s)));
+        for cell in first..=last {
+            if let Some((sum, seen)) = sums.get_mut(cell / width).and_then(|row| row.get_mut(cell % width)) {
+                *sum += share(point);
+                *seen += 1.0;
+            }
+        }
+    }
+    let cells: Vec<Vec<Option<f64>>> = sums
+        .iter()
+        .map(|row| row.iter().map(|&(sum, seen)| (seen > 0.0).then(|| sum / seen)).collect())
+        .collect();
+    let names: Vec<String> = (0..height).map(|row| format!("from {}", time(index(row) * row_s))).collect();
+    let table_rows = cells.chunks(cells.len().div_ceil(ROWS).max(1)).enumerate().map(|(at, part)| {
+        let known: Vec<f64> = part.iter().flatten().flatten().copied().collect();
+        let mean = known.iter().sum::<f64>() / index(known.len()).max(1.0);
+        let most = known.iter().copied().fold(0.0, f64::max);
+        vec![
+            names[at * cells.len().div_ceil(ROWS).max(1)].clone(),
+            percent(mean / 100.0),
+            percent(most / 100.0),
+        ]
+    });
+    let table_rows: Vec<_> = table_rows.collect();
+    Some(Section {
+        heading: "Free, but of no use".to_owned(),
+        text: vec![
+            "GPUs that are free where the job that comes next can't use them: too few on one machine, or without the CPU and memory beside them.".to_owned(),
+        ],
+        plot: Some(Plot {
+            caption: format!(
+                "Share of the dedicated GPUs that is free but fragmented: a row is {}, and the darkest is the most.",
+                time(row_s)
+            ),
+            drawing: Drawing::Heat(Heat {
+                x: Axis::new(format!("Within {}", time(row_s)), Unit::Duration),
+                columns: (0..width).map(|column| index(column) * tile_s).collect(),
+                column_names: Vec::new(),
+                rows: names.clone(),
+                value: Axis::new("Fragmented", Unit::Percent),
+                cells: cells.clone(),
+            }),
+        }),
+        table: Table {
+            title: "Share of the dedicated GPUs".to_owned(),
+            columns: vec![Column::text("TIME"), Column::number("MEAN"), Column::number("MOST")],
+            rows: table_rows,
+        },
+    })
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small and positive")]
+fn whole(value: f64) -> usize {
+    value.max(0.0) as usize
+}
+
+#[expect(clippy::cast_precision_loss, reason = "small")]
+fn index(value: usize) -> f64 {
+    value as f64
+}
+
+fn cost(found: &Simulation) -> Section {
+    let cost = &found.cost;
+    let per_hour = |amount: f64| if found.span_s > 0.0 { amount / (found.span_s / 3600.0) } else { 0.0 };
+    let mut names = vec!["this pool and policy".to_owned()];
+    let (mut owned, mut rented, mut bound) =
+        (vec![cost.dedicated_per_hour], vec![cost.serverless_per_hour], vec![0.0]);
+    let mut rows = vec![
+        vec!["dedicated".to_owned(), number(cost.dedicated_per_hour, 2), number(cost.dedicated, 2)],
+        vec!["serverless".to_owned(), number(cost.serverless_per_hour, 2), number(cost.serverless, 2)],
+        vec!["in all".to_owned(), number(cost.total_per_hour, 2), number(cost.total, 2)],
+    ];
+    let mut least = |name: &str, amount: f64| {
+        names.push(name.to_owned());
+        owned.push(0.0);
+        rented.push(0.0);
+        bound.push(per_hour(amount));
+        rows.push(vec![name.to_owned(), number(per_hour(amount), 2), number(amount, 2)]);
+    };
+    if let Some(amount) = cost.least_without_waiting {
+        least("least without waiting", amount);
+    }
+    least("least of any policy", cost.least);
+    let part = |name: &str, role, values| Part { name: name.to_owned(), role, values };
+    Section {
+        heading: "What it costs".to_owned(),
+        text: vec![format!(
+            "An hour of work of one GPU costs {}.",
+            money(cost.per_gpu_hour_of_work, &cost.currency).trim_end_matches("/h")
+        )],
+        plot: Some(Plot {
+            caption: "Cost per hour of this pool with this policy, and the least that others with the same machines could cost: no policy is below its bound.".to_owned(),
+            drawing: Drawing::Bars(Bars {
+                value: Axis::money("Cost per hour", &cost.currency),
+                names,
+                parts: vec![
+                    part("dedicated", Role::Owned, owned),
+                    part("serverless", Role::Rented, rented),
+                    part("bound", Role::Free, bound),
+                ],
+            }),
+        }),
+        table: Table {
+            title: if cost.currency.is_empty() { String::new() } else { format!("In {}", cost.currency) },
+            columns: vec![Column::text("WHAT"), Column::number("PER HOUR"), Column::number("IN ALL")],
+            rows,
+        },
+    }
+}
+
+fn worst(found: &Simulation) -> Section {
+    let rows = found.worst.iter().map(|job| {
+        vec![
+            job.line.to_string(),
+            job.owner.to_string(),
+            number(job.gpus, if job.gpus.fract() == 0.0 { 0 } else { 2 }),
+            time(job.submit_s),
+            time(job.wait_s),
+            time(job.duration_s),
+            if job.spilled { "serverless" } else { "dedicated" }.to_owned(),
+        ]
+    });
+    Section {
+        heading: "Jobs that waited longest".to_owned(),
+        table: Table {
+            title: String::new(),
+            columns: vec![
+                Column::number("LINE"),
+                Column::text("OWNER"),
+                Column::number("GPUS"),
+                Column::number("SUBMITTED AFTER"),
+                Column::number("WAITED"),
+                Column::number("RAN"),
+                Column::text("ON"),
+            ],
+            rows: rows.collect(),
+        },
+        ..Section::default()
+    }
+}
+
+fn policy(found: &Simulation) -> Section {
+    let value = serde_json::to_value(&found.policy).unwrap_or_default();
+    let word = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "–".to_owned(),
+        other => other.to_string(),
+    };
+    let mut rows: Vec<Vec<String>> = value
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(name, value)| vec![name.clone(), word(value)])
+        .collect();
+    rows.push(vec!["seed".to_owned(), found.seed.to_string()]);
+    Section {
+        heading: "What was simulated".to_owned(),
+        text: vec![
+            "The same words as in a policy file; the same seed gives the same result again.".to_owned(),
+        ],
+        plot: None,
+        table: Table {
+            title: String::new(),
+            columns: vec![Column::text("POLICY"), Column::number("VALUE")],
+            rows,
+        },
+    }
+}
