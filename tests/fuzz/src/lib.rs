@@ -12,6 +12,8 @@ pub mod kubelet_api;
 pub mod logs;
 pub mod machine;
 pub mod pods;
+pub mod prices;
 pub mod subpath;
 pub mod sysfs;
+pub mod trace;
 pub mod tree;

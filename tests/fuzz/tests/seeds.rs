@@ -23,6 +23,8 @@ fn every_seed_keeps_what_is_promised() {
     each("kubelet_api", spillway_fuzz::kubelet_api::run);
     each("logs", spillway_fuzz::logs::run);
     each("pods", spillway_fuzz::pods::run);
+    each("prices", spillway_fuzz::prices::run);
     each("subpath", spillway_fuzz::subpath::run);
     each("sysfs", spillway_fuzz::sysfs::run);
+    each("trace", spillway_fuzz::trace::run);
 }

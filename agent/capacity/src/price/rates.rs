@@ -71,7 +71,7 @@ const SERVERLESS: &str = "--serverless-price";
 #[group(id = "prices_in_force")]
 pub struct Args {
     /// A price file, of which each price takes the place of the built-in one with its name; `kubectl spillway prices` lists both.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub prices: Option<PathBuf>,
     /// What an owned GPU costs for an hour: a number, or the name of a price.
     #[arg(long, value_name = "NUMBER|NAME")]

@@ -25,7 +25,7 @@ use super::{
 #[group(id = "trace")]
 pub struct Args {
     /// CSV files of one trace, plain or compressed with gzip or zstd; `-` is standard input. Parts of it in any order, or one file for each part of a cluster, whose demand is summed.
-    #[arg(value_name = "TRACE")]
+    #[arg(value_name = "TRACE", value_hint = clap::ValueHint::FilePath)]
     pub files: Vec<PathBuf>,
     /// What the columns mean. Without it the header tells.
     #[arg(long, value_enum, value_name = "NAME")]
