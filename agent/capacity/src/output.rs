@@ -168,7 +168,9 @@ fn comma_separated(out: &mut dyn Write, table: &Table) -> io::Result<()> {
 
 /// A cell that no spreadsheet takes for a formula: those begin with one of a few characters. Numbers stay numbers.
 fn inert(cell: &str) -> String {
-    let formula = cell.starts_with(['=', '+', '-', '@', '\t', '\r']) && cell.parse::<f64>().is_err();
+    // Alone it says that there is nothing.
+    let formula =
+        cell.starts_with(['=', '+', '-', '@', '\t', '\r']) && cell.parse::<f64>().is_err() && cell != "-";
     if formula { format!("'{cell}") } else { cell.to_owned() }
 }
 

@@ -140,7 +140,7 @@ impl Iterator for Jobs {
             self.given = 1;
             return Some(Err(Error::NoRows {
                 file: self.files.first().map(|file| file.rows.file.to_string()).unwrap_or_default(),
-                first: self.reports.warnings.iter().next().map(ToString::to_string),
+                first: self.reports.warnings.first_skipped().map(ToString::to_string),
             }));
         }
         None

@@ -157,7 +157,7 @@ fn first_line(mut bytes: Bytes, file: &str) -> Result<(Vec<u8>, u64, Bytes), Err
     if line.iter().all(u8::is_ascii_whitespace) {
         return Err(Error::Empty { file: file.to_owned() });
     }
-    if line.contains(&0) {
+    if line.iter().any(|byte| byte.is_ascii_control() && !matches!(byte, b'\t' | b'\r')) {
         return Err(Error::Format { file: file.to_owned(), what: "no text" });
     }
     if matches!(line.trim_ascii_start().first(), Some(b'{' | b'[')) {

@@ -200,7 +200,7 @@ impl Iterator for Samples {
                 self.progress.end();
                 Some(Err(Error::NoRows {
                     file: self.name().to_owned(),
-                    first: self.reports.warnings.iter().next().map(ToString::to_string),
+                    first: self.reports.warnings.first_skipped().map(ToString::to_string),
                 }))
             }
             Ok(None) => {

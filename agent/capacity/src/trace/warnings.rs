@@ -79,7 +79,7 @@ pub struct Warning {
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { kind, count, file, line, first } = self;
-        write!(f, "{count} {} (first {file}:{line}: {first})", kind.words())
+        write!(f, "{}: {count} (first {file}:{line}: {first})", kind.words())
     }
 }
 
@@ -145,6 +145,12 @@ impl Warnings {
         });
         let rows: Vec<_> = rows.collect();
         (!rows.is_empty()).then(|| Table { title: "Wrong with the trace".to_owned(), columns, rows })
+    }
+
+    /// The first for which a row was skipped.
+    pub(super) fn first_skipped(&self) -> Option<&Warning> {
+        let kept = [Kind::Assumed, Kind::LeftOut, Kind::BadText, Kind::OutOfOrder];
+        self.0.iter().find(|warning| !kept.contains(&warning.kind))
     }
 
     /// What `other` has, too.
