@@ -114,14 +114,14 @@ spec:
             "asks for 16 GPUs on one machine, and the largest (dedicated-1) has 2",
             "no machine has the label nvidia.com/gpu.product=H100 of its node selector",
             "held back by its scheduling gate example.com/hold",
-            "the namespace's quota none-more is used up",
+            "the namespace's quota none-more is used up: 6 of 6 pods are taken, and a pod asks for 1",
         ],
     )?;
     never_added_up(&json(pool, &[])?)?;
     conditions(pool)?;
     // It starts when what was said to help is done.
-    namespace.kubectl(&["delete", "pod", "lazy", "gated", "picky", "huge"])?;
     namespace.kubectl(&["delete", "job", "sweep"])?;
+    namespace.kubectl(&["delete", "pod", "lazy", "gated", "picky", "huge"])?;
     namespace.wait_ready("pair")
 }
 

@@ -117,7 +117,7 @@ fn of_refusal(refusal: &Refusal) -> Waiting {
         Some(at) => {
             let rest = &refusal.message[at + "exceeded quota: ".len()..];
             let (name, numbers) = rest.split_once(", ").unwrap_or((rest, ""));
-            let why = format!("the namespace's quota {name} is used up: {numbers}");
+            let why = format!("the namespace's quota {name} is used up: {}", used_up(numbers));
             (Reason::Quota, why)
         }
         None => (Reason::Refused, format!("the API server does not make its pods: {}", refusal.message)),
@@ -171,4 +171,21 @@ fn of_group(cluster: &Cluster<'_>, idle: &Idle<'_>, group: &[&Pod], closely: boo
         why: answer.why,
         starts_if: answer.starts_if,
     })
+}
+
+/// `requested: pods=1, used: pods=2, limited: pods=2` in words; as it is where it says more than that.
+fn used_up(numbers: &str) -> String {
+    let parts: Vec<_> = numbers.split(", ").collect();
+    let amount = |part: &str, of: &str| {
+        let (resource, amount) = part.strip_prefix(of)?.strip_prefix(": ")?.split_once('=')?;
+        Some((resource.to_owned(), amount.to_owned()))
+    };
+    let words = || {
+        let [requested, used, limited] = parts.as_slice() else { return None };
+        let (resource, requested) = amount(requested, "requested")?;
+        let ((_, used), (_, limited)) = (amount(used, "used")?, amount(limited, "limited")?);
+        let resource = resource.strip_prefix("requests.").unwrap_or(&resource);
+        Some(format!("{used} of {limited} {resource} are taken, and a pod asks for {requested}"))
+    };
+    words().unwrap_or_else(|| numbers.to_owned())
 }

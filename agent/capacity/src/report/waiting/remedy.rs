@@ -46,6 +46,15 @@ impl Question<'_> {
         self.idle.get(&(&*pod.namespace, &*pod.name)).copied()
     }
 
+    /// What belongs to a machine, or to the cluster itself, nobody ends to make room; nor one of a Job's pods for another.
+    fn may_end(&self, pod: &Pod) -> bool {
+        let owner = pod.owner.as_deref();
+        let of_node =
+            owner.is_some_and(|owner| owner.starts_with("DaemonSet/") || owner.starts_with("Node/"));
+        let sibling = owner.is_some() && pod.owner == self.pod.owner && pod.namespace == self.pod.namespace;
+        pod.ending || !(of_node || sibling || &*pod.namespace == "kube-system")
+    }
+
     /// The machine on which the fewest of such pods have to end, and these.
     fn fewest<'m>(
         &self,
@@ -57,7 +66,7 @@ impl Question<'_> {
         for (machine, _) in open {
             let machine: &'m Machine<'m> = machine;
             let mut pods: Vec<&'m Pod> =
-                machine.pods.iter().copied().filter(|pod| may_end(pod) && such(pod)).collect();
+                machine.pods.iter().copied().filter(|pod| self.may_end(pod) && such(pod)).collect();
             pods.sort_by_key(|pod| (std::cmp::Reverse(pod.requests.get(key)), &pod.name));
             let mut free = machine.free.clone();
             let mut gone = Vec::new();
@@ -149,13 +158,4 @@ fn named(pods: &[&Pod]) -> String {
 
 fn suffices(free: &Amounts, asked: &Amounts) -> bool {
     asked.iter().all(|(resource, asked)| asked <= 0 || asked <= free.get(resource))
-}
-
-/// What belongs to a machine, or to the cluster itself, nobody ends to make room.
-fn may_end(pod: &Pod) -> bool {
-    let of_node = pod
-        .owner
-        .as_deref()
-        .is_some_and(|owner| owner.starts_with("DaemonSet/") || owner.starts_with("Node/"));
-    pod.ending || !(of_node || &*pod.namespace == "kube-system")
 }
