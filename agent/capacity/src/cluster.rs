@@ -111,15 +111,32 @@ pub struct Reading {
 /// When nodes or pods can't be listed.
 pub async fn read(client: &Client, reading: &Reading) -> Result<Snapshot, Error> {
     let may = rights::check(client, &Right::of_report()).await?;
+    let mut sources = usage::Sources::default();
+    let mut snapshot = listed(client, |pod| sources.notice(pod)).await?;
+    refusals(client, &mut snapshot, &may).await;
+    if reading.usage {
+        usage::read(client, &mut snapshot, &sources, &may).await;
+    }
+    Ok(snapshot)
+}
+
+/// Reads nodes and pods, and nothing else.
+///
+/// # Errors
+/// When they can't be listed.
+pub async fn list(client: &Client) -> Result<Snapshot, Error> {
+    listed(client, |_| {}).await
+}
+
+async fn listed(client: &Client, mut notice: impl FnMut(&objects::Pod)) -> Result<Snapshot, Error> {
     let mut snapshot = Snapshot { at: Timestamp::now(), ..Snapshot::default() };
     each::<objects::Node>(&Api::all(client.clone()), "nodes", |node| {
         let node = node.shown(&mut snapshot.names);
         snapshot.nodes.push(node);
     })
     .await?;
-    let mut sources = usage::Sources::default();
     each::<objects::Pod>(&Api::all(client.clone()), "pods", |pod| {
-        sources.notice(&pod);
+        notice(&pod);
         let pod = pod.shown(&mut snapshot.names);
         if pod.phase != crate::report::snapshot::Phase::Ended {
             snapshot.pods.push(pod);
@@ -127,10 +144,6 @@ pub async fn read(client: &Client, reading: &Reading) -> Result<Snapshot, Error>
     })
     .await?;
     snapshot.at = Timestamp::now();
-    refusals(client, &mut snapshot, &may).await;
-    if reading.usage {
-        usage::read(client, &mut snapshot, &sources, &may).await;
-    }
     Ok(snapshot)
 }
 

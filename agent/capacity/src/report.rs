@@ -56,6 +56,10 @@ impl Default for Options {
     }
 }
 
+pub(crate) use self::{
+    pools::{model as model_of, shares as shares_of},
+    state::is_accelerator,
+};
 /// A selector of labels, as `kubectl -l` takes it.
 pub use selector::Selector;
 

@@ -2,12 +2,11 @@
 
 use std::{path::PathBuf, sync::Mutex};
 
-use anyhow::Context as _;
 use jiff::Timestamp;
 
 use crate::{
     args::Global,
-    command::source,
+    cluster,
     history::{
         Recorded,
         database::Database,
@@ -118,7 +117,7 @@ fn recorded(
 async fn ask(args: &Args, global: &Global, address: &str, range: Range) -> anyhow::Result<prometheus::Told> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let transport = if is_service(address) {
-        Transport::service(address, source::client(global).await.context("can't ask the Kubernetes API")?)?
+        Transport::service(address, cluster::connect(global).await?)?
     } else {
         let credentials = Credentials {
             token_file: args.prometheus_token_file.as_deref(),

@@ -1,22 +1,17 @@
-//! From nodes and pods to a sample: who has how many GPUs of which pool, and who waits for how many.
+//! From a cluster at one moment to a sample: who has how many GPUs of which pool, and who waits for how many.
 //!
 //! A share counts as what it is of a GPU: a MIG device by its slices, a time slice by how many there are, so that pools are counted in GPUs whatever they are cut into.
 
-use std::{collections::HashMap, sync::Arc};
+use std::collections::HashMap;
 
 use super::{Key, Owner, Pool, Sample, What};
+use crate::report::{
+    is_accelerator, model_of, shares_of,
+    snapshot::{self, Amounts, Names, Node, Phase, Snapshot},
+};
 
 /// A whole GPU, in thousandths.
 const WHOLE: u64 = 1000;
-/// Labels that tell a node's model, the most particular first.
-const MODEL_LABELS: &[&str] = &[
-    "nvidia.com/gpu.product",
-    "amd.com/gpu.product-name",
-    "gpu.intel.com/product",
-    "cloud.google.com/gke-accelerator",
-    "cloud.google.com/gke-tpu-accelerator",
-    "karpenter.k8s.aws/instance-gpu-name",
-];
 
 /// Which labels of pods are recorded beside their namespace.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -27,111 +22,69 @@ pub struct Labels {
     pub user: Option<String>,
 }
 
-/// Makes a sample of nodes, and then pods.
-#[derive(Debug)]
-pub struct Sampler<'a> {
-    labels: &'a Labels,
-    nodes: HashMap<String, Arc<Node>>,
-    sample: Sample,
-}
-
-#[derive(Debug)]
-struct Node {
-    name: String,
-    serverless: bool,
-    model: String,
-    replicas: u64,
-}
-
-impl<'a> Sampler<'a> {
-    /// A sample of this time.
-    pub fn new(at_s: i64, labels: &'a Labels) -> Self {
-        Self { labels, nodes: HashMap::new(), sample: Sample { at_s, ..Sample::default() } }
-    }
-
-    /// Takes a node in, with its accelerators.
-    pub fn node<'b>(
-        &mut self,
-        name: &str,
-        serverless: bool,
-        label: impl Fn(&str) -> Option<&'b str>,
-        capacity: impl Iterator<Item = (&'b str, u64)>,
-    ) {
-        let node = Node {
-            name: name.to_owned(),
-            serverless,
-            model: MODEL_LABELS.iter().find_map(|key| label(key)).map(model).unwrap_or_default(),
-            replicas: label("nvidia.com/gpu.replicas").and_then(|text| text.parse().ok()).unwrap_or(1).max(1),
-        };
-        for (resource, amount) in capacity {
-            self.count(What::Capacity, node.pool(resource), Owner::default(), amount, node.unit(resource));
+/// What a sample says of a cluster. A pod on a node that is not there has nothing; one that was told to end before it had a node waits for nothing.
+pub fn of(snapshot: &Snapshot, labels: &Labels) -> Sample {
+    let mut sample = Sample { at_s: snapshot.at.as_second(), ..Sample::default() };
+    let mut count = |what, pool, owner, amount: u64, unit: u64| {
+        let milli = sample.milli_gpus.entry(Key { what, pool, owner }).or_default();
+        *milli = milli.saturating_add(amount.saturating_mul(unit));
+    };
+    let nodes: HashMap<&str, &Node> = snapshot.nodes.iter().map(|node| (&*node.name, node)).collect();
+    for node in nodes.values() {
+        for (resource, amount) in accelerators(&snapshot.names, &node.capacity) {
+            count(What::Capacity, pool(node, resource), Owner::default(), amount, unit(node, resource));
         }
-        self.nodes.insert(name.to_owned(), Arc::new(node));
     }
-
-    /// Takes a pod in that has not ended, with the accelerators that it asks for. One on a node that is not there has nothing.
-    pub fn pod<'b>(
-        &mut self,
-        namespace: &str,
-        node: Option<&str>,
-        label: impl Fn(&str) -> Option<&'b str>,
-        requests: impl Iterator<Item = (&'b str, u64)>,
-    ) {
-        let value = |key: &Option<String>| key.as_deref().and_then(&label).unwrap_or_default().to_owned();
-        let owner = Owner {
-            namespace: namespace.to_owned(),
-            label: value(&self.labels.label),
-            user: value(&self.labels.user),
-        };
-        let at = match node.map(|node| self.nodes.get(node).cloned()) {
-            Some(None) => return,
-            Some(Some(node)) => Some(node),
+    for pod in snapshot.pods.iter().filter(|pod| pod.phase != Phase::Ended) {
+        let node = match &pod.node {
+            Some(name) => match nodes.get(&**name) {
+                Some(node) => Some(*node),
+                None => continue,
+            },
+            None if pod.ending => continue,
             None => None,
         };
-        for (resource, amount) in requests {
-            let (what, pool, unit) = match &at {
-                Some(node) => (What::Allocated, node.pool(resource), node.unit(resource)),
+        for (resource, amount) in accelerators(&snapshot.names, &pod.requests) {
+            let (what, pool, unit) = match node {
+                Some(node) => (What::Allocated, pool(node, resource), unit(node, resource)),
                 None => (What::Waiting, waiting_pool(resource), slices(resource, "").unwrap_or(WHOLE)),
             };
-            self.count(what, pool, owner.clone(), amount, unit);
+            count(what, pool, owner(pod, labels), amount, unit);
         }
     }
-
-    /// The sample.
-    pub fn finish(self) -> Sample {
-        self.sample
-    }
-
-    fn count(&mut self, what: What, pool: Pool, owner: Owner, amount: u64, unit: u64) {
-        if amount > 0 {
-            let milli = self.sample.milli_gpus.entry(Key { what, pool, owner }).or_default();
-            *milli = milli.saturating_add(amount.saturating_mul(unit));
-        }
-    }
+    sample
 }
 
-impl Node {
-    fn pool(&self, resource: &str) -> Pool {
-        let name = match (self.serverless, self.model.as_str()) {
-            (true, _) => &self.name,
-            (false, "") => resource,
-            (false, model) => model,
-        };
-        Pool {
-            name: name.to_owned(),
-            resource: resource.to_owned(),
-            model: self.model.clone(),
-            serverless: self.serverless,
-        }
-    }
+fn accelerators<'a>(names: &'a Names, amounts: &'a Amounts) -> impl Iterator<Item = (&'a str, u64)> {
+    let named =
+        amounts.iter().map(|(resource, amount)| (names.name(resource), u64::try_from(amount).unwrap_or(0)));
+    named.filter(|(name, amount)| *amount > 0 && is_accelerator(name))
+}
 
-    /// How much of a GPU one of the resource is, in thousandths.
-    fn unit(&self, resource: &str) -> u64 {
-        match resource {
-            "nvidia.com/gpu" | "nvidia.com/gpu.shared" => (WHOLE / self.replicas).max(1),
-            _ => slices(resource, &self.model).unwrap_or(WHOLE),
-        }
-    }
+fn owner(pod: &snapshot::Pod, labels: &Labels) -> Owner {
+    let value = |key: &Option<String>| {
+        let value = key.as_deref().and_then(|key| pod.labels.get(key));
+        value.map(ToString::to_string).unwrap_or_default()
+    };
+    Owner { namespace: pod.namespace.to_string(), label: value(&labels.label), user: value(&labels.user) }
+}
+
+fn pool(node: &Node, resource: &str) -> Pool {
+    let model = model_of(&node.labels, resource).map(|label| model(&label)).unwrap_or_default();
+    let serverless = node.provider.is_some();
+    let name = match (serverless, model.as_str()) {
+        (true, _) => &node.name,
+        (false, "") => resource,
+        (false, model) => model,
+    };
+    Pool { name: name.to_owned(), resource: resource.to_owned(), model: model.clone(), serverless }
+}
+
+/// How much of a GPU one of the resource is, in thousandths.
+fn unit(node: &Node, resource: &str) -> u64 {
+    let model = model_of(&node.labels, resource).unwrap_or_default();
+    let shares = u64::try_from(shares_of(&node.labels, resource)).unwrap_or(1).max(1);
+    slices(resource, &model).unwrap_or_else(|| (WHOLE / shares).max(1))
 }
 
 pub(super) fn waiting_pool(resource: &str) -> Pool {
@@ -153,29 +106,70 @@ pub(super) fn model(label: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Labels, Sampler};
-    use crate::history::What;
+    use std::collections::BTreeMap;
+
+    use super::{Labels, of};
+    use crate::{
+        history::What,
+        report::snapshot::{Amounts, Node, Phase, Pod, Snapshot},
+    };
+
+    fn labels(
+        snapshot: &mut Snapshot,
+        labels: &[(&str, &str)],
+    ) -> std::sync::Arc<crate::report::snapshot::Labels> {
+        let labels: BTreeMap<String, String> =
+            labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        snapshot.names.labels(&labels)
+    }
+
+    fn amounts(snapshot: &mut Snapshot, resource: &str, amount: i64) -> Amounts {
+        let mut amounts = Amounts::default();
+        amounts.set(snapshot.names.resource("cpu"), 64_000);
+        amounts.set(snapshot.names.resource(resource), amount);
+        amounts
+    }
 
     #[test]
     fn everybody_is_counted_where_they_are() {
-        let labels = Labels { label: Some("team".to_owned()), user: None };
-        let mut sampler = Sampler::new(60, &labels);
-        let t4 = |key: &str| (key == "nvidia.com/gpu.product").then_some("Tesla-T4");
-        let shared = |key: &str| match key {
-            "nvidia.com/gpu.product" => Some("Tesla-T4-SHARED"),
-            "nvidia.com/gpu.replicas" => Some("4"),
-            _ => None,
-        };
-        sampler.node("gpu-1", false, t4, [("nvidia.com/gpu", 8)].into_iter());
-        sampler.node("gpu-2", false, shared, [("nvidia.com/gpu", 8)].into_iter());
-        sampler.node("cloud", true, |_| None, [("nvidia.com/gpu", 100)].into_iter());
-        let team = |key: &str| (key == "team").then_some("vision");
-        sampler.pod("a", Some("gpu-1"), team, [("nvidia.com/gpu", 2)].into_iter());
-        sampler.pod("a", Some("gpu-2"), team, [("nvidia.com/gpu", 2)].into_iter());
-        sampler.pod("a", Some("cloud"), |_| None, [("nvidia.com/gpu", 5)].into_iter());
-        sampler.pod("b", None, |_| None, [("nvidia.com/mig-2g.10gb", 1)].into_iter());
-        sampler.pod("b", Some("gone"), |_| None, [("nvidia.com/gpu", 5)].into_iter());
-        let sample = sampler.finish();
+        let mut cluster = Snapshot { at: jiff::Timestamp::from_second(60).unwrap(), ..Snapshot::default() };
+        let t4 = ("nvidia.com/gpu.product", "Tesla-T4");
+        let shared = [("nvidia.com/gpu.product", "Tesla-T4-SHARED"), ("nvidia.com/gpu.replicas", "4")];
+        for (name, own, provider, count) in [
+            ("gpu-1", &[t4][..], None, 8),
+            ("gpu-2", &shared, None, 8),
+            ("cloud", &[], Some("aci".into()), i64::MAX),
+        ] {
+            let node = Node {
+                name: name.into(),
+                provider,
+                labels: labels(&mut cluster, own),
+                capacity: amounts(&mut cluster, "nvidia.com/gpu", count),
+                ..Node::default()
+            };
+            cluster.nodes.push(node);
+        }
+        for (namespace, node, team, resource, count, phase, ending) in [
+            ("a", Some("gpu-1"), "vision", "nvidia.com/gpu", 2, Phase::Running, false),
+            ("a", Some("gpu-2"), "vision", "nvidia.com/gpu", 2, Phase::Running, true),
+            ("a", Some("cloud"), "", "nvidia.com/gpu", 5, Phase::Pending, false),
+            ("b", None, "", "nvidia.com/mig-2g.10gb", 1, Phase::Pending, false),
+            ("b", None, "", "nvidia.com/gpu", 7, Phase::Pending, true),
+            ("b", Some("gone"), "", "nvidia.com/gpu", 5, Phase::Running, false),
+            ("b", Some("gpu-1"), "", "nvidia.com/gpu", 4, Phase::Ended, false),
+        ] {
+            let pod = Pod {
+                namespace: namespace.into(),
+                node: node.map(Into::into),
+                labels: labels(&mut cluster, &[("team", team)]),
+                requests: amounts(&mut cluster, resource, count),
+                phase,
+                ending,
+                ..Pod::default()
+            };
+            cluster.pods.push(pod);
+        }
+        let sample = of(&cluster, &Labels { label: Some("team".to_owned()), user: None });
         let told: Vec<_> = sample
             .milli_gpus
             .iter()
@@ -193,27 +187,12 @@ mod tests {
             told,
             [
                 (What::Capacity, "Tesla-T4", "", "", 10_000),
-                (What::Capacity, "cloud", "", "", 100_000),
+                (What::Capacity, "cloud", "", "", u64::MAX),
                 (What::Allocated, "Tesla-T4", "a", "vision", 2500),
                 (What::Allocated, "cloud", "a", "", 5000),
                 (What::Waiting, "nvidia.com/mig-2g.10gb", "b", "", 286),
             ]
         );
-    }
-
-    #[test]
-    fn what_a_hostile_node_says_is_bounded() {
-        let labels = Labels::default();
-        let mut sampler = Sampler::new(60, &labels);
-        for replicas in ["0", "-1", "99999999999999999999", "x"] {
-            let label = |key: &str| (key == "nvidia.com/gpu.replicas").then_some(replicas);
-            sampler.node(
-                replicas,
-                false,
-                label,
-                [("nvidia.com/gpu", u64::MAX), ("nvidia.com/mig-99g", 1)].into_iter(),
-            );
-        }
-        assert!(sampler.finish().milli_gpus.values().any(|milli| *milli == u64::MAX));
+        assert_eq!(sample.at_s, 60);
     }
 }

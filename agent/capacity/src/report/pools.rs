@@ -146,7 +146,7 @@ const MODELS: [&str; 9] = [
     "kubernetes.azure.com/accelerator",
 ];
 
-pub(super) fn model(labels: &Labels, resource: &str) -> Option<String> {
+pub(crate) fn model(labels: &Labels, resource: &str) -> Option<String> {
     let own = labels.get(&*format!("{resource}.product"));
     let vendor = resource.split('/').next().unwrap_or(resource);
     // A machine may have accelerators of several vendors.
@@ -159,7 +159,7 @@ pub(super) fn model(labels: &Labels, resource: &str) -> Option<String> {
     own.or_else(generic).map(ToString::to_string)
 }
 
-pub(super) fn shares(labels: &Labels, resource: &str) -> i64 {
+pub(crate) fn shares(labels: &Labels, resource: &str) -> i64 {
     let label = labels.get(&*format!("{}.replicas", resource.trim_end_matches(".shared")));
     label.and_then(|label| label.parse().ok()).filter(|replicas| *replicas > 1).unwrap_or(1)
 }

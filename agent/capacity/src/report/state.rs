@@ -130,7 +130,7 @@ pub(super) fn natural(name: &str) -> Vec<(u64, String)> {
 }
 
 /// Whether an extended resource looks like one: by who names it, and by what it is called. Amounts of memory or of per cents are none.
-pub(super) fn is_accelerator(resource: &str) -> bool {
+pub(crate) fn is_accelerator(resource: &str) -> bool {
     let Some((domain, name)) = resource.split_once('/') else { return false };
     if resource.starts_with("requests.") || domain.ends_with("kubernetes.io") {
         return false;
