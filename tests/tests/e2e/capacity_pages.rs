@@ -62,6 +62,22 @@ fn quiet(visit: &Visit, plots: usize) -> anyhow::Result<()> {
 
 const PAGES: &[(&str, &[&str], usize)] = &[
     (
+        "simulate",
+        &[
+            "simulate",
+            "jobs.csv",
+            "--gpus",
+            "64",
+            "--gpus-per-machine",
+            "8",
+            "--dedicated-price",
+            "2.10",
+            "--serverless-price",
+            "6.30",
+        ],
+        4,
+    ),
+    (
         "showback",
         &[
             "showback",
@@ -146,9 +162,9 @@ fn fits_a_phone(name: &str, file: &Path, plots: usize) -> anyhow::Result<()> {
     quiet(&browser::visit(&url(file), look)?, plots).with_context(|| format!("{name} on a phone"))?;
     let folder = tempfile::tempdir()?;
     let copy = folder.path().join("copy.html");
-    let ask = "<script>document.documentElement.dataset.beyond = document.documentElement.scrollWidth - innerWidth</script></body>";
+    let ask = "<script>document.documentElement.dataset.beyond = document.documentElement.scrollWidth - document.documentElement.clientWidth</script></body>\n</html>";
     let html = fs::read_to_string(file)?.replace("http-equiv=\"Content-Security-Policy\"", "name=\"was\"");
-    fs::write(&copy, html.replace("</body>", ask))?;
+    fs::write(&copy, html.replace("</body>\n</html>", ask))?;
     let dom = browser::visit(&url(&copy), look)?.dom;
     ensure!(
         dom.contains("data-beyond=\"0\""),
@@ -205,6 +221,8 @@ fn a_live_page_is_made_anew() -> anyhow::Result<()> {
         "it is not drawn"
     );
     fs::remove_file(&trace)?;
+    // The page that was made last is good for a second.
+    std::thread::sleep(std::time::Duration::from_secs(1));
     let gone = browser::visit(&address, look)?;
     ensure!(gone.dom.contains("There is nothing to show"), "a missing trace is not told");
     let status = |host: &str| -> anyhow::Result<String> {

@@ -115,7 +115,7 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
         output::print(&mut out, global.output, &filling, &filling.tables())?;
         return Ok(Outcome::Done);
     }
-    let found = args.simulation()?;
+    let found = args.simulation(&mut warn)?;
     let tables = if global.output == Format::Csv { found.plain_tables() } else { found.tables() };
     output::print(&mut out, global.output, &found, &tables).context("can't print the result")?;
     Ok(Outcome::Done)
@@ -133,8 +133,8 @@ impl Args {
         }
     }
 
-    /// Replays the trace, or jobs by chance. Warnings go to standard error.
-    pub(super) fn simulation(&self) -> anyhow::Result<Simulation> {
+    /// Replays the trace, or jobs by chance.
+    pub(super) fn simulation(&self, warn: &mut dyn FnMut(&str)) -> anyhow::Result<Simulation> {
         self.policy.check()?;
         let pool = self.machines()?;
         let rates = self.prices.rates(price::today())?;

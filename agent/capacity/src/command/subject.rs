@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use anyhow::ensure;
 use jiff::Timestamp;
 
-use super::{history, optimize, report, showback};
+use super::{history, optimize, report, showback, simulate};
 use crate::{
     args::Global,
     pages::{self, model::Page},
@@ -19,6 +20,8 @@ pub(super) enum Subject {
     Report(report::Args),
     /// How many GPUs to own and how many to rent.
     Optimize(optimize::Args),
+    /// Jobs replayed against a pool and a policy.
+    Simulate(simulate::Args),
     /// Usage over time.
     History(history::Args),
     /// Who pays for a month.
@@ -31,6 +34,7 @@ impl Subject {
         match self {
             Self::Report(_) => "report",
             Self::Optimize(_) => "optimize",
+            Self::Simulate(_) => "simulate",
             Self::History(_) => "history",
             Self::Showback(_) => "showback",
         }
@@ -51,6 +55,17 @@ impl Subject {
             }
             Self::Optimize(args) => {
                 Ok(pages::optimize::page(&args.optimization()?, &files(&args.trace), now))
+            }
+            Self::Simulate(args) => {
+                ensure!(args.inflate.is_none(), "a page shows a replay: --inflate has none");
+                let mut warnings = Vec::new();
+                let found = args.simulation(&mut |warning| warnings.push(warning.to_owned()))?;
+                let subject = if args.trace.files.is_empty() {
+                    "jobs by chance".to_owned()
+                } else {
+                    files(&args.trace)
+                };
+                Ok(pages::simulate::page(&found, &subject, &warnings, now))
             }
             Self::History(args) => Ok(pages::history::page(&history::found(args, global)?, now)),
             Self::Showback(args) => Ok(pages::showback::page(&showback::of(args, global)?, now)),

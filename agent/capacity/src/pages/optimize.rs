@@ -256,16 +256,11 @@ fn demand(found: &Optimization) -> Section {
     let holes = &found.demand.holes;
     let mut text = Vec::new();
     if let Some(first) = holes.first() {
-        text.push(format!(
-            "{} that {} like missing data: {}.",
-            if holes.len() == 1 {
-                "One stretch without demand".to_owned()
-            } else {
-                format!("{} stretches without demand, the first", holes.len())
-            },
-            if holes.len() == 1 { "looks" } else { "look" },
-            span(*first)
-        ));
+        let which = match holes.len() {
+            1 => "A stretch without demand looks like missing data".to_owned(),
+            many => format!("{many} stretches without demand look like missing data, the first"),
+        };
+        text.push(format!("{which}: {}.", span(*first)));
     }
     Section {
         heading: "Demand against what is owned".to_owned(),

@@ -26,11 +26,13 @@ pub fn page(report: &Report, subject: &str) -> Page {
     sections.extend(serverless(report, take("SERVERLESS")));
     sections.push(idle(report, take("IDLE")));
     sections.push(stranded(report, take("STRANDED")));
-    sections.push(Section {
-        heading: "What was looked at".to_owned(),
-        text: report.seen.clone(),
-        ..Section::default()
-    });
+    if !report.seen.is_empty() {
+        sections.push(Section {
+            heading: "What was looked at".to_owned(),
+            text: report.seen.clone(),
+            ..Section::default()
+        });
+    }
     Page {
         title: "Who has what".to_owned(),
         subtitle: subject.to_owned(),
