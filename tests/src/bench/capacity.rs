@@ -8,6 +8,8 @@
     reason = "counts of rows, and figures"
 )]
 
+mod api;
+mod golden;
 mod traces;
 
 use std::{
@@ -44,6 +46,9 @@ pub struct Options {
     /// Rows of the traces by which growth is measured; one million is always among them.
     #[arg(long, value_delimiter = ',', default_values_t = [10_000, 100_000, MILLION, 10_000_000])]
     rows: Vec<u64>,
+    /// Show the published numbers of Waiting Game and FGD beside what `simulate` says, too: long runs.
+    #[arg(long)]
+    golden: bool,
 }
 
 /// How a program ran.
@@ -128,7 +133,13 @@ pub fn run(options: &Options, binaries: &Path) -> anyhow::Result<()> {
         Ok(events_per_s) => figures["simulate_events_per_s"] = json!(events_per_s),
         Err(error) => println!("\nsimulate_events_per_s is left out: {error:#}"),
     }
-    println!("\nreport_s_5000_nodes is left out: nothing serves the lists of such a cluster yet");
+    match report(&program, folder.path(), options.rounds) {
+        Ok(seconds) => figures["report_s_5000_nodes"] = json!(seconds),
+        Err(error) => println!("\nreport_s_5000_nodes is left out: {error:#}"),
+    }
+    if options.golden {
+        golden::run(&program)?;
+    }
     if let Some(path) = &options.json {
         fs::write(path, format!("{figures:#}\n"))
             .with_context(|| format!("can't write {}", path.display()))?;
@@ -175,6 +186,25 @@ fn simulate(program: &Path, folder: &Path, rounds: u16) -> anyhow::Result<f64> {
         run.seconds, run.peak_mib
     );
     Ok(events_per_s)
+}
+
+/// Reports on a large cluster, and gives how long that takes from the start of the program, the lists' way over loopback and their reading included.
+fn report(program: &Path, folder: &Path, rounds: u16) -> anyhow::Result<f64> {
+    const NODES: usize = 5000;
+    const PODS: usize = 50_000;
+    let kubeconfig = api::serve(folder, NODES, PODS)?;
+    let run = median(rounds, || {
+        measured(
+            Command::new(program)
+                .args(["report", "--no-usage", "--output", "json", "--kubeconfig"])
+                .arg(&kubeconfig),
+        )
+    })?;
+    println!(
+        "\nkubectl spillway report, {NODES} nodes and {PODS} pods: {:.2} s from start to end, {:.0} MiB",
+        run.seconds, run.peak_mib
+    );
+    Ok(run.seconds)
 }
 
 fn median(rounds: u16, mut run: impl FnMut() -> anyhow::Result<Run>) -> anyhow::Result<Run> {
