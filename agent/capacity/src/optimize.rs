@@ -167,6 +167,8 @@ pub struct Optimization {
     pub demand: Demand,
     /// What is best where jobs may wait, if that was asked.
     pub search: Option<Search>,
+    /// The same for the jobs of each set of models by themselves, where jobs ask for models: demand can't move between them.
+    pub by_model: Vec<Class>,
     /// Cost by number of GPUs owned.
     pub curve: Vec<Cost>,
     /// What to know before believing it.
@@ -205,6 +207,19 @@ pub struct Cost {
     pub rented_share: f64,
     /// How much of the dedicated GPU-hours are used.
     pub utilisation: f64,
+}
+
+/// What is best for jobs that ask for some models, by themselves, where none waits.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Class {
+    /// The models that will do; any where it is empty.
+    pub models: Vec<String>,
+    /// What they ask for on average.
+    pub mean_gpus: f64,
+    /// At most.
+    pub max_gpus: u32,
+    /// What costs least.
+    pub advice: Cost,
 }
 
 /// A flat region around the least cost.
@@ -337,6 +352,7 @@ pub fn optimize(series: Series, question: &Question) -> Result<Optimization, Err
         drift,
         demand,
         search: None,
+        by_model: Vec::new(),
         curve: market.points(&menu, best),
         warnings: Vec::new(),
         reasons: Vec::new(),

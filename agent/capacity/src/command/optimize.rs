@@ -2,6 +2,7 @@
 
 use std::{
     cell::Cell,
+    collections::BTreeSet,
     io::{self, Write},
     sync::Arc,
 };
@@ -12,11 +13,11 @@ use super::replay::{Half, Jobs, replay};
 use crate::{
     args::Global,
     command::Outcome,
-    demand::{Series, offered},
-    job::WHOLE_GPU,
+    demand::{Series, Span, offered},
+    job::{Demand, WHOLE_GPU},
     optimize::{
-        Candidate, Holes, Later, Objective, Optimization, Question, Search, Shape, Trial, UNPRICED, optimize,
-        search,
+        Candidate, Class, Holes, Later, Objective, Optimization, Question, Search, Shape, Trial, UNPRICED,
+        optimize, search,
     },
     output::{self, Format},
     policy::{Burst, Policy},
@@ -233,7 +234,7 @@ pub(super) fn read(trace: &trace::Args, question: &mut Question) -> anyhow::Resu
     Ok(Read { series, jobs })
 }
 
-fn gather(demand: impl Iterator<Item = Result<crate::job::Demand, trace::Error>>) -> anyhow::Result<Series> {
+fn gather(demand: impl Iterator<Item = Result<Demand, trace::Error>>) -> anyhow::Result<Series> {
     Series::collect(demand.map(|sample| sample.map_err(|error| anyhow!(error))))
 }
 
@@ -279,13 +280,11 @@ impl Args {
                 largest.pod_gpus
             ));
         }
-        if largest.models {
-            found.warnings.push(
-                "jobs ask for models of GPUs, which was not looked at: machines are taken for every model"
-                    .to_owned(),
-            );
-        }
         let jobs = Jobs::read(&self.trace)?;
+        if largest.models {
+            found.warnings.push("jobs ask for models of GPUs: they were replayed as if every machine had all of them; what each model needs by itself stands in a table of its own".to_owned());
+            found.by_model = by_model(&jobs, found.demand.span, &question)?;
+        }
         let mut rates = self.asked.rates()?;
         rates.dedicated_per_gpu_hour =
             per_gpu_hour.unwrap_or(rates.dedicated_per_gpu_hour) / self.asked.availability;
@@ -361,6 +360,37 @@ impl Args {
         bar.finish_and_clear();
         Ok(found)
     }
+}
+
+/// More sets of models than this are not told apart.
+const CLASSES: usize = 32;
+
+/// What is best for the jobs of each set of models by themselves, over the time of all.
+fn by_model(jobs: &Jobs, span: Span, question: &Question) -> anyhow::Result<Vec<Class>> {
+    let mut sets = BTreeSet::new();
+    for job in jobs.half(Half::Both)? {
+        sets.insert(job?.request.models);
+        if sets.len() > CLASSES {
+            return Ok(Vec::new());
+        }
+    }
+    let question = Question { resamples: 1, ..question.clone() };
+    let class = |models: Arc<[Arc<str>]>| {
+        let edge = |at_s| std::iter::once(Ok(Demand { line: 0, at_s, gpus: 0.0 }));
+        let own = jobs
+            .half(Half::Both)?
+            .filter(|job| job.as_ref().map_or(true, |job| job.request.models == models));
+        let series: anyhow::Result<Series> =
+            Series::collect(edge(span.from_s).chain(offered(own)).chain(edge(span.to_s)));
+        let found = optimize(series?, &question)?;
+        Ok(Class {
+            models: models.iter().map(ToString::to_string).collect(),
+            mean_gpus: found.demand.mean_gpus,
+            max_gpus: found.demand.max_gpus,
+            advice: found.advice,
+        })
+    };
+    sets.into_iter().map(class).collect()
 }
 
 /// How long jobs wait before they burst where nothing says it.

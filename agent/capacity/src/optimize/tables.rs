@@ -223,6 +223,9 @@ impl Optimization {
     /// The short answer as a table, and with `explain` the curve and what walking forward costs.
     pub fn tables(&self, explain: bool) -> Vec<Table> {
         let mut tables = vec![self.answer()];
+        if !self.by_model.is_empty() {
+            tables.push(self.classes());
+        }
         if explain {
             tables.extend(self.search.as_ref().map(tried));
             tables.extend([self.cost_curve(), self.walks()]);
@@ -250,6 +253,31 @@ impl Optimization {
         row("all rented", &self.all_rented);
         row("never renting", &self.all_owned);
         Table { title: String::new(), columns: columns(Column::text("WHAT")), rows }
+    }
+
+    fn classes(&self) -> Table {
+        let rows = self.by_model.iter().map(|class| {
+            vec![
+                if class.models.is_empty() { "any".to_owned() } else { class.models.join("|") },
+                number(class.mean_gpus, 1),
+                class.max_gpus.to_string(),
+                class.advice.gpus.to_string(),
+                format!("{:.2}", class.advice.per_hour),
+                percent(class.advice.rented_share),
+            ]
+        });
+        Table {
+            title: "By the models that jobs ask for, each by itself, without waiting".to_owned(),
+            columns: vec![
+                Column::text("MODELS"),
+                Column::number("MEAN"),
+                Column::number("MAX"),
+                Column::number("OWN"),
+                Column::number("COST/H"),
+                Column::number("RENTED"),
+            ],
+            rows: rows.collect(),
+        }
     }
 
     fn cost_curve(&self) -> Table {
