@@ -133,7 +133,11 @@ fn parts(file: &[u8], cut: u8, no_header: bool) -> Option<(Vec<u8>, Vec<u8>)> {
     if !header.ends_with(b"\n") && !no_header || no_header && (at == 0 || at == rows.len()) {
         return None;
     }
-    if no_header && rows.iter().any(|row| columns(row) != columns(rows[0])) {
+    let plain = |row: &[u8]| {
+        row[0].is_ascii_digit()
+            && row.iter().all(|byte| !byte.is_ascii_control() || matches!(byte, b'\t' | b'\n'))
+    };
+    if no_header && rows.iter().any(|row| columns(row) != columns(rows[0]) || !plain(row)) {
         return None;
     }
     let part = |rows: &[&[u8]]| [header, &rows.concat()].concat();
