@@ -23,7 +23,8 @@ const SCRIPT: &str = "#!/bin/sh\nexec kubectl spillway __complete -- \"$@\"\n";
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:
   # Completion for every shell that kubectl has completion for
-  kubectl spillway completion > kubectl_complete-spillway && chmod +x kubectl_complete-spillway
+  kubectl spillway completion > kubectl_complete-spillway && chmod +x \\
+      kubectl_complete-spillway
 
 Move the file to a folder of your PATH, beside kubectl-spillway.")]
 pub struct Args {}

@@ -23,9 +23,12 @@ const MOST_STEPS: i64 = 200_000;
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = "Examples:
   kubectl spillway history --database history.db --since 7d --step 15m
-  kubectl spillway history --database history.db --since 2026-10-01 --until 2026-11-01 --show allocated -o wide
-  kubectl spillway history --database history.db --since 2026-10-01 --until 2026-11-01 -o csv > trace.csv
-  kubectl spillway history --prometheus svc://monitoring/prometheus-operated:9090 --since 30d
+  kubectl spillway history --database history.db --since 2026-10-01 \\
+      --until 2026-11-01 --show allocated -o wide
+  kubectl spillway history --database history.db --since 2026-10-01 \\
+      --until 2026-11-01 -o csv > trace.csv
+  kubectl spillway history \\
+      --prometheus svc://monitoring/prometheus-operated:9090 --since 30d
 
 With -o csv it is the demand, a row for each pool and owner at each time: a trace for `simulate` and `optimize`. Times that were not recorded have no rows.")]
 pub struct Args {

@@ -13,10 +13,16 @@ use super::subject::Subject;
 use crate::{args::Global, command::Outcome, pages::render};
 
 const EXAMPLES: &str = "Examples:
-  kubectl spillway html optimize demand.csv --prices prices.yaml --dedicated-price our-h100 --serverless-price rented-h100 --machine 8 --owned 48 -f optimum.html
-  kubectl spillway html history --database history.db --since 2026-10-01 --until 2026-11-01 -f usage.html
-  kubectl spillway html simulate jobs.csv --gpus 64 --gpus-per-machine 8 --burst wait --wait 10m --dedicated-price 2.10 --serverless-price 6.30 -f simulation.html
-  kubectl spillway html showback --database history.db --month 2026-10 --dedicated-price 0.40 --serverless-price 1.20 -f showback.html
+  kubectl spillway html optimize demand.csv --prices prices.yaml \\
+      --dedicated-price our-h100 --serverless-price rented-h100 --machine 8 \\
+      --owned 48 -f optimum.html
+  kubectl spillway html history --database history.db --since 2026-10-01 \\
+      --until 2026-11-01 -f usage.html
+  kubectl spillway html simulate jobs.csv --gpus 64 --gpus-per-machine 8 \\
+      --burst wait --wait 10m --dedicated-price 2.10 --serverless-price 6.30 \\
+      -f simulation.html
+  kubectl spillway html showback --database history.db --month 2026-10 \\
+      --dedicated-price 0.40 --serverless-price 1.20 -f showback.html
   kubectl spillway html report -f report.html
 
 The file holds all that it needs: it can be mailed, printed, and opened without a network.";

@@ -20,7 +20,8 @@ use crate::{
 #[command(after_long_help = "Examples:
   kubectl spillway record --database history.db
   kubectl spillway record --database history.db --once
-  kubectl spillway record --database history.db --interval 5m --label team --max-size 200Mi
+  kubectl spillway record --database history.db --interval 5m --label team \\
+      --max-size 200Mi
 
 In a cluster the chart's Deployment does it: helm upgrade … --set recorder.enabled=true")]
 pub struct Args {

@@ -20,7 +20,8 @@ use crate::{
 const EXAMPLES: &str = "Examples:
   kubectl spillway report
   kubectl spillway report -o wide --selector kubernetes.io/os=linux
-  kubectl spillway report --fail-if 'stranded>20%' --fail-if 'waiting_s>=86400'
+  kubectl spillway report --fail-if 'stranded>20%' \\
+      --fail-if 'waiting_s>=86400'
   kubectl spillway report --show-rbac
 
 Exit codes: 0, 1 for an error, 2 for a wrong command line, 3 if a condition of --fail-if holds.";

@@ -23,7 +23,8 @@ use crate::{
 const EXAMPLES: &str = "Examples:
   kubectl spillway serve report
   kubectl spillway serve history --database history.db --since 7d
-  kubectl spillway serve --address 127.0.0.1:0 --refresh 60 optimize demand.csv --ratio 3
+  kubectl spillway serve --address 127.0.0.1:0 --refresh 60 optimize \\
+      demand.csv --ratio 3
 
 Only this machine reaches it. From another, use a tunnel such as `ssh -L 8001:localhost:8001`.";
 

@@ -24,9 +24,12 @@ const STEP_S: i64 = 3600;
 /// Flags of `showback`.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = "Examples:
-  kubectl spillway showback --database history.db --month 2026-10 --dedicated-price 0.40 --serverless-price 1.20
-  kubectl spillway showback --database history.db --month 2026-10 --dedicated-price 0.40 --serverless-price 1.20 --spread-idle -o csv
-  kubectl spillway showback --prometheus https://prometheus.example.com --prometheus-token-file token --month 2026-10
+  kubectl spillway showback --database history.db --month 2026-10 \\
+      --dedicated-price 0.40 --serverless-price 1.20
+  kubectl spillway showback --database history.db --month 2026-10 \\
+      --dedicated-price 0.40 --serverless-price 1.20 --spread-idle -o csv
+  kubectl spillway showback --prometheus https://prometheus.example.com \\
+      --prometheus-token-file token --month 2026-10
 
 Owned machines cost what they cost: that is divided by the GPU-hours that each held, and what nobody held is the line (idle). Months are of UTC.
 Without --dedicated-price and --serverless-price each pool has the price that is known of its model; see `kubectl spillway prices`.")]

@@ -21,16 +21,23 @@ use crate::{
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = "Examples:
   # Two machines of 8 GPUs; what doesn't fit goes to serverless ones after five minutes
-  kubectl spillway simulate jobs.csv --gpus 16 --gpus-per-machine 8 --burst wait --wait 5m --dedicated-price 2.10 --serverless-price 6.30
+  kubectl spillway simulate jobs.csv --gpus 16 --gpus-per-machine 8 \\
+      --burst wait --wait 5m --dedicated-price 2.10 --serverless-price 6.30
 
   # Machines from a file, serverless pods that start in 45 s, at most ten of them, as JSON
-  kubectl spillway simulate jobs.csv --pool pool.yaml --packing fgd --cold-start 45s --max-burst-pods 10 --dedicated-price 2.10 --serverless-price 6.30 -o json
+  kubectl spillway simulate jobs.csv --pool pool.yaml --packing fgd \\
+      --cold-start 45s --max-burst-pods 10 --dedicated-price 2.10 \\
+      --serverless-price 6.30 -o json
 
   # No trace: a job every 5 s on average, each for 500 s; those that would wait longer than 300 s go to serverless machines at once
-  kubectl spillway simulate --arrivals poisson --rate 0.2 --service-rate 0.002 --jobs 20000 --warm-up 14h --gpus 101 --burst short-wait --wait 300 --dedicated-price 3.84 --serverless-price 9.6
+  kubectl spillway simulate --arrivals poisson --rate 0.2 \\
+      --service-rate 0.002 --jobs 20000 --warm-up 14h --gpus 101 \\
+      --burst short-wait --wait 300 --dedicated-price 3.84 \\
+      --serverless-price 9.6
 
   # How full machines of 8 GPUs get when pods come that never leave
-  kubectl spillway simulate jobs.csv --gpus 64 --gpus-per-machine 8 --inflate 1.3 --no-departures --packing best-fit --seeds 3")]
+  kubectl spillway simulate jobs.csv --gpus 64 --gpus-per-machine 8 \\
+      --inflate 1.3 --no-departures --packing best-fit --seeds 3")]
 pub struct Args {
     /// The trace, of jobs.
     #[command(flatten)]

@@ -16,7 +16,8 @@ use crate::{
   kubectl spillway trace jobs.csv
 
   # Jobs of a trace with other names
-  kubectl spillway trace jobs.csv --columns submit=submit,duration=duration,gpus=gpus
+  kubectl spillway trace jobs.csv \\
+      --columns submit=submit,duration=duration,gpus=gpus
 
   # Demand over time, without a single doubt
   kubectl spillway trace demand.csv --strict -o json")]

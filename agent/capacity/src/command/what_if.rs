@@ -27,13 +27,16 @@ use crate::{
 
 Examples:
   # Two more machines of 8 GPUs beside the six that are there, and a fifth more jobs
-  kubectl spillway what-if jobs.csv --gpus 48 --gpus-per-machine 8 --ratio 3 --add 2 --grow 20%
+  kubectl spillway what-if jobs.csv --gpus 48 --gpus-per-machine 8 --ratio 3 \\
+      --add 2 --grow 20%
 
   # Dedicated machines become cheaper, from demand over time
-  kubectl spillway what-if demand.csv --gpus 48 --dedicated-price 2.80 --serverless-price 6.30 --new-dedicated-price 2.10
+  kubectl spillway what-if demand.csv --gpus 48 --dedicated-price 2.80 \\
+      --serverless-price 6.30 --new-dedicated-price 2.10
 
   # One team moves to serverless machines
-  kubectl spillway what-if jobs.csv --gpus 16 --gpus-per-machine 8 --ratio 3 --move-namespace team-a=serverless -o json")]
+  kubectl spillway what-if jobs.csv --gpus 16 --gpus-per-machine 8 --ratio 3 \\
+      --move-namespace team-a=serverless -o json")]
 pub struct Args {
     /// The trace, of jobs or of demand over time.
     #[command(flatten)]

@@ -56,9 +56,9 @@ pub fn of(snapshot: &Snapshot, labels: &Labels) -> Sample {
 }
 
 fn accelerators<'a>(names: &'a Names, amounts: &'a Amounts) -> impl Iterator<Item = (&'a str, u64)> {
-    let named =
+    let all =
         amounts.iter().map(|(resource, amount)| (names.name(resource), u64::try_from(amount).unwrap_or(0)));
-    named.filter(|(name, amount)| *amount > 0 && is_accelerator(name))
+    all.filter(|(name, amount)| *amount > 0 && is_accelerator(name))
 }
 
 fn owner(pod: &snapshot::Pod, labels: &Labels) -> Owner {
