@@ -218,7 +218,8 @@ fn clusters_name(pool: &Pool) -> anyhow::Result<String> {
 }
 
 fn examples(pool: &Pool) -> anyhow::Result<()> {
-    let help = told(pool, &["report", "--help"], 0)?;
+    // A backslash at a line's end: the example goes on in the next.
+    let help = told(pool, &["report", "--help"], 0)?.replace(" \\\n", " ");
     let lines: Vec<_> = help.lines().filter(|line| line.starts_with("  kubectl spillway ")).collect();
     ensure!(lines.len() >= 2, "no examples in {help}");
     let kubectl = kubectl(pool)?;
