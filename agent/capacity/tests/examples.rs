@@ -18,7 +18,7 @@ fn examples(command: &clap::Command, found: &mut Vec<String>) {
         assert!(line.chars().count() <= 80 || !line.starts_with(EXAMPLE), "a terminal would break `{line}`");
     }
     // A backslash at a line's end: the example goes on in the next.
-    let joined = help.replace(" \\\n", " ");
+    let joined = help.replace(" \\\n      ", " ");
     found.extend(joined.lines().filter(|line| line.starts_with(EXAMPLE)).map(|line| line.trim().to_owned()));
     let has_examples = found.iter().any(|line| line.contains(command.get_name()));
     let leaf = command.get_subcommands().next().is_none();
