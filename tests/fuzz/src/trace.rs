@@ -146,5 +146,11 @@ fn parts(file: &[u8], cut: u8, no_header: bool) -> Option<(Vec<u8>, Vec<u8>)> {
 
 /// How often each separator is there.
 fn columns(row: &[u8]) -> [usize; 4] {
-    [b',', b'\t', b';', b'|'].map(|separator| row.iter().filter(|&&byte| byte == separator).count())
+    let mut counts = [0; 4];
+    for byte in row {
+        if let Some(which) = b",\t;|".iter().position(|separator| separator == byte) {
+            counts[which] += 1;
+        }
+    }
+    counts
 }
