@@ -49,7 +49,7 @@ const GROUP: &str = "root:x:0:\nnogroup:x:65534:\n";
 pub fn build(binaries: &Path, components: &Path, out: &Path, bare: bool) -> anyhow::Result<Vec<Image>> {
     fs::create_dir_all(out).with_context(|| format!("can't create {}", out.display()))?;
     let _held = locked(out)?;
-    let (agent_name, vk_name) = chart_images()?;
+    let (agent_name, vk_name) = (chart_image("agent")?, chart_image("vk")?);
     let mut specs = vec![
         pause(out)?,
         busybox(BUSYBOX)?,
@@ -188,8 +188,24 @@ pub fn metrics_server(components: &Path, out: &Path) -> anyhow::Result<Image> {
     oci::build(&spec, out)
 }
 
-/// The names that the Helm chart gives the daemons' images unless told otherwise: agent, then vk.
-fn chart_images() -> anyhow::Result<(String, String)> {
+/// Builds the image of the chart's recorder, which few tests want, into `out`. `binaries` is Cargo's folder with `kubectl-spillway`.
+///
+/// # Errors
+/// When the program is missing or can't be read, or a file can't be written.
+pub fn recorder(binaries: &Path, out: &Path) -> anyhow::Result<Image> {
+    fs::create_dir_all(out).with_context(|| format!("can't create {}", out.display()))?;
+    let _held = locked(out)?;
+    let program = stripped(&binaries.join("kubectl-spillway"), out)?;
+    let spec = Spec::new(&chart_image("recorder")?, ["/usr/bin/kubectl-spillway"])
+        .user(NOBODY)
+        .entry("/usr/bin/kubectl-spillway", Entry::program(&program))
+        .entry("/etc/nsswitch.conf", Entry::text("hosts: files dns\n"))
+        .with_libraries(&program)?;
+    oci::build(&spec, out)
+}
+
+/// The name that the Helm chart gives an image unless told otherwise: `agent`, `vk` or `recorder`.
+fn chart_image(daemon: &str) -> anyhow::Result<String> {
     let chart = crate::repository().join("deploy/chart");
     let read = |file: &str| {
         let path = chart.join(file);
@@ -197,15 +213,12 @@ fn chart_images() -> anyhow::Result<(String, String)> {
         serde_saphyr::from_str::<Value>(&text).with_context(|| format!("{} is no YAML", path.display()))
     };
     let (about, values) = (read("Chart.yaml")?, read("values.yaml")?);
-    let name = |daemon: &str| {
-        let image = &values[daemon]["image"];
-        let repository = image["repository"]
-            .as_str()
-            .with_context(|| format!("{}/values.yaml has no {daemon}.image.repository", chart.display()))?;
-        let tag = image["tag"].as_str().filter(|tag| !tag.is_empty()).or(about["appVersion"].as_str());
-        anyhow::Ok(qualified(&format!("{repository}:{}", tag.unwrap_or("latest"))))
-    };
-    Ok((name("agent")?, name("vk")?))
+    let image = &values[daemon]["image"];
+    let repository = image["repository"]
+        .as_str()
+        .with_context(|| format!("{}/values.yaml has no {daemon}.image.repository", chart.display()))?;
+    let tag = image["tag"].as_str().filter(|tag| !tag.is_empty()).or(about["appVersion"].as_str());
+    Ok(qualified(&format!("{repository}:{}", tag.unwrap_or("latest"))))
 }
 
 /// The name under which a runtime looks up an image: a first part that is no host means Docker's registry.
@@ -259,8 +272,10 @@ mod tests {
     }
 
     #[test]
-    fn the_chart_names_both_daemons() {
-        let (agent, vk) = chart_images().unwrap();
-        assert!(agent.contains("agent:") && vk.contains("vk:"), "{agent} {vk}");
+    fn the_chart_names_its_images() {
+        for (daemon, image) in [("agent", "agent:"), ("vk", "vk:"), ("recorder", "kubectl-spillway:")] {
+            let name = chart_image(daemon).unwrap();
+            assert!(name.contains(image), "{name}");
+        }
     }
 }

@@ -13,6 +13,7 @@ pub mod logs;
 pub mod machine;
 pub mod pods;
 pub mod prices;
+pub mod promql;
 pub mod subpath;
 pub mod sysfs;
 pub mod trace;

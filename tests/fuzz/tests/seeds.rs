@@ -24,6 +24,7 @@ fn every_seed_keeps_what_is_promised() {
     each("logs", spillway_fuzz::logs::run);
     each("pods", spillway_fuzz::pods::run);
     each("prices", spillway_fuzz::prices::run);
+    each("promql", spillway_fuzz::promql::run);
     each("subpath", spillway_fuzz::subpath::run);
     each("sysfs", spillway_fuzz::sysfs::run);
     each("trace", spillway_fuzz::trace::run);

@@ -4,6 +4,7 @@
 mod agent;
 mod beside;
 mod capacity;
+mod capacity_history;
 mod capacity_pages;
 mod chart;
 mod clock;
@@ -89,6 +90,7 @@ fn main() -> ExitCode {
         vk_pods::TESTS,
         vk_volumes::TESTS,
         usage::TESTS,
+        capacity_history::TESTS,
         capacity::TESTS,
         recovery::TESTS,
         vk_chaos::TESTS,
