@@ -33,12 +33,14 @@ use crate::{
   # Serverless GPUs cost three times as much as dedicated ones
   kubectl spillway optimize demand.csv --ratio 3
 
-  # Machines of 8 GPUs at the admin's own prices, beside the 48 GPUs that are owned today; and why
+  # Machines of 8 GPUs at the admin's own prices, beside the 48 GPUs that are
+  # owned today; and why
   kubectl spillway optimize demand.csv --prices prices.yaml \\
       --dedicated-price our-h100 --serverless-price rented-h100 --machine 8 \\
       --owned 48 --explain
 
-  # A serverless GPU is paid for 90 s before it works, and had for ten minutes; dedicated ones work 97 % of the time
+  # A serverless GPU is paid for 90 s before it works, and had for ten minutes;
+  # dedicated ones work 97 % of the time
   kubectl spillway optimize demand.csv --dedicated-price 2.10 \\
       --serverless-price 6.30 --cold-start 90s --burst-length 10m \\
       --availability 0.97 -o json

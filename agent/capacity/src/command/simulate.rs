@@ -20,16 +20,17 @@ use crate::{
 /// Flags of `simulate`.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = "Examples:
-  # Two machines of 8 GPUs; what doesn't fit goes to serverless ones after five minutes
+  # Two machines of 8 GPUs; what waits for five minutes goes to serverless ones
   kubectl spillway simulate jobs.csv --gpus 16 --gpus-per-machine 8 \\
       --burst wait --wait 5m --dedicated-price 2.10 --serverless-price 6.30
 
-  # Machines from a file, serverless pods that start in 45 s, at most ten of them, as JSON
+  # Machines from a file; at most ten serverless pods, which start in 45 s
   kubectl spillway simulate jobs.csv --pool pool.yaml --packing fgd \\
       --cold-start 45s --max-burst-pods 10 --dedicated-price 2.10 \\
       --serverless-price 6.30 -o json
 
-  # No trace: a job every 5 s on average, each for 500 s; those that would wait longer than 300 s go to serverless machines at once
+  # No trace: a job every 5 s on average, each for 500 s; those that would wait
+  # longer than 300 s go to serverless machines at once
   kubectl spillway simulate --arrivals poisson --rate 0.2 \\
       --service-rate 0.002 --jobs 20000 --warm-up 14h --gpus 101 \\
       --burst short-wait --wait 300 --dedicated-price 3.84 \\

@@ -26,7 +26,7 @@ use crate::{
 #[command(after_long_help = "Jobs are replayed; demand over time is priced as if no job ever waited.
 
 Examples:
-  # Two more machines of 8 GPUs beside the six that are there, and a fifth more jobs
+  # Two more machines of 8 GPUs beside the six that are there, a fifth more jobs
   kubectl spillway what-if jobs.csv --gpus 48 --gpus-per-machine 8 --ratio 3 \\
       --add 2 --grow 20%
 
