@@ -1,6 +1,6 @@
 //! Tables as kubectl prints them, and the same values as JSON, YAML and CSV.
 
-use std::io::{self, Write};
+use std::io::{self, BufWriter, StdoutLock, Write};
 
 use serde::Serialize;
 use unicode_width::UnicodeWidthStr as _;
@@ -70,6 +70,46 @@ impl Column {
     }
 }
 
+/// Standard output, on which results are printed: [`print()`] flushes it, whoever writes to it otherwise does so. That nobody reads on, as `head` does not, is an
+/// error that [`nobody_reads`] knows.
+pub fn stdout() -> BufWriter<impl Write> {
+    BufWriter::new(Standard(io::stdout().lock()))
+}
+
+struct Standard(StdoutLock<'static>);
+
+/// The reader of standard output is gone. A broken pipe may be one to a server, too; this one ends the program quietly.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody reads standard output any more")]
+struct NobodyReads;
+
+impl Standard {
+    fn marked<T>(result: io::Result<T>) -> io::Result<T> {
+        result.map_err(|error| match error.kind() {
+            io::ErrorKind::BrokenPipe => io::Error::new(io::ErrorKind::BrokenPipe, NobodyReads),
+            _ => error,
+        })
+    }
+}
+
+impl Write for Standard {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Self::marked(self.0.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Self::marked(self.0.flush())
+    }
+}
+
+/// Whether something failed because standard output's reader has gone.
+pub fn nobody_reads(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        matches!(inner, Some(inner) if inner.is::<NobodyReads>())
+    })
+}
+
 /// Prints `value` as JSON or YAML, or its `tables` as text or CSV.
 ///
 /// # Errors
@@ -83,11 +123,11 @@ pub fn print(
     match format {
         Format::Json => {
             serde_json::to_writer_pretty(&mut *out, value)?;
-            writeln!(out)
+            writeln!(out)?;
         }
         Format::Yaml => {
             let text = serde_saphyr::to_string(value).map_err(io::Error::other)?;
-            out.write_all(text.as_bytes())
+            out.write_all(text.as_bytes())?;
         }
         Format::Table | Format::Wide => {
             for (index, table) in tables.iter().enumerate() {
@@ -96,7 +136,6 @@ pub fn print(
                 }
                 aligned(out, table, format == Format::Wide)?;
             }
-            Ok(())
         }
         Format::Csv => {
             for (index, table) in tables.iter().enumerate() {
@@ -105,9 +144,9 @@ pub fn print(
                 }
                 comma_separated(out, table)?;
             }
-            Ok(())
         }
     }
+    out.flush()
 }
 
 /// Between columns, as kubectl has it.
@@ -161,9 +200,19 @@ fn comma_separated(out: &mut dyn Write, table: &Table) -> io::Result<()> {
     let mut writer = csv::Writer::from_writer(out);
     writer.write_record(table.columns.iter().map(|column| column.name.to_lowercase().replace(' ', "_")))?;
     for row in &table.rows {
-        writer.write_record(row.iter().map(|cell| inert(cell)))?;
+        let cells = row.iter().zip(&table.columns);
+        writer
+            .write_record(cells.map(|(cell, column)| inert(if column.right { alone(cell) } else { cell })))?;
     }
     writer.flush()
+}
+
+/// A number without what people read beside it: `7 (88%)` is 7, and what is not known is empty.
+fn alone(cell: &str) -> &str {
+    match cell {
+        "?" | "-" => "",
+        _ => cell.split_once(" (").map_or(cell, |(number, _)| number),
+    }
 }
 
 /// A cell that no spreadsheet takes for a formula: those begin with one of a few characters. Numbers stay numbers.
@@ -176,7 +225,7 @@ fn inert(cell: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Column, Format, Table, print};
+    use super::{Column, Format, Table, alone, print};
 
     fn table() -> Table {
         Table {
@@ -207,5 +256,10 @@ mod tests {
     #[test]
     fn a_spreadsheet_finds_no_formula() {
         assert_eq!(printed(Format::Csv), "name,gpus,model\na\u{1b}[2J,8,T4\n'=1+1,-16,模型\n");
+    }
+
+    #[test]
+    fn numbers_of_csv_stand_alone() {
+        assert_eq!(["7 (88%)", "?", "-", "0.5", "-3"].map(alone), ["7", "", "", "0.5", "-3"]);
     }
 }

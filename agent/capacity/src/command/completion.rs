@@ -10,7 +10,7 @@ use std::{
 use clap::CommandFactory as _;
 use clap_complete::{CompletionCandidate, engine};
 
-use crate::{args, command::Outcome, terminal::printable};
+use crate::{args, command::Outcome, output, terminal::printable};
 
 /// Cobra's directives (`cobra: completions.go`): what the shell does with the candidates.
 const NO_SPACE: u8 = 2;
@@ -39,13 +39,18 @@ pub struct Words {
 
 /// Prints the program that kubectl asks.
 pub(super) fn script() -> anyhow::Result<Outcome> {
-    io::stdout().write_all(SCRIPT.as_bytes())?;
-    Ok(Outcome::Done)
+    told(SCRIPT)
 }
 
 /// Answers kubectl: a candidate a line, with what it means after a tab, and last what the shell is to do.
 pub(super) fn complete(words: &Words) -> anyhow::Result<Outcome> {
-    io::stdout().write_all(answer(&words.words)?.as_bytes())?;
+    told(&answer(&words.words)?)
+}
+
+fn told(text: &str) -> anyhow::Result<Outcome> {
+    let mut out = output::stdout();
+    out.write_all(text.as_bytes())?;
+    out.flush()?;
     Ok(Outcome::Done)
 }
 

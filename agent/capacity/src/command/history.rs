@@ -1,7 +1,5 @@
 //! `kubectl spillway history`: usage over time, and its export as a trace.
 
-use std::io;
-
 use anyhow::{Context as _, ensure};
 use jiff::Timestamp;
 
@@ -59,7 +57,7 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
         eprintln!("warning: {}", printable(warning));
     }
     let tables = if global.output == Format::Csv { vec![history.points()] } else { history.tables() };
-    output::print(&mut io::stdout().lock(), global.output, &history, &tables)?;
+    output::print(&mut output::stdout(), global.output, &history, &tables)?;
     Ok(Outcome::Done)
 }
 

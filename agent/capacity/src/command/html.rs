@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, bail};
 
 use super::subject::Subject;
-use crate::{args::Global, command::Outcome, pages::render};
+use crate::{args::Global, command::Outcome, output, pages::render};
 
 const EXAMPLES: &str = "Examples:
   kubectl spillway html optimize demand.csv --prices prices.yaml \\
@@ -47,7 +47,7 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     }
     let html = render::file(&args.subject.page(global)?);
     if standard {
-        let mut out = io::stdout().lock();
+        let mut out = output::stdout();
         out.write_all(html.as_bytes()).and_then(|()| out.flush()).context("can't write the page")?;
     } else {
         write(&args.file, &html).with_context(|| format!("can't write {}", args.file.display()))?;

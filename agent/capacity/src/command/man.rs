@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use clap::{Command, CommandFactory as _};
 use clap_mangen::Man;
 
-use crate::{args, command::Outcome};
+use crate::{args, command::Outcome, output};
 
 /// Flags of `man`.
 #[derive(Debug, clap::Args)]
@@ -31,7 +31,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
     let mut command = args::Args::command();
     command.build();
     match &args.directory {
-        None => io::stdout().write_all(&page(&command, command.get_name())?)?,
+        None => {
+            let mut out = output::stdout();
+            out.write_all(&page(&command, command.get_name())?)?;
+            out.flush()?;
+        }
         Some(folder) => {
             fs::create_dir_all(folder)
                 .with_context(|| format!("can't make the folder {}", folder.display()))?;

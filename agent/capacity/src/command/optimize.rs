@@ -405,7 +405,7 @@ const WAIT_S: f64 = 300.0;
 /// Answers, in a few lines or in full.
 pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     let found = args.optimization()?;
-    let mut out = io::stdout().lock();
+    let mut out = output::stdout();
     let print = |out: &mut dyn Write| -> io::Result<()> {
         if !matches!(global.output, Format::Table | Format::Wide) {
             return output::print(out, global.output, &found, &found.tables(args.explain));

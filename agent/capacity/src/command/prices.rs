@@ -1,6 +1,6 @@
 //! `kubectl spillway prices`: what is reckoned with, where it is from, and how old it is.
 
-use std::{io, path::PathBuf};
+use std::path::PathBuf;
 
 use crate::{
     args::Global,
@@ -26,6 +26,6 @@ pub struct Args {
 /// Prints all prices in force.
 pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     let prices = Prices::load(args.prices.as_deref(), price::today())?;
-    output::print(&mut io::stdout().lock(), global.output, &prices, &prices.tables())?;
+    output::print(&mut output::stdout(), global.output, &prices, &prices.tables())?;
     Ok(Outcome::Done)
 }

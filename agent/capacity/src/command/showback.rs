@@ -1,6 +1,6 @@
 //! `kubectl spillway showback`: who pays for a month.
 
-use std::{cell::RefCell, collections::BTreeSet, io};
+use std::{cell::RefCell, collections::BTreeSet};
 
 use anyhow::{Context as _, ensure};
 use jiff::Timestamp;
@@ -62,7 +62,7 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
         // One table that a spreadsheet takes as it is.
         tables.truncate(1);
     }
-    output::print(&mut io::stdout().lock(), global.output, &showback, &tables)?;
+    output::print(&mut output::stdout(), global.output, &showback, &tables)?;
     Ok(Outcome::Done)
 }
 

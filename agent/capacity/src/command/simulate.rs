@@ -1,6 +1,6 @@
 //! `kubectl spillway simulate`: jobs of a trace, or by chance, replayed against a pool.
 
-use std::{io, path::PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 
@@ -117,7 +117,7 @@ fn positive(text: &str) -> Result<f64, String> {
 
 /// Simulates, and prints what was found.
 pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
-    let mut out = io::stdout().lock();
+    let mut out = output::stdout();
     if let Some(inflate) = args.inflate {
         let filling = args.fill(inflate)?;
         output::print(&mut out, global.output, &filling, &filling.tables())?;

@@ -1,7 +1,5 @@
 //! `kubectl spillway trace`: what is in a trace, before anything is decided by it.
 
-use std::io;
-
 use crate::{
     args::Global,
     command::Outcome,
@@ -29,6 +27,6 @@ pub struct Args {
 /// Reads the trace to its end and prints what was in it.
 pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     let summary = Summary::of(args.trace.open()?)?;
-    output::print(&mut io::stdout().lock(), global.output, &summary, &summary.tables())?;
+    output::print(&mut output::stdout(), global.output, &summary, &summary.tables())?;
     Ok(Outcome::Done)
 }

@@ -1,6 +1,6 @@
 //! `kubectl spillway what-if`: before and after, side by side.
 
-use std::{cell::RefCell, io};
+use std::cell::RefCell;
 
 use anyhow::{Context as _, bail};
 
@@ -107,7 +107,7 @@ fn moved(text: &str) -> Result<String, String> {
 /// Prints both sides.
 pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     let found = args.what_if()?;
-    output::print(&mut io::stdout().lock(), global.output, &found, &found.tables())
+    output::print(&mut output::stdout(), global.output, &found, &found.tables())
         .context("can't print the comparison")?;
     if matches!(global.output, output::Format::Table | output::Format::Wide) {
         for warning in &found.warnings {
