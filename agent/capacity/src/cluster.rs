@@ -1,14 +1,17 @@
 //! What the Kubernetes API tells of a live cluster, and what may not be asked. Reads only.
 
+mod causes;
 mod exposition;
 mod follow;
 pub mod objects;
+mod prometheus;
 pub mod rights;
 mod usage;
 
 use std::{path::PathBuf, time::Duration};
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Namespace;
 use kube::{
     Api, Client, Config,
     api::{ListParams, ObjectList},
@@ -18,8 +21,13 @@ use kube::{
 use serde::de::DeserializeOwned;
 
 pub use self::follow::follow;
-use self::rights::{Missing, Right};
-use crate::{args::Global, report::snapshot::Snapshot, terminal};
+use self::rights::{Granted, Missing, Right};
+use crate::{
+    args::Global,
+    history::prometheus::transport::Transport,
+    report::snapshot::{Phase, Snapshot},
+    terminal,
+};
 
 /// Objects of one answer.
 const PAGE: u32 = 500;
@@ -27,8 +35,6 @@ const PAGE: u32 = 500;
 const AGAIN: u32 = 20;
 /// Finding nobody at the other end.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
-/// A refusal by the API server older than this was overcome, or nobody tries any more: controllers try again at least every 16 minutes.
-const REFUSED_WITHIN_S: f64 = 1000.0;
 
 /// Why a cluster can't be read.
 #[derive(Debug, thiserror::Error)]
@@ -98,24 +104,45 @@ pub async fn connect(global: &Global) -> Result<Client, Error> {
     Client::try_from(config).map_err(Error::Client)
 }
 
-/// What is read beside nodes and pods.
-#[derive(Debug, Clone)]
+/// The namespaces that there are, for completion; none where they can't be had `within` that time.
+pub fn namespaces(global: Global, within: Duration) -> Vec<String> {
+    let (tell, told) = std::sync::mpsc::channel();
+    let ask = move || -> Option<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+        let found = runtime.block_on(async {
+            let client = connect(&global).await.ok()?;
+            let api: Api<Namespace> = Api::all(client);
+            api.list_metadata(&ListParams::default().limit(PAGE)).await.ok()
+        })?;
+        tell.send(found.items.into_iter().filter_map(|one| one.metadata.name).collect()).ok()
+    };
+    // On a thread, for a program that the kubeconfig names for credentials is waited for without end. It goes with this process.
+    std::thread::spawn(ask);
+    told.recv_timeout(within).unwrap_or_default()
+}
+
+/// What is read.
+#[derive(Default)]
 pub struct Reading {
     /// Whether to ask who uses what.
     pub usage: bool,
+    /// The namespace that matters, where one does: all are read where that is allowed, for the others hold machines, too.
+    pub namespace: Option<String>,
+    /// Who else is asked for use.
+    pub prometheus: Option<Transport>,
 }
 
 /// Checks the rights, then reads everything.
 ///
 /// # Errors
-/// When nodes or pods can't be listed.
+/// When nodes or pods can't be listed; of one namespace, when its pods can't.
 pub async fn read(client: &Client, reading: &Reading) -> Result<Snapshot, Error> {
-    let may = rights::check(client, &Right::of_report()).await?;
+    let may = rights::check(client, &Right::of_report(), reading.namespace.as_deref()).await?;
     let mut sources = usage::Sources::default();
-    let mut snapshot = listed(client, |pod| sources.notice(pod)).await?;
-    refusals(client, &mut snapshot, &may).await;
+    let mut snapshot = listed(client, &may, |pod| sources.notice(pod)).await?;
+    causes::read(client, &mut snapshot, &may).await;
     if reading.usage {
-        usage::read(client, &mut snapshot, &sources, &may).await;
+        usage::read(client, &mut snapshot, &sources, &may, reading.prometheus.as_ref()).await;
     }
     Ok(snapshot)
 }
@@ -125,26 +152,56 @@ pub async fn read(client: &Client, reading: &Reading) -> Result<Snapshot, Error>
 /// # Errors
 /// When they can't be listed.
 pub async fn list(client: &Client) -> Result<Snapshot, Error> {
-    listed(client, |_| {}).await
+    listed(client, &Granted::to(&[Right::NODES, Right::PODS]), |_| {}).await
 }
 
-async fn listed(client: &Client, mut notice: impl FnMut(&objects::Pod)) -> Result<Snapshot, Error> {
+async fn listed(
+    client: &Client,
+    may: &Granted,
+    mut notice: impl FnMut(&objects::Pod),
+) -> Result<Snapshot, Error> {
     let mut snapshot = Snapshot { at: Timestamp::now(), ..Snapshot::default() };
-    each::<objects::Node>(&Api::all(client.clone()), "nodes", |node| {
-        let node = node.shown(&mut snapshot.names);
-        snapshot.nodes.push(node);
-    })
-    .await?;
-    each::<objects::Pod>(&Api::all(client.clone()), "pods", |pod| {
-        notice(&pod);
-        let pod = pod.shown(&mut snapshot.names);
-        if pod.phase != crate::report::snapshot::Phase::Ended {
-            snapshot.pods.push(pod);
-        }
-    })
-    .await?;
+    unseen(&mut snapshot, may);
+    if snapshot.machines_seen {
+        each::<objects::Node>(&Api::all(client.clone()), "nodes", |node| {
+            let node = node.shown(&mut snapshot.names);
+            snapshot.nodes.push(node);
+        })
+        .await?;
+    }
+    if let Some(pods) = may.api(client, &Right::PODS) {
+        each::<objects::Pod>(&pods, "pods", |pod| {
+            notice(&pod);
+            if let Some(node) = pod.refused_for_numa() {
+                snapshot.numa_refused.insert(snapshot.names.word(node));
+            }
+            let pod = pod.shown(&mut snapshot.names);
+            if pod.phase != Phase::Ended {
+                snapshot.pods.push(pod);
+            }
+        })
+        .await?;
+    }
     snapshot.at = Timestamp::now();
     Ok(snapshot)
+}
+
+/// Says what the rights to nodes and pods leave out.
+fn unseen(snapshot: &mut Snapshot, may: &Granted) {
+    snapshot.machines_seen = may.place(&Right::NODES).is_some();
+    if !snapshot.machines_seen {
+        snapshot.beside.not_seen.push(format!(
+            "machines, and with them what is free and whether a pod fits: {}",
+            may.lacking(&Right::NODES)
+        ));
+    }
+    snapshot.pods_only_in = may.only_in(&Right::PODS).map(str::to_owned);
+    if let Some(namespace) = &snapshot.pods_only_in {
+        snapshot.beside.not_seen.push(format!(
+            "pods of other namespaces than {namespace}, and with them what is free: {}",
+            may.lacking(&Right::PODS)
+        ));
+    }
 }
 
 /// All objects of a kind, page by page.
@@ -179,38 +236,4 @@ where
     }
     progress.finish_and_clear();
     Ok(())
-}
-
-/// Pods that quotas, or others who have a say in it, kept from being made.
-async fn refusals(client: &Client, snapshot: &mut Snapshot, may: &rights::Granted) {
-    if !may.has(&Right::EVENTS) {
-        snapshot
-            .not_seen
-            .push(format!("pods that a quota keeps from being made: {}", Right::EVENTS.lacking()));
-        return;
-    }
-    let parameters = ListParams::default().fields("reason=FailedCreate").limit(PAGE);
-    let events: ObjectList<objects::Event> = match Api::all(client.clone()).list(&parameters).await {
-        Ok(events) => events,
-        Err(error) => {
-            snapshot
-                .not_seen
-                .push(format!("pods that a quota keeps from being made: events can't be listed: {error}"));
-            return;
-        }
-    };
-    let mut refusals: Vec<_> = events
-        .items
-        .into_iter()
-        .map(objects::Event::refusal)
-        .filter(|refusal| {
-            refusal.at.is_some_and(|at| snapshot.at.duration_since(at).as_secs_f64() < REFUSED_WITHIN_S)
-        })
-        .collect();
-    // Of each who tries again and again, the last word.
-    refusals.sort_by(|one, other| {
-        (&one.namespace, &one.owner, other.at).cmp(&(&other.namespace, &other.owner, one.at))
-    });
-    refusals.dedup_by(|later, first| later.namespace == first.namespace && later.owner == first.owner);
-    snapshot.refusals = refusals;
 }

@@ -6,6 +6,7 @@ mod html;
 mod man;
 mod optimize;
 mod prices;
+mod prometheus;
 mod record;
 mod replay;
 pub mod report;
@@ -22,6 +23,7 @@ use std::process::ExitCode;
 
 use crate::{
     args::{Args, Global},
+    output,
     terminal::printable,
 };
 
@@ -76,6 +78,8 @@ pub fn run(args: &Args) -> ExitCode {
     match carry_out(&args.command, &args.global) {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Failing) => ExitCode::from(FAILING),
+        // `… | head` has seen enough.
+        Err(error) if output::nobody_reads(&error) => ExitCode::SUCCESS,
         Err(error) => {
             let message = error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ");
             for line in format!("error: {message}").lines() {

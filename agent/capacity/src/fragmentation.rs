@@ -47,7 +47,8 @@ pub enum Cause {
     CpuAndMemory,
     /// Partitions of a size that nobody asks for while pods wait for another one.
     Profile,
-    /// They are on several NUMA nodes, and the machine's kubelet has refused pods for that.
+    /// They are on several NUMA nodes, and the machine's kubelet refuses pods that would be, too. Of `NVLink` there is no such cause: no pod can demand it, and none is
+    /// refused for want of it.
     Numa,
 }
 
@@ -118,6 +119,12 @@ impl Room {
             Cause::CpuAndMemory
         };
         [(Cause::TooFew, too_few), (cause, beside)].into_iter().filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// How many of its free devices only pods could use that ask for more than `at_once`.
+    pub fn apart(&self, shapes: &[Shape], at_once: i64) -> i64 {
+        let small: Vec<_> = shapes.iter().filter(|shape| shape.devices <= at_once).copied().collect();
+        self.usable(shapes) - self.usable(&small)
     }
 
     /// The most devices that a single pod can have, which takes `beside` of CPU and memory for each.

@@ -11,6 +11,7 @@ pub(crate) mod quantity;
 mod selector;
 pub mod snapshot;
 mod state;
+mod stranded;
 mod tables;
 mod virtual_nodes;
 mod waiting;
@@ -21,8 +22,9 @@ use serde::Serialize;
 
 pub use self::{
     holders::Holder,
-    pools::{Gang, Largest, Machine, Pool, Stranded},
+    pools::{Gang, Largest, Machine, Pool},
     pricing::Pricing,
+    stranded::Stranded,
     virtual_nodes::{Offer, VirtualNode},
     waiting::{Reason, Waiting},
 };
@@ -96,8 +98,11 @@ pub fn of(snapshot: &Snapshot, options: &Options) -> Report {
     let mut idle = holders::idle(&cluster, options);
     let mut waiting = waiting::waiting(&cluster, &idle);
     let shown = |machine: &state::Machine<'_>| options.selector.fits(&machine.node.labels);
-    let Owned { pools: dedicated, machines, stranded } = pools::dedicated(&cluster, &idle, &shown);
-    let serverless = virtual_nodes::serverless(&cluster, &shown);
+    // How full machines are can't be told from the pods of one namespace.
+    let whole = snapshot.pods_only_in.is_none();
+    let Owned { pools: dedicated, machines, stranded } =
+        if whole { pools::dedicated(&cluster, &idle, &shown) } else { Owned::default() };
+    let serverless = if whole { virtual_nodes::serverless(&cluster, &shown) } else { Vec::new() };
     if !options.selector.is_empty() {
         let offered = |resource: &Option<String>| {
             dedicated.iter().any(|pool| Some(&pool.resource) == resource.as_ref())
@@ -128,8 +133,8 @@ pub fn of(snapshot: &Snapshot, options: &Options) -> Report {
         idle,
         stranded,
         waiting,
-        seen: snapshot.seen.clone(),
-        not_seen: snapshot.not_seen.clone(),
+        seen: snapshot.beside.seen.clone(),
+        not_seen: snapshot.beside.not_seen.clone(),
     }
 }
 

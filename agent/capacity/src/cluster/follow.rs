@@ -1,8 +1,11 @@
 //! A cluster as it changes: watches of nodes and pods, and now and then a look at everything else.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use futures::{StreamExt as _, stream::BoxStream};
+use futures::{
+    StreamExt as _,
+    stream::{self, BoxStream},
+};
 use jiff::Timestamp;
 use kube::{
     Api, Client, ResourceExt as _,
@@ -14,11 +17,11 @@ use kube::{
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    Error, PAGE, Reading, objects, refusals,
+    Error, PAGE, Reading, causes, objects,
     rights::{self, Right},
     usage::{self, Sources},
 };
-use crate::report::snapshot::{Names, Node, Phase, Pod, Snapshot};
+use crate::report::snapshot::{Beside, Names, Node, Phase, Pod, Snapshot};
 
 /// After a change, how long others are waited for: they come in swarms.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -38,6 +41,8 @@ struct State {
     pods: HashMap<String, Pod>,
     /// Exporters, by the pod's UID.
     sources: HashMap<String, Sources>,
+    /// Machines whose kubelet has refused a pod for NUMA, by the pod's UID.
+    numa_refused: HashMap<String, Arc<str>>,
     /// Lists that have been read whole.
     listed: [bool; 2],
 }
@@ -52,11 +57,21 @@ pub async fn follow(
     mut show: impl FnMut(&Snapshot) -> bool,
 ) -> Result<(), Error> {
     let rights: Vec<_> = Right::of_report().into_iter().chain(Right::of_watch()).collect();
-    let may = rights::check(client, &rights).await?;
-    let mut nodes: Changes<objects::Node> = changes(client);
-    let mut pods: Changes<objects::Pod> = changes(client);
+    let may = rights::check(client, &rights, reading.namespace.as_deref()).await?;
+    let mut gaps = Snapshot::default();
+    super::unseen(&mut gaps, &may);
     let mut state = State::default();
-    let (mut beside, mut asked) = (Snapshot::default(), None::<Instant>);
+    let mut nodes: Changes<objects::Node> = if gaps.machines_seen {
+        changes(Api::all(client.clone()))
+    } else {
+        state.listed[0] = true;
+        stream::pending().boxed()
+    };
+    let mut pods: Changes<objects::Pod> = match may.api(client, &Right::PODS) {
+        Some(pods) => changes(pods),
+        None => stream::pending().boxed(),
+    };
+    let (mut beside, mut asked) = (Beside::default(), None::<Instant>);
     let mut next: Option<Instant> = None;
     let mut trouble = false;
     loop {
@@ -65,24 +80,20 @@ pub async fn follow(
             event = pods.next() => event.and_then(|event| event.map(|event| state.pod(event)).err()),
             () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
                 let mut snapshot = state.snapshot();
+                snapshot.machines_seen = gaps.machines_seen;
+                snapshot.pods_only_in.clone_from(&gaps.pods_only_in);
                 if asked.is_none_or(|asked| asked.elapsed() >= ASK_EVERY) {
-                    beside = Snapshot::default();
-                    std::mem::swap(&mut beside.names, &mut snapshot.names);
-                    beside.at = snapshot.at;
-                    beside.pods = std::mem::take(&mut snapshot.pods);
-                    refusals(client, &mut beside, &may).await;
+                    snapshot.beside.not_seen.clone_from(&gaps.beside.not_seen);
+                    causes::read(client, &mut snapshot, &may).await;
                     if reading.usage {
                         let all = state.sources.values().flat_map(Sources::iter).cloned().collect();
-                        usage::read(client, &mut beside, &all, &may).await;
+                        usage::read(client, &mut snapshot, &all, &may, reading.prometheus.as_ref()).await;
                     }
-                    std::mem::swap(&mut beside.names, &mut snapshot.names);
-                    snapshot.pods = std::mem::take(&mut beside.pods);
+                    beside = snapshot.beside.clone();
                     asked = Some(Instant::now());
+                } else {
+                    snapshot.beside = beside.clone();
                 }
-                snapshot.refusals.clone_from(&beside.refusals);
-                snapshot.usage.clone_from(&beside.usage);
-                snapshot.seen.clone_from(&beside.seen);
-                snapshot.not_seen.clone_from(&beside.not_seen);
                 let go_on = show(&snapshot);
                 state.names = snapshot.names;
                 if !go_on {
@@ -108,7 +119,7 @@ pub async fn follow(
     }
 }
 
-fn changes<K>(client: &Client) -> Changes<K>
+fn changes<K>(api: Api<K>) -> Changes<K>
 where
     K: kube::Resource<DynamicType = ()>
         + Clone
@@ -118,7 +129,7 @@ where
         + 'static,
 {
     let config = watcher::Config::default().page_size(PAGE);
-    watcher(Api::all(client.clone()), config).default_backoff().boxed()
+    watcher(api, config).default_backoff().boxed()
 }
 
 impl State {
@@ -141,6 +152,7 @@ impl State {
             Event::Init => {
                 self.pods.clear();
                 self.sources.clear();
+                self.numa_refused.clear();
             }
             Event::InitDone => self.listed[1] = true,
             Event::Apply(pod) | Event::InitApply(pod) => {
@@ -148,6 +160,9 @@ impl State {
                 let mut sources = Sources::default();
                 sources.notice(&pod);
                 self.sources.insert(uid.clone(), sources);
+                if let Some(node) = pod.refused_for_numa() {
+                    self.numa_refused.insert(uid.clone(), self.names.word(node));
+                }
                 let pod = pod.shown(&mut self.names);
                 if pod.phase == Phase::Ended {
                     self.pods.remove(&uid);
@@ -159,6 +174,7 @@ impl State {
                 let uid = pod.uid().unwrap_or_default();
                 self.pods.remove(&uid);
                 self.sources.remove(&uid);
+                self.numa_refused.remove(&uid);
             }
         }
     }
@@ -169,6 +185,7 @@ impl State {
             names: std::mem::take(&mut self.names),
             nodes: self.nodes.values().cloned().collect(),
             pods: self.pods.values().cloned().collect(),
+            numa_refused: self.numa_refused.values().cloned().collect(),
             ..Snapshot::default()
         }
     }

@@ -5,7 +5,7 @@ use std::fmt;
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
 };
-use kube::{Api, Client, api::PostParams};
+use kube::{Api, Client, Resource, api::PostParams, core::NamespaceResourceScope};
 
 use super::Error;
 
@@ -33,7 +33,7 @@ impl Right {
         purpose: "what machines have and offer",
         needed: true,
     };
-    /// Pods of all namespaces.
+    /// Pods.
     pub const PODS: Self = Self {
         verb: "list",
         group: "",
@@ -41,12 +41,60 @@ impl Right {
         purpose: "who holds what, and what waits",
         needed: true,
     };
-    /// Events of all namespaces.
+    /// Events.
     pub const EVENTS: Self = Self {
         verb: "list",
         group: "",
         resource: "events",
         purpose: "pods that a quota keeps from being made",
+        needed: false,
+    };
+    /// Quotas.
+    pub const QUOTAS: Self = Self {
+        verb: "list",
+        group: "",
+        resource: "resourcequotas",
+        purpose: "what is left of a quota that keeps pods from being made",
+        needed: false,
+    };
+    /// Claims of volumes.
+    pub const VOLUME_CLAIMS: Self = Self {
+        verb: "list",
+        group: "",
+        resource: "persistentvolumeclaims",
+        purpose: "pods that wait for a volume",
+        needed: false,
+    };
+    /// Volumes.
+    pub const VOLUMES: Self = Self {
+        verb: "get",
+        group: "",
+        resource: "persistentvolumes",
+        purpose: "machines that a pod's volume can't be reached from",
+        needed: false,
+    };
+    /// Kinds of volumes.
+    pub const STORAGE_CLASSES: Self = Self {
+        verb: "list",
+        group: "storage.k8s.io",
+        resource: "storageclasses",
+        purpose: "who makes the volumes that pods wait for",
+        needed: false,
+    };
+    /// Claims of devices by dynamic resource allocation.
+    pub const DEVICE_CLAIMS: Self = Self {
+        verb: "list",
+        group: "resource.k8s.io",
+        resource: "resourceclaims",
+        purpose: "pods that wait for a claim of devices",
+        needed: false,
+    };
+    /// Kinds of devices by dynamic resource allocation.
+    pub const DEVICE_CLASSES: Self = Self {
+        verb: "list",
+        group: "resource.k8s.io",
+        resource: "deviceclasses",
+        purpose: "whether there are devices such as a claim asks for",
         needed: false,
     };
     /// Metrics of agents and exporters, through the API server.
@@ -72,8 +120,30 @@ impl Right {
     }
 
     /// All that a report uses.
-    pub fn of_report() -> [Self; 5] {
-        [Self::NODES, Self::PODS, Self::EVENTS, Self::PROXY, Self::METRICS]
+    pub fn of_report() -> [Self; 11] {
+        [
+            Self::NODES,
+            Self::PODS,
+            Self::EVENTS,
+            Self::QUOTAS,
+            Self::VOLUME_CLAIMS,
+            Self::VOLUMES,
+            Self::STORAGE_CLASSES,
+            Self::DEVICE_CLAIMS,
+            Self::DEVICE_CLASSES,
+            Self::PROXY,
+            Self::METRICS,
+        ]
+    }
+
+    /// Whether it can be granted in one namespace alone.
+    fn is_namespaced(&self) -> bool {
+        !matches!(self.resource, "nodes" | "persistentvolumes" | "storageclasses" | "deviceclasses")
+    }
+
+    /// Who asks for one namespace needs no more than its pods.
+    fn is_needed(&self, namespace: Option<&str>) -> bool {
+        self.needed && (namespace.is_none() || self.is_namespaced())
     }
 
     fn full_name(&self) -> String {
@@ -81,15 +151,6 @@ impl Right {
         let group = if self.group.is_empty() { String::new() } else { format!(".{}", self.group) };
         let subresource = if subresource.is_empty() { String::new() } else { format!("/{subresource}") };
         format!("{resource}{group}{subresource}")
-    }
-
-    /// That it is missing.
-    pub fn lacking(&self) -> String {
-        format!(
-            "you may not {} {} in all namespaces (--show-rbac prints what grants it)",
-            self.verb,
-            self.full_name()
-        )
     }
 
     /// As a rule of a `ClusterRole`.
@@ -101,58 +162,139 @@ impl Right {
     }
 }
 
+/// Where a right holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Where {
+    /// In the whole cluster.
+    Everywhere,
+    /// In the namespace that was asked for.
+    Namespace,
+}
+
 /// The rights that there are.
 #[derive(Debug, Clone, Default)]
-pub struct Granted(Vec<Right>);
+pub struct Granted {
+    rights: Vec<(Right, Where)>,
+    namespace: String,
+}
 
 impl Granted {
-    /// Whether this one is there.
-    pub fn has(&self, right: &Right) -> bool {
-        self.0.contains(right)
+    /// These, in the whole cluster, without having asked.
+    pub fn to(rights: &[Right]) -> Self {
+        Self { rights: rights.iter().map(|right| (*right, Where::Everywhere)).collect(), ..Self::default() }
+    }
+
+    /// Where this one holds; `None`: nowhere.
+    pub fn place(&self, right: &Right) -> Option<Where> {
+        self.rights.iter().find(|(granted, _)| granted == right).map(|(_, place)| *place)
+    }
+
+    /// The objects that this right opens: those of the namespace where it holds there only; `None` where it holds nowhere.
+    pub fn api<K>(&self, client: &Client, right: &Right) -> Option<Api<K>>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    {
+        Some(match self.place(right)? {
+            Where::Everywhere => Api::all(client.clone()),
+            Where::Namespace => Api::namespaced(client.clone(), &self.namespace),
+        })
+    }
+
+    /// That this one is missing.
+    pub fn lacking(&self, right: &Right) -> String {
+        let place = match (right.is_namespaced(), &*self.namespace) {
+            (false, _) => String::new(),
+            (true, namespace) if namespace.is_empty() || self.place(right).is_some() => {
+                " in all namespaces".to_owned()
+            }
+            (true, namespace) => format!(" in the namespace {namespace}"),
+        };
+        format!("you may not {} {}{place} (--show-rbac prints what grants it)", right.verb, right.full_name())
+    }
+
+    /// The one namespace in which this right holds, where it does not hold everywhere.
+    pub fn only_in(&self, right: &Right) -> Option<&str> {
+        (self.place(right) == Some(Where::Namespace)).then_some(&*self.namespace)
     }
 }
 
 /// What nothing works without, and what of it is missing.
 #[derive(Debug)]
-pub struct Missing(Vec<(Right, bool)>);
+pub struct Missing {
+    rights: Vec<(Right, bool)>,
+    /// The namespace that was asked for.
+    namespace: Option<String>,
+}
 
 impl fmt::Display for Missing {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(formatter, "you lack rights in this cluster:")?;
-        for (right, granted) in &self.0 {
-            let need = if right.needed { "needed" } else { "helps" };
+        let asked = |right: &Right| {
+            let place = match &self.namespace {
+                _ if !right.is_namespaced() => String::new(),
+                Some(namespace) => format!(" -n {namespace}"),
+                None => " -A".to_owned(),
+            };
+            format!("kubectl auth can-i {} {}{place}", right.verb, right.full_name())
+        };
+        let width = self.rights.iter().map(|(right, _)| asked(right).len()).max().unwrap_or(0);
+        for (right, granted) in &self.rights {
             writeln!(
                 formatter,
-                "  kubectl auth can-i {} {} -A   {:3}   {need}: {}",
-                right.verb,
-                right.full_name(),
+                "  {:width$}   {:3}   {}: {}",
+                asked(right),
                 if *granted { "yes" } else { "no" },
+                if right.is_needed(self.namespace.as_deref()) { "needed" } else { "helps" },
                 right.purpose
             )?;
         }
+        let place = self.namespace.iter().map(|namespace| format!(" -n {namespace}"));
         write!(
             formatter,
-            "an admin grants them with: kubectl spillway report --show-rbac | kubectl apply -f -"
-        )
+            "an admin grants them with: kubectl spillway report --show-rbac{} | kubectl apply -f -",
+            place.collect::<String>()
+        )?;
+        if self.namespace.is_none() {
+            write!(
+                formatter,
+                "\nif you may list the pods of one namespace, -n NAMESPACE reports what can be seen from there"
+            )?;
+        }
+        Ok(())
     }
 }
 
-/// Asks for all of them.
+/// Asks for all of them: in the whole cluster, and where that is not granted in the one namespace that matters, if one does.
 ///
 /// # Errors
 /// When one is missing that nothing works without, with all of them.
-pub async fn check(client: &Client, rights: &[Right]) -> Result<Granted, Error> {
+pub async fn check(client: &Client, rights: &[Right], namespace: Option<&str>) -> Result<Granted, Error> {
     let api: Api<SelfSubjectAccessReview> = Api::all(client.clone());
-    let asked = rights.iter().map(|right| ask(&api, right));
-    let answers = futures::future::try_join_all(asked).await?;
-    let all: Vec<_> = rights.iter().copied().zip(answers).collect();
-    if all.iter().any(|(right, granted)| right.needed && !granted) {
-        return Err(Error::Rights(Missing(all)));
+    let place = async |right: Right| -> Result<Option<Where>, Error> {
+        if ask(&api, &right, None).await? {
+            return Ok(Some(Where::Everywhere));
+        }
+        match namespace.filter(|_| right.is_namespaced()) {
+            Some(namespace) => Ok(ask(&api, &right, Some(namespace)).await?.then_some(Where::Namespace)),
+            None => Ok(None),
+        }
+    };
+    let places = futures::future::try_join_all(rights.iter().map(|right| place(*right))).await?;
+    let all: Vec<_> = rights.iter().copied().zip(places).collect();
+    let lacks = |(right, place): &(Right, Option<Where>)| right.is_needed(namespace) && place.is_none();
+    if all.iter().any(lacks) {
+        let rights = all.into_iter().map(|(right, place)| (right, place.is_some())).collect();
+        return Err(Error::Rights(Missing { rights, namespace: namespace.map(str::to_owned) }));
     }
-    Ok(Granted(all.into_iter().filter(|(_, granted)| *granted).map(|(right, _)| right).collect()))
+    let rights = all.into_iter().filter_map(|(right, place)| Some((right, place?))).collect();
+    Ok(Granted { rights, namespace: namespace.unwrap_or_default().to_owned() })
 }
 
-async fn ask(api: &Api<SelfSubjectAccessReview>, right: &Right) -> Result<bool, Error> {
+async fn ask(
+    api: &Api<SelfSubjectAccessReview>,
+    right: &Right,
+    namespace: Option<&str>,
+) -> Result<bool, Error> {
     let (resource, subresource) = right.resource.split_once('/').unwrap_or((right.resource, ""));
     let review = SelfSubjectAccessReview {
         spec: SelfSubjectAccessReviewSpec {
@@ -161,6 +303,7 @@ async fn ask(api: &Api<SelfSubjectAccessReview>, right: &Right) -> Result<bool, 
                 group: Some(right.group.to_owned()),
                 resource: Some(resource.to_owned()),
                 subresource: Some(subresource.to_owned()).filter(|text| !text.is_empty()),
+                namespace: namespace.map(str::to_owned),
                 ..ResourceAttributes::default()
             }),
             ..SelfSubjectAccessReviewSpec::default()
@@ -175,9 +318,29 @@ async fn ask(api: &Api<SelfSubjectAccessReview>, right: &Right) -> Result<bool, 
     }
 }
 
-/// The manifest that grants all of it.
-pub fn manifest() -> String {
+/// The manifest that grants all of it, or what can be granted in one namespace.
+pub fn manifest(namespace: Option<&str>) -> String {
     let rights = Right::of_report().into_iter().chain(Right::of_watch());
+    if let Some(namespace) = namespace {
+        let rules = rights.filter(Right::is_namespaced);
+        let rules = rules.map(|right| format!("{}   # {}\n", right.rule(), right.purpose));
+        return format!(
+            "# What `kubectl spillway report -n {namespace}` reads there. What it can't see without the ClusterRole of --show-rbac alone it says.
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {{name: spillway-report, namespace: {namespace}}}
+rules:
+{}---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {{name: spillway-report, namespace: {namespace}}}
+roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: Role, name: spillway-report}}
+subjects:
+- {{apiGroup: rbac.authorization.k8s.io, kind: Group, name: spillway-planners}}   # whom you want
+",
+            rules.collect::<String>()
+        );
+    }
     let rules = rights.map(|right| format!("{}   # {}\n", right.rule(), right.purpose));
     format!(
         "# What `kubectl spillway report` reads. Without the first two it can't; without another it says what it could not see. watch is for --watch.

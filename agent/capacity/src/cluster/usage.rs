@@ -19,6 +19,7 @@ use super::{
     rights::{Granted, Right},
 };
 use crate::{
+    history::prometheus::transport::Transport,
     report::{
         quantity,
         snapshot::{Snapshot, Use},
@@ -87,14 +88,26 @@ impl FromIterator<Exporter> for Sources {
     }
 }
 
-type ByPod = HashMap<(Arc<str>, Arc<str>), Use>;
+pub(super) type ByPod = HashMap<(Arc<str>, Arc<str>), Use>;
 
 /// Asks all of them; what can't be seen is said.
-pub(super) async fn read(client: &Client, snapshot: &mut Snapshot, sources: &Sources, may: &Granted) {
+pub(super) async fn read(
+    client: &Client,
+    snapshot: &mut Snapshot,
+    sources: &Sources,
+    may: &Granted,
+    prometheus: Option<&Transport>,
+) {
     let mut usage = ByPod::new();
-    accelerators(client, snapshot, sources, may, &mut usage).await;
+    // With Prometheus nobody has to be asked in the cluster, and the right to do so is no loss.
+    if prometheus.is_none() || (!sources.0.is_empty() && may.place(&Right::PROXY).is_some()) {
+        accelerators(client, snapshot, sources, may, &mut usage).await;
+    }
+    if let Some(transport) = prometheus {
+        super::prometheus::read(transport, snapshot, &mut usage).await;
+    }
     processors(client, snapshot, may, &mut usage).await;
-    snapshot.usage = usage;
+    snapshot.beside.usage = usage;
 }
 
 async fn accelerators(
@@ -106,13 +119,18 @@ async fn accelerators(
 ) {
     const WHAT: &str = "what accelerators do";
     if sources.0.is_empty() {
+        let place = match &snapshot.pods_only_in {
+            Some(namespace) => format!("the namespace {namespace}, and no other can be looked into"),
+            None => "this cluster".to_owned(),
+        };
         snapshot
+            .beside
             .not_seen
-            .push(format!("{WHAT}: neither spillway-agent nor a DCGM exporter runs in this cluster"));
+            .push(format!("{WHAT}: neither spillway-agent nor a DCGM exporter runs in {place}"));
         return;
     }
-    if !may.has(&Right::PROXY) {
-        snapshot.not_seen.push(format!("{WHAT}: {}", Right::PROXY.lacking()));
+    if may.place(&Right::PROXY).is_none() {
+        snapshot.beside.not_seen.push(format!("{WHAT}: {}", may.lacking(&Right::PROXY)));
         return;
     }
     let progress = terminal::progress(u64::try_from(sources.0.len()).ok(), "exporters");
@@ -149,10 +167,14 @@ async fn accelerators(
         usage.entry(key).or_insert(told);
     }
     for (kind, count) in answered {
-        snapshot.seen.push(format!("what accelerators do: {} on {count} {}", kind.name(), nodes(count)));
+        snapshot.beside.seen.push(format!(
+            "what accelerators do: {} on {count} {}",
+            kind.name(),
+            nodes(count)
+        ));
     }
     for (kind, (count, first)) in silent {
-        snapshot.not_seen.push(format!(
+        snapshot.beside.not_seen.push(format!(
             "{WHAT} on {count} {}: {} does not answer ({first})",
             nodes(count),
             kind.name()
@@ -284,23 +306,27 @@ struct ContainerMetrics {
 /// CPU and memory, by metrics-server.
 async fn processors(client: &Client, snapshot: &mut Snapshot, may: &Granted, usage: &mut ByPod) {
     const WHAT: &str = "CPU and memory in use";
-    if !may.has(&Right::METRICS) {
-        snapshot.not_seen.push(format!("{WHAT}: {}", Right::METRICS.lacking()));
+    if may.place(&Right::METRICS).is_none() {
+        snapshot.beside.not_seen.push(format!("{WHAT}: {}", may.lacking(&Right::METRICS)));
         return;
     }
-    let Ok(request) = Request::get("/apis/metrics.k8s.io/v1beta1/pods").body(Vec::new()) else { return };
+    let path = match may.only_in(&Right::METRICS) {
+        Some(namespace) => format!("/apis/metrics.k8s.io/v1beta1/namespaces/{namespace}/pods"),
+        None => "/apis/metrics.k8s.io/v1beta1/pods".to_owned(),
+    };
+    let Ok(request) = Request::get(path).body(Vec::new()) else { return };
     let list: PodMetricsList = match timeout(ALL_WITHIN, client.request(request)).await {
         Ok(Ok(list)) => list,
         Ok(Err(kube::Error::Api(status))) if status.code == 404 => {
-            snapshot.not_seen.push(format!("{WHAT}: there is no metrics-server"));
+            snapshot.beside.not_seen.push(format!("{WHAT}: there is no metrics-server"));
             return;
         }
         Ok(Err(error)) => {
-            snapshot.not_seen.push(format!("{WHAT}: metrics-server: {error}"));
+            snapshot.beside.not_seen.push(format!("{WHAT}: metrics-server: {error}"));
             return;
         }
         Err(_) => {
-            snapshot.not_seen.push(format!("{WHAT}: metrics-server does not answer"));
+            snapshot.beside.not_seen.push(format!("{WHAT}: metrics-server does not answer"));
             return;
         }
     };
@@ -308,7 +334,7 @@ async fn processors(client: &Client, snapshot: &mut Snapshot, may: &Granted, usa
         let each = pod.containers.iter().filter_map(|container| container.usage.get(resource));
         each.filter_map(|amount| quantity::parse(amount, parts)).fold(0, i64::saturating_add)
     };
-    snapshot.seen.push("CPU and memory in use: metrics-server".to_owned());
+    snapshot.beside.seen.push("CPU and memory in use: metrics-server".to_owned());
     for pod in &list.items {
         let key = (snapshot.names.word(&pod.metadata.namespace), Arc::from(pod.metadata.name.as_str()));
         let known = usage.entry(key).or_default();

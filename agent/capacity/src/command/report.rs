@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use crate::{
     args::Global,
     cluster::{self, Reading, rights},
-    command::Outcome,
+    command::{Outcome, prometheus},
     output::{self, Format, Table},
     price,
     report::{self, Options, Pricing, Report, Selector, condition::Condition},
@@ -22,6 +22,7 @@ const EXAMPLES: &str = "Examples:
   kubectl spillway report -o wide --selector kubernetes.io/os=linux
   kubectl spillway report --fail-if 'stranded>20%' \\
       --fail-if 'waiting_s>=86400'
+  kubectl spillway report -n team-a --idle-after 60
   kubectl spillway report --show-rbac
 
 Exit codes: 0, 1 for an error, 2 for a wrong command line, 3 if a condition of --fail-if holds.";
@@ -40,8 +41,10 @@ pub struct Args {
     #[arg(long, value_name = "MINUTES", default_value_t = 5.0)]
     idle_after: f64,
     /// Don't ask who uses what: neither agents nor exporters nor metrics-server.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "prometheus")]
     no_usage: bool,
+    #[command(flatten)]
+    prometheus: prometheus::Args,
     #[command(flatten)]
     prices: price::Args,
 }
@@ -59,7 +62,7 @@ pub struct Telling {
     /// `waiting_s` (seconds) of all.
     #[arg(long, value_name = "CONDITION")]
     fail_if: Vec<Condition>,
-    /// Print the role that grants what a report reads, and end.
+    /// Print the role that grants what a report reads, with -n what can be granted in one namespace, and end.
     #[arg(long)]
     show_rbac: bool,
 }
@@ -67,7 +70,8 @@ pub struct Telling {
 /// Reports.
 pub(super) fn run(args: &Telling, global: &Global) -> anyhow::Result<Outcome> {
     if args.show_rbac {
-        print!("{}", rights::manifest());
+        let mut out = output::stdout();
+        out.write_all(rights::manifest(global.namespace.as_deref()).as_bytes()).and_then(|()| out.flush())?;
         return Ok(Outcome::Done);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -75,10 +79,10 @@ pub(super) fn run(args: &Telling, global: &Global) -> anyhow::Result<Outcome> {
         return runtime.block_on(watch(args, global));
     }
     let report = runtime.block_on(report(&args.report, global))?;
-    let mut out = anstream::stdout().lock();
-    if ended(out.write_all(&told(&report, global.output)?).and_then(|()| out.flush()))? {
-        return Ok(Outcome::Done);
-    }
+    let mut out = output::stdout();
+    out.write_all(&told(&report, global.output)?)
+        .and_then(|()| out.flush())
+        .context("can't print the report")?;
     let mut outcome = Outcome::Done;
     for condition in &args.fail_if {
         if let Some(held) = condition.holds(&report)? {
@@ -96,7 +100,7 @@ pub(super) fn run(args: &Telling, global: &Global) -> anyhow::Result<Outcome> {
 pub async fn report(args: &Args, global: &Global) -> anyhow::Result<Report> {
     let options = args.options(global)?;
     let client = cluster::connect(global).await?;
-    let snapshot = cluster::read(&client, &args.reading()).await?;
+    let snapshot = cluster::read(&client, &args.reading(global).await?).await?;
     Ok(report::of(&snapshot, &options))
 }
 
@@ -111,8 +115,12 @@ impl Args {
         })
     }
 
-    fn reading(&self) -> Reading {
-        Reading { usage: !self.no_usage }
+    async fn reading(&self, global: &Global) -> anyhow::Result<Reading> {
+        Ok(Reading {
+            usage: !self.no_usage,
+            namespace: global.namespace.clone(),
+            prometheus: self.prometheus.transport(global).await?,
+        })
     }
 }
 
@@ -123,7 +131,7 @@ async fn watch(args: &Telling, global: &Global) -> anyhow::Result<Outcome> {
     let redraw = io::stdout().is_terminal() && matches!(global.output, Format::Table | Format::Wide);
     let mut last: Option<Report> = None;
     let mut failed = None;
-    cluster::follow(&client, &args.report.reading(), |snapshot| {
+    cluster::follow(&client, &args.report.reading(global).await?, |snapshot| {
         let report = report::of(snapshot, &options);
         let same = last.as_ref().is_some_and(|last| last.says_the_same(&report));
         // On a screen the times go on; elsewhere only news is worth a line.
@@ -131,45 +139,39 @@ async fn watch(args: &Telling, global: &Global) -> anyhow::Result<Outcome> {
             return true;
         }
         let shown = told(&report, global.output).and_then(|text| {
-            let mut out = anstream::stdout().lock();
+            let mut out = output::stdout();
             if redraw {
                 // From the first line, and nothing below it.
                 out.write_all(b"\x1b[H\x1b[2J")?;
             } else if last.is_some() && matches!(global.output, Format::Table | Format::Wide) {
                 writeln!(out)?;
             }
-            ended(out.write_all(&text).and_then(|()| out.flush()))
+            out.write_all(&text).and_then(|()| out.flush()).context("can't print the report")
         });
         last = Some(report);
-        match shown {
-            Ok(nobody_reads) => !nobody_reads,
-            Err(error) => {
-                failed = Some(error);
-                false
-            }
-        }
+        failed = shown.err();
+        failed.is_none()
     })
     .await?;
     failed.map_or(Ok(Outcome::Done), Err)
 }
 
-/// Whether nobody reads it any more, as `head` does not.
-fn ended(written: io::Result<()>) -> anyhow::Result<bool> {
-    match written {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(true),
-        written => written.map(|()| false).context("can't print the report"),
-    }
-}
-
-/// With colours, which are taken out again where no terminal is.
+/// With colours where a terminal is that shows them.
 fn told(report: &Report, format: Format) -> anyhow::Result<Vec<u8>> {
     let tables = report.tables();
     let mut text = Vec::new();
     output::print(&mut text, format, report, &tables).context("can't print the report")?;
     Ok(match format {
-        Format::Table | Format::Wide => coloured(&String::from_utf8_lossy(&text), &tables).into_bytes(),
-        Format::Json | Format::Yaml | Format::Csv => text,
+        Format::Table | Format::Wide if shows_colours() => {
+            coloured(&String::from_utf8_lossy(&text), &tables).into_bytes()
+        }
+        Format::Table | Format::Wide | Format::Json | Format::Yaml | Format::Csv => text,
     })
+}
+
+/// Not where `NO_COLOR` is set, the terminal has none, or there is none.
+fn shows_colours() -> bool {
+    anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never
 }
 
 /// Nobody's names pass as colours: what would be one was made visible before.

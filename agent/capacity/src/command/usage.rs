@@ -2,18 +2,15 @@
 
 use std::{path::PathBuf, sync::Mutex};
 
+use anyhow::Context as _;
 use jiff::Timestamp;
 
 use crate::{
     args::Global,
-    cluster,
     history::{
         Recorded,
         database::Database,
-        prometheus::{
-            self, Progress, Range,
-            transport::{Credentials, Transport, is_service},
-        },
+        prometheus::{self, Progress, Range},
         view::By,
     },
     terminal,
@@ -27,18 +24,8 @@ pub struct Args {
     /// The file of `kubectl spillway record`.
     #[arg(long, value_name = "FILE", required_unless_present = "prometheus", conflicts_with = "prometheus")]
     pub database: Option<PathBuf>,
-    /// Prometheus, or what answers like it: http://HOST:PORT/PREFIX, https://…, or `svc://NAMESPACE/SERVICE:PORT` through the Kubernetes API.
-    #[arg(long, value_name = "URL")]
-    pub prometheus: Option<String>,
-    /// A file with a bearer token for Prometheus.
-    #[arg(long, value_name = "FILE", requires = "prometheus", conflicts_with = "prometheus_auth_file")]
-    pub prometheus_token_file: Option<PathBuf>,
-    /// A file with USER:PASSWORD for Prometheus.
-    #[arg(long, value_name = "FILE", requires = "prometheus")]
-    pub prometheus_auth_file: Option<PathBuf>,
-    /// A file with the authorities that Prometheus' certificate may be of, in PEM. Without it: this machine's.
-    #[arg(long, value_name = "FILE", requires = "prometheus")]
-    pub prometheus_ca_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub prometheus: super::prometheus::Args,
     /// Your own query in `PromQL`, of which the values are GPUs demanded; its labels namespace, label and user are owners, pool, model or resource are pools.
     #[arg(long, value_name = "PROMQL", requires = "prometheus")]
     pub query: Option<String>,
@@ -62,7 +49,7 @@ pub(super) fn read(
     (since_s, until_s, step_s): (i64, i64, i64),
     by: By,
 ) -> anyhow::Result<Usage> {
-    match (&args.database, &args.prometheus) {
+    match (&args.database, &args.prometheus.prometheus) {
         (Some(path), _) => recorded(path, (since_s, until_s, step_s), by),
         (None, Some(address)) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -71,7 +58,7 @@ pub(super) fn read(
                 range.since_s < range.until_s,
                 "that time has no whole step: take a shorter --step"
             );
-            let told = runtime.block_on(ask(args, global, address, range))?;
+            let told = runtime.block_on(ask(args, global, range))?;
             let mut warnings = told.warnings;
             if told.recorded.steps.is_empty() {
                 warnings.push("Prometheus has nothing of that time".to_owned());
@@ -114,18 +101,8 @@ fn recorded(
     Ok(Usage { source: file.to_string(), recorded, warnings, since_s, until_s })
 }
 
-async fn ask(args: &Args, global: &Global, address: &str, range: Range) -> anyhow::Result<prometheus::Told> {
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let transport = if is_service(address) {
-        Transport::service(address, cluster::connect(global).await?)?
-    } else {
-        let credentials = Credentials {
-            token_file: args.prometheus_token_file.as_deref(),
-            auth_file: args.prometheus_auth_file.as_deref(),
-            ca_file: args.prometheus_ca_file.as_deref(),
-        };
-        Transport::http(address, &credentials)?
-    };
+async fn ask(args: &Args, global: &Global, range: Range) -> anyhow::Result<prometheus::Told> {
+    let transport = args.prometheus.transport(global).await?.context("no --prometheus is given")?;
     let queries = match &args.query {
         Some(query) => prometheus::own(query),
         None => prometheus::detect(&transport, range).await?,

@@ -41,11 +41,12 @@ pub struct Holder {
 /// All of them, those who hold most first.
 pub(super) fn idle(cluster: &Cluster<'_>, options: &Options) -> Vec<Holder> {
     let mut holders = Vec::new();
-    for machine in &cluster.machines {
-        for pod in &machine.pods {
-            for (resource, devices) in held(cluster, pod) {
-                holders.extend(one(cluster, options, machine, pod, resource, devices));
-            }
+    let seen =
+        cluster.machines.iter().flat_map(|machine| machine.pods.iter().map(move |pod| (Some(machine), *pod)));
+    // Where nodes can't be listed, pods still say what they hold.
+    for (machine, pod) in seen.chain(cluster.elsewhere.iter().map(|pod| (None, *pod))) {
+        for (resource, devices) in held(cluster, pod) {
+            holders.extend(one(cluster, options, machine, pod, resource, devices));
         }
     }
     holders.sort_by(|one: &Holder, other| {
@@ -65,7 +66,7 @@ pub(super) fn held(cluster: &Cluster<'_>, pod: &Pod) -> impl Iterator<Item = (Re
 fn one(
     cluster: &Cluster<'_>,
     options: &Options,
-    machine: &Machine<'_>,
+    machine: Option<&Machine<'_>>,
     pod: &Pod,
     resource: ResourceId,
     devices: i64,
@@ -75,7 +76,7 @@ fn one(
         return None;
     }
     let now = cluster.snapshot.at;
-    let usage = cluster.snapshot.usage.get(&(pod.namespace.clone(), pod.name.clone()));
+    let usage = cluster.snapshot.beside.usage.get(&(pod.namespace.clone(), pod.name.clone()));
     let (idle_s, shows) = stands(pod, now).or_else(|| unused(usage?))?;
     if idle_s.is_some_and(|idle_s| idle_s < options.idle_after_s) {
         return None;
@@ -83,16 +84,16 @@ fn one(
     let since =
         idle_s.and_then(|idle_s| now.checked_sub(SignedDuration::try_from_secs_f64(idle_s).ok()?).ok());
     let name = cluster.snapshot.names.name(resource);
-    let labels = &machine.node.labels;
-    let kind = if machine.is_virtual() { Kind::Serverless } else { Kind::Dedicated };
-    let cost_per_hour = options.pricing.as_ref().and_then(|pricing| {
+    let cost_per_hour = machine.zip(options.pricing.as_ref()).and_then(|(machine, pricing)| {
+        let labels = &machine.node.labels;
+        let kind = if machine.is_virtual() { Kind::Serverless } else { Kind::Dedicated };
         pricing.per_hour(kind, name, model(labels, name).as_deref(), shares(labels, name), devices)
     });
     Some(Holder {
         namespace: pod.namespace.to_string(),
         pod: pod.name.to_string(),
         owner: pod.owner.as_ref().map(ToString::to_string),
-        node: machine.node.name.to_string(),
+        node: pod.node.as_deref().unwrap_or_default().to_owned(),
         resource: name.to_owned(),
         devices,
         since,

@@ -5,11 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::{
-    Holder,
-    fit::{Near, obstacles},
+    Holder, Stranded,
+    fit::could_run,
     snapshot::{Labels, Names, Pod, ResourceId},
     state::{Cluster, Machine as Placed},
-    words::{amount, things},
 };
 use crate::fragmentation::{Cause, Room, Shape, distinct, expected, least_beside};
 
@@ -110,27 +109,11 @@ pub struct Machine {
 }
 
 /// What is owned.
+#[derive(Default)]
 pub(super) struct Owned {
     pub(super) pools: Vec<Pool>,
     pub(super) machines: Vec<Machine>,
     pub(super) stranded: Vec<Stranded>,
-}
-
-/// Free devices of a machine that can't be used.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Stranded {
-    /// The machine.
-    pub node: String,
-    /// The resource.
-    pub resource: String,
-    /// How many.
-    pub devices: i64,
-    /// Of how many that are free there.
-    pub free: i64,
-    /// Why, in a word for programs.
-    pub cause: Cause,
-    /// Why, in words for people.
-    pub why: String,
 }
 
 /// Labels that name the model of a machine's accelerators, of GPU feature discovery, device plugins and clouds.
@@ -164,7 +147,7 @@ pub(crate) fn shares(labels: &Labels, resource: &str) -> i64 {
     label.and_then(|label| label.parse().ok()).filter(|replicas| *replicas > 1).unwrap_or(1)
 }
 
-fn room(machine: &Placed<'_>, resource: ResourceId) -> Room {
+pub(super) fn room(machine: &Placed<'_>, resource: ResourceId) -> Room {
     Room {
         devices: machine.free(resource),
         cpu_milli: machine.free(ResourceId::CPU),
@@ -205,13 +188,11 @@ pub(super) fn dedicated(
             pools.entry((usize::MAX, ResourceId::CPU, None, 1)).or_default().push(machine);
         }
     }
-    // Pods alike are asked once where they could run.
-    let waiting = super::state::alike(&cluster.waiting);
     let (mut machines, mut stranded) = (Vec::new(), Vec::new());
     let pools = pools
         .into_iter()
         .map(|((_, resource, model, shares), placed)| {
-            let described = Described { cluster, resource, machines: placed, waiting: &waiting };
+            let described = Described { cluster, resource, machines: placed };
             let (pool, lost) = described.pool(model, shares, idle);
             machines.extend(described.machines(&pool, &lost));
             stranded.extend(lost);
@@ -225,32 +206,29 @@ pub(super) struct Described<'a> {
     pub(super) cluster: &'a Cluster<'a>,
     pub(super) resource: ResourceId,
     pub(super) machines: Vec<&'a Placed<'a>>,
-    pub(super) waiting: &'a [Vec<&'a Pod>],
 }
 
 impl Described<'_> {
-    fn names(&self) -> &Names {
+    pub(super) fn names(&self) -> &Names {
         &self.cluster.snapshot.names
+    }
+
+    pub(super) fn waiting(&self) -> impl Iterator<Item = &&Pod> {
+        self.cluster.waiting.iter().flat_map(|group| &group.pods)
     }
 
     /// Pods that wait, ask for the resource, and could run on one of the machines if it were free.
     fn suitors(&self) -> Vec<(&Pod, usize)> {
         let mut suitors = Vec::new();
-        for group in self.waiting {
+        for group in &self.cluster.waiting {
             let Some(first) = group.first() else { continue };
             let asked = first.requests.get(self.resource);
             let plain = self.resource == ResourceId::CPU && self.cluster.accelerator(first).is_none();
             if asked <= 0 || !(plain || self.resource != ResourceId::CPU) {
                 continue;
             }
-            let Some(wish) = &first.wish else { continue };
-            let near = Near::default();
-            let could = self.machines.iter().any(|machine| {
-                let found = obstacles(first, wish, machine, &near);
-                !found.unselected && found.taint.is_none() && found.beyond.is_empty()
-            });
-            if could {
-                suitors.push((*first, group.len()));
+            if self.machines.iter().any(|machine| could_run(self.cluster, group, machine)) {
+                suitors.push((first, group.pods.len()));
             }
         }
         suitors
@@ -334,7 +312,7 @@ impl Described<'_> {
     }
 
     pub(super) fn used(&self, holders: &[&Pod]) -> (Option<f64>, i64) {
-        let usage = &self.cluster.snapshot.usage;
+        let usage = &self.cluster.snapshot.beside.usage;
         let (mut used, mut watched) = (0.0, 0);
         for pod in holders {
             let Some(known) = usage.get(&(pod.namespace.clone(), pod.name.clone())) else { continue };
@@ -382,92 +360,6 @@ impl Described<'_> {
             within_numa: group.and_then(|group| group.numa),
             within_nvlink: group.and_then(|group| group.nvlink),
         })
-    }
-
-    fn stranded(&self, shapes: &[Shape], nobody_waits: bool) -> Vec<Stranded> {
-        let name = self.names().name(self.resource);
-        let mut all = Vec::new();
-        for machine in &self.machines {
-            let free = machine.free(self.resource);
-            if free == 0 {
-                continue;
-            }
-            let mut lost = |cause: Cause, devices: i64, why: String| {
-                let node = machine.node.name.to_string();
-                all.push(Stranded { node, resource: name.to_owned(), devices, free, cause, why });
-            };
-            if let Some(why) = machine.closed() {
-                lost(Cause::Closed, free, why);
-                continue;
-            }
-            if let Some(wanted) = self.other_profile() {
-                lost(
-                    Cause::Profile,
-                    free,
-                    format!("no pod asks for this profile, and pods wait for {wanted}"),
-                );
-                continue;
-            }
-            for (cause, devices) in room(machine, self.resource).stranded(shapes) {
-                lost(cause, devices, self.why(machine, cause, free, shapes, nobody_waits));
-            }
-        }
-        all
-    }
-
-    /// The other MIG profile that pods wait for, where nobody asks for this one.
-    fn other_profile(&self) -> Option<&str> {
-        let name = self.names().name(self.resource);
-        let (vendor, _) = name.split_once("/mig-")?;
-        let asks = |pod: &Pod, resource| pod.requests.get(resource) > 0;
-        let here = self.machines.iter().flat_map(|machine| machine.pods.iter());
-        if here.chain(&self.cluster.waiting).any(|pod| asks(pod, self.resource)) {
-            return None;
-        }
-        let others = self.cluster.accelerators.iter().copied().filter(|other| {
-            *other != self.resource && self.names().name(*other).starts_with(&format!("{vendor}/mig-"))
-        });
-        let mut waited = others.filter(|other| self.cluster.waiting.iter().any(|pod| asks(pod, *other)));
-        waited.next().map(|other| self.names().name(other))
-    }
-
-    fn why(
-        &self,
-        machine: &Placed<'_>,
-        cause: Cause,
-        free: i64,
-        shapes: &[Shape],
-        nobody_waits: bool,
-    ) -> String {
-        let least = shapes.iter().map(|shape| shape.devices).min().unwrap_or(1);
-        let name = self.names().name(self.resource);
-        let who = if nobody_waits { "pods here ask for" } else { "pods that wait ask for" };
-        let many = if shapes.iter().any(|shape| shape.devices > least) { " or more" } else { "" };
-        let beside = least_beside(shapes);
-        match cause {
-            Cause::TooFew => format!("{free} free on this machine, and {who} {least}{many}"),
-            Cause::Cpu | Cause::Memory | Cause::CpuAndMemory => {
-                let (cpu, memory) = (ResourceId::CPU, ResourceId::MEMORY);
-                let both = [(cpu, beside.cpu_milli), (memory, beside.memory_bytes)];
-                let short = both.into_iter().filter(|(id, _)| match cause {
-                    Cause::Cpu => *id == cpu,
-                    Cause::Memory => *id == memory,
-                    _ => true,
-                });
-                let (left, asked): (Vec<_>, Vec<_>) = short
-                    .map(|(id, asked)| {
-                        (amount(self.names(), id, machine.free(id)), amount(self.names(), id, asked))
-                    })
-                    .unzip();
-                let (left, asked) = (left.join(" and "), asked.join(" and "));
-                format!(
-                    "beside {free} free {} only {left}; {who} at least {asked} for each",
-                    things(name, free)
-                )
-            }
-            Cause::Pods => "the machine takes no more pods".to_owned(),
-            Cause::Closed | Cause::Profile | Cause::Numa => String::new(),
-        }
     }
 }
 

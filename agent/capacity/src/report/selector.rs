@@ -1,6 +1,6 @@
 //! Whether labels and taints fit, as the scheduler says (`component-helpers/scheduling/corev1`). Pure.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use k8s_openapi::{
     api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Taint, Toleration},
@@ -12,9 +12,38 @@ use super::snapshot::{Labels, Node, Wish};
 /// Whether a node has the labels, and fits the affinity, that a pod demands.
 pub(super) fn selects(wish: &Wish, node: &Node) -> bool {
     let labelled = wish.selector.iter().all(|(key, value)| has(&node.labels, key, value));
-    labelled
-        && required(wish)
-            .is_none_or(|selector| selector.node_selector_terms.iter().any(|term| term_fits(term, node)))
+    labelled && required(wish).is_none_or(|selector| selected(selector, node))
+}
+
+/// Whether a node is one of those that a selector of nodes means.
+pub(super) fn selected(selector: &NodeSelector, node: &Node) -> bool {
+    selector.node_selector_terms.iter().any(|term| term_fits(term, node))
+}
+
+/// What pods demand of nodes' labels.
+#[derive(Debug, Default)]
+pub(super) struct Demands<'a> {
+    /// The labels that any of them looks at.
+    pub(super) keys: BTreeSet<&'a str>,
+    /// Whether any looks at what each node has of its own: its name.
+    pub(super) single: bool,
+}
+
+impl<'a> Demands<'a> {
+    pub(super) fn add(&mut self, wish: &'a Wish) {
+        self.keys.extend(wish.selector.keys().map(String::as_str));
+        if let Some(selector) = required(wish) {
+            self.add_selector(selector);
+        }
+    }
+
+    pub(super) fn add_selector(&mut self, selector: &'a NodeSelector) {
+        for term in &selector.node_selector_terms {
+            let expressions = term.match_expressions.iter().flatten();
+            self.keys.extend(expressions.map(|one| &*one.key));
+            self.single |= term.match_fields.iter().flatten().next().is_some();
+        }
+    }
 }
 
 /// The node affinity that a pod demands.

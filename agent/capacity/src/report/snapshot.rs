@@ -7,7 +7,9 @@ use std::{
 };
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Affinity, PodAffinityTerm, Taint, Toleration, TopologySpreadConstraint};
+use k8s_openapi::api::core::v1::{
+    Affinity, NodeSelector, PodAffinityTerm, Taint, Toleration, TopologySpreadConstraint,
+};
 use serde::Deserialize;
 
 /// Labels of an object.
@@ -246,7 +248,7 @@ pub struct HostPort {
 }
 
 /// Where a pod that waits may go.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default)]
 pub struct Wish {
     /// Labels that its node must have.
     pub selector: BTreeMap<String, String>,
@@ -262,10 +264,96 @@ pub struct Wish {
     pub scheduler: String,
     /// What that one said last.
     pub said: Option<String>,
+    /// Whether it ends nobody, whatever its priority (`preemptionPolicy: Never`).
+    pub polite: bool,
     /// Where others are being ended for it.
     pub nominated: Option<Arc<str>>,
-    /// Its claims of dynamic resources.
-    pub claims: bool,
+    /// What it claims, and must have before it can start.
+    pub claims: Vec<ClaimName>,
+}
+
+impl Wish {
+    /// Whether another one demands the same; what the scheduler said when, and what claims are called, may differ.
+    pub fn same(&self, other: &Self) -> bool {
+        let Self {
+            selector,
+            affinity,
+            tolerations,
+            spread,
+            gates,
+            scheduler,
+            said: _,
+            polite,
+            nominated,
+            claims: _,
+        } = self;
+        *selector == other.selector
+            && *affinity == other.affinity
+            && *tolerations == other.tolerations
+            && *spread == other.spread
+            && *gates == other.gates
+            && *scheduler == other.scheduler
+            && *polite == other.polite
+            && *nominated == other.nominated
+    }
+}
+
+/// What a claim is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ClaimOf {
+    /// A volume (`PersistentVolumeClaim`).
+    Volume,
+    /// Devices, by dynamic resource allocation (`ResourceClaim`).
+    Devices,
+}
+
+/// A claim that a pod names, in its own namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ClaimName {
+    /// What it is of.
+    pub of: ClaimOf,
+    /// Its name. `None`: a claim that is yet to be made of a template.
+    pub name: Option<Arc<str>>,
+}
+
+/// How far a claim is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ClaimState {
+    /// Nothing that keeps a pod from starting is known of it.
+    Well,
+    /// It does not exist.
+    Missing,
+    /// What it had is gone.
+    Lost,
+    /// The class that it names does not exist.
+    NoClass(String),
+    /// It names no class, and nothing that is there fits it.
+    Classless,
+    /// It has nothing yet, and somebody is to make it; of this class.
+    Unbound {
+        /// The class.
+        class: String,
+        /// Who makes what is claimed.
+        by: String,
+    },
+    /// It has nothing yet; that is decided when a machine is found. Of this class.
+    WaitsForMachine {
+        /// The class.
+        class: String,
+    },
+    /// Only these machines reach what it has.
+    Within(NodeSelector),
+}
+
+/// A quota of a namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quota {
+    /// Where.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// By resource as the quota calls it (`requests.nvidia.com/gpu`): what is used and what may be, in thousandths.
+    pub milli: BTreeMap<String, (i64, i64)>,
 }
 
 /// Pods that the API server refused to make.
@@ -296,8 +384,25 @@ pub struct Use {
     pub memory_bytes: Option<i64>,
 }
 
+/// What is read of a cluster beside its nodes and pods.
+#[derive(Debug, Clone, Default)]
+pub struct Beside {
+    /// Pods that were not made.
+    pub refusals: Vec<Refusal>,
+    /// Quotas, of namespaces with refusals.
+    pub quotas: Vec<Quota>,
+    /// Claims of pods that wait, by namespace, where they could be looked at.
+    pub claims: HashMap<(Arc<str>, ClaimName), ClaimState>,
+    /// What pods do, by namespace and name.
+    pub usage: HashMap<(Arc<str>, Arc<str>), Use>,
+    /// What was seen beside nodes and pods: `spillway-agent on 3 nodes`.
+    pub seen: Vec<String>,
+    /// What was not, and what would show it.
+    pub not_seen: Vec<String>,
+}
+
 /// A cluster at one moment.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Snapshot {
     /// When.
     pub at: Timestamp,
@@ -307,12 +412,36 @@ pub struct Snapshot {
     pub nodes: Vec<Node>,
     /// All pods but those that have ended.
     pub pods: Vec<Pod>,
-    /// Pods that were not made.
-    pub refusals: Vec<Refusal>,
-    /// What pods do, by namespace and name.
-    pub usage: HashMap<(Arc<str>, Arc<str>), Use>,
-    /// What was seen beside nodes and pods: `spillway-agent on 3 nodes`.
-    pub seen: Vec<String>,
-    /// What was not, and what would show it.
-    pub not_seen: Vec<String>,
+    /// Whether nodes could be listed; if not, nothing is known of machines.
+    pub machines_seen: bool,
+    /// The one namespace whose pods could be listed, where not all could: what others hold of the machines is not known then.
+    pub pods_only_in: Option<String>,
+    /// Machines whose kubelet has refused pods because what they asked for is not on one NUMA node (`TopologyAffinityError`).
+    pub numa_refused: HashSet<Arc<str>>,
+    /// What was read beside nodes and pods.
+    pub beside: Beside,
+}
+
+impl Default for Snapshot {
+    /// Nothing is there, and all of it was seen.
+    fn default() -> Self {
+        Self {
+            at: Timestamp::default(),
+            names: Names::default(),
+            nodes: Vec::new(),
+            pods: Vec::new(),
+            machines_seen: true,
+            pods_only_in: None,
+            numa_refused: HashSet::new(),
+            beside: Beside::default(),
+        }
+    }
+}
+
+impl Snapshot {
+    /// What is known of each claim that a pod names.
+    pub fn claims_of<'a>(&'a self, pod: &'a Pod) -> impl Iterator<Item = Option<&'a ClaimState>> {
+        let claims = pod.wish.iter().flat_map(|wish| &wish.claims);
+        claims.map(|claim| self.beside.claims.get(&(pod.namespace.clone(), claim.clone())))
+    }
 }

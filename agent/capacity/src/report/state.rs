@@ -1,11 +1,17 @@
 //! What of each node is taken and what is left.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
+use std::{collections::HashMap, sync::Arc};
+
+use super::{
+    fit::{Bars, Neighbours},
+    selector::Demands,
+    snapshot::{Amounts, ClaimState, Node, Phase, Pod, ResourceId, Snapshot},
 };
 
-use super::snapshot::{Amounts, Node, Phase, Pod, ResourceId, Snapshot};
+/// More kinds of machines than this are no kinds.
+const MOST_CLASSES: usize = 256;
+/// A label that each machine has with a value of its own.
+const HOSTNAME: &str = "kubernetes.io/hostname";
 
 /// A node with who is on it.
 #[derive(Debug)]
@@ -16,6 +22,8 @@ pub(super) struct Machine<'a> {
     pub(super) held: Amounts,
     /// What is left of what pods may have.
     pub(super) free: Amounts,
+    /// Machines of one class differ in nothing that a pod that waits looks at, but for what they have.
+    class: usize,
 }
 
 impl Machine<'_> {
@@ -58,9 +66,35 @@ pub(super) struct Cluster<'a> {
     /// Pods that refuse to have others near, with the place of their machine.
     pub(super) refusing: Vec<(usize, &'a Pod)>,
     /// Pods that wait for a node.
-    pub(super) waiting: Vec<&'a Pod>,
+    pub(super) waiting: Vec<Group<'a>>,
+    /// Pods on nodes that were not seen.
+    pub(super) elsewhere: Vec<&'a Pod>,
     /// Extended resources that are accelerators.
     pub(super) accelerators: Vec<ResourceId>,
+    /// Pods that have a machine, by label; empty where none that waits says anything of others.
+    pub(super) neighbours: Neighbours<'a>,
+}
+
+/// Pods that wait and demand the same of nodes: of a thousand alike one is looked at.
+#[derive(Debug)]
+pub(super) struct Group<'a> {
+    pub(super) pods: Vec<&'a Pod>,
+    /// What keeps them off, by the class of a machine; empty where that has to be looked at for each.
+    by_class: Vec<Bars<'a>>,
+}
+
+impl<'a> Group<'a> {
+    pub(super) fn first(&self) -> Option<&'a Pod> {
+        self.pods.first().copied()
+    }
+
+    pub(super) fn bars(&self, cluster: &Cluster<'a>, machine: &Machine<'a>) -> Bars<'a> {
+        let known = self.by_class.get(machine.class).copied();
+        known.unwrap_or_else(|| {
+            let wish = self.first().and_then(|pod| Some((pod, pod.wish.as_deref()?)));
+            wish.map(|(pod, wish)| Bars::of(cluster, pod, wish, machine)).unwrap_or_default()
+        })
+    }
 }
 
 impl<'a> Cluster<'a> {
@@ -92,7 +126,7 @@ impl<'a> Cluster<'a> {
                 }
                 let mut free = node.allocatable.clone();
                 free.subtract(&held);
-                Machine { node, pods, held, free }
+                Machine { node, pods, held, free, class: 0 }
             })
             .collect();
         machines.sort_by_cached_key(|machine| natural(&machine.node.name));
@@ -100,7 +134,67 @@ impl<'a> Cluster<'a> {
             machines[at].pods.iter().filter(|pod| !pod.refuses.is_empty()).map(move |pod| (at, *pod))
         };
         let refusing = (0..machines.len()).flat_map(on).collect();
-        Self { snapshot, machines, refusing, waiting, accelerators }
+        let waiting = alike(snapshot, &waiting);
+        let elsewhere = by_node.into_values().flatten().collect();
+        let sociable = |group: &Group<'_>| group.first().is_some_and(minds_others);
+        let neighbours =
+            if waiting.iter().any(sociable) { Neighbours::of(&machines) } else { Neighbours::default() };
+        let mut cluster = Self { snapshot, machines, refusing, waiting, elsewhere, accelerators, neighbours };
+        cluster.classify();
+        cluster
+    }
+
+    /// Finds machines that are alike for the pods that wait, so that not each has to be looked at for each of them.
+    fn classify(&mut self) {
+        let mut demands = Demands::default();
+        let mut single = Vec::new();
+        for group in &self.waiting {
+            let mut own = Demands::default();
+            if let Some((pod, wish)) = group.first().and_then(|pod| Some((pod, pod.wish.as_deref()?))) {
+                own.add(wish);
+                for claim in self.snapshot.claims_of(pod).flatten() {
+                    if let ClaimState::Within(machines) = claim {
+                        own.add_selector(machines);
+                    }
+                }
+            }
+            let looks_at_each = own.single || own.keys.contains(HOSTNAME);
+            single.push(looks_at_each);
+            if !looks_at_each {
+                demands.keys.append(&mut own.keys);
+            }
+        }
+        let mut classes = HashMap::new();
+        let mut first = Vec::new();
+        for (at, machine) in self.machines.iter_mut().enumerate() {
+            let node = machine.node;
+            let labels: Vec<_> = demands.keys.iter().map(|key| node.labels.get(*key)).collect();
+            let taints = node.taints.iter().map(|taint| (&taint.key, &taint.value, &taint.effect));
+            let key = (labels, taints.collect::<Vec<_>>(), node.cordoned);
+            let next = classes.len();
+            machine.class = *classes.entry(key).or_insert(next);
+            if machine.class == next {
+                first.push(at);
+            }
+        }
+        if first.len() > MOST_CLASSES {
+            return;
+        }
+        let of_group = |group: &Group<'a>| {
+            let found = group.first().and_then(|pod| Some((pod, pod.wish.as_deref()?)));
+            let bars =
+                |(pod, wish)| first.iter().map(|&at| Bars::of(self, pod, wish, &self.machines[at])).collect();
+            found.map(bars).unwrap_or_default()
+        };
+        let bars: Vec<_> = self
+            .waiting
+            .iter()
+            .zip(&single)
+            .map(|(group, single)| if *single { Vec::new() } else { of_group(group) })
+            .collect();
+        for (group, bars) in self.waiting.iter_mut().zip(bars) {
+            group.by_class = bars;
+        }
     }
 
     /// The accelerators among what a pod asks for: the one of which it asks most.
@@ -111,6 +205,12 @@ impl<'a> Cluster<'a> {
             .filter(|(resource, amount)| *amount > 0 && self.accelerators.contains(resource));
         asked.max_by_key(|(_, amount)| *amount)
     }
+}
+
+/// Whether where a pod may go depends on where others are.
+fn minds_others(pod: &Pod) -> bool {
+    let Some(wish) = &pod.wish else { return false };
+    wish.affinity.pod_affinity.is_some() || !pod.refuses.is_empty() || !wish.spread.is_empty()
 }
 
 /// So that gpu-10 comes after gpu-9.
@@ -170,23 +270,26 @@ pub(crate) fn is_accelerator(resource: &str) -> bool {
     looks_so || (vendor && !cloud)
 }
 
-/// Pods by what they demand of nodes, so that of a thousand alike one is looked at.
-pub(super) fn alike<'a>(waiting: &[&'a Pod]) -> Vec<Vec<&'a Pod>> {
-    let mut groups: Vec<Vec<&Pod>> = Vec::new();
-    let mut found: BTreeMap<(&str, Option<&str>, &Amounts), Vec<usize>> = BTreeMap::new();
+fn alike<'a>(snapshot: &Snapshot, waiting: &[&'a Pod]) -> Vec<Group<'a>> {
+    let mut groups: Vec<Group<'a>> = Vec::new();
+    let mut found: HashMap<(&str, Option<&str>, &Amounts), Vec<usize>> = HashMap::new();
     for &pod in waiting {
         let alone = pod.owner.is_none().then_some(&*pod.name);
         let key = (&*pod.namespace, pod.owner.as_deref().or(alone), &pod.requests);
         let candidates = found.entry(key).or_default();
         let same = candidates.iter().copied().find(|&at| {
-            let first = groups[at][0];
-            first.wish == pod.wish && first.ports == pod.ports && first.priority == pod.priority
+            let first = groups[at].pods[0];
+            let wishes = first.wish.as_deref().zip(pod.wish.as_deref());
+            wishes.is_some_and(|(one, other)| one.same(other))
+                && first.ports == pod.ports
+                && first.priority == pod.priority
+                && snapshot.claims_of(first).eq(snapshot.claims_of(pod))
         });
         if let Some(at) = same {
-            groups[at].push(pod);
+            groups[at].pods.push(pod);
         } else {
             candidates.push(groups.len());
-            groups.push(vec![pod]);
+            groups.push(Group { pods: vec![pod], by_class: Vec::new() });
         }
     }
     groups

@@ -39,6 +39,7 @@ impl Report {
                 Column::number("STRANDED"),
                 Column::number("WAITING"),
                 Column::text("LARGEST POD"),
+                Column::text("OF THESE TOGETHER").wide(),
                 Column::text("FITS NOW").wide(),
                 Column::number("FRAGMENTED").wide(),
                 Column::number("CPU FREE").wide(),
@@ -177,6 +178,11 @@ impl Pool {
             Some(largest) => format!("{} on {}", say(largest.devices), largest.node),
             None => "none".to_owned(),
         };
+        let groups = self.largest_pod.as_ref().map(|largest| (largest.within_nvlink, largest.within_numa));
+        let (nvlink, numa) = groups.unwrap_or_default();
+        let together = [("by NVLink", nvlink), ("on one NUMA node", numa)];
+        let together: Vec<_> =
+            together.into_iter().filter_map(|(how, count)| Some(format!("{} {how}", count?))).collect();
         let gangs = self
             .gangs
             .iter()
@@ -196,6 +202,7 @@ impl Pool {
             if accelerated { number(self.stranded) } else { "-".to_owned() },
             self.waiting_pods.to_string(),
             largest,
+            if together.is_empty() { "-".to_owned() } else { together.join(", ") },
             gangs.collect::<Vec<_>>().join(" "),
             self.fragmentation.map_or_else(|| "-".to_owned(), |share| format!("{:.0}%", share * 100.0)),
             format!("{:.0}", self.cpu_free_cores),

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     cluster::objects,
+    fragmentation::Cause,
     output::{self, Format},
 };
 
@@ -70,7 +71,7 @@ status: {{phase: {phase}, startTime: '2026-11-22T11:00:00Z'}}
     }
 
     fn uses(mut self, pod: &str, used: Use) -> Self {
-        self.snapshot.usage.insert((self.snapshot.names.word("team"), pod.into()), used);
+        self.snapshot.beside.usage.insert((self.snapshot.names.word("team"), pod.into()), used);
         self
     }
 
@@ -259,7 +260,7 @@ fn a_pod_that_could_run_here_is_requested_here() {
 fn quotas_are_told_and_namespaces_chosen() {
     let mut told = Vec::new();
     let mut scene = scattered().pod("waits", "", "nvidia.com/gpu: 4", "");
-    scene.snapshot.refusals.push(Refusal {
+    scene.snapshot.beside.refusals.push(Refusal {
         namespace: "other".to_owned(),
         owner: "Job/sweep".to_owned(),
         message: "Error creating: pods \"sweep-x\" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1, used: requests.nvidia.com/gpu=2, limited: requests.nvidia.com/gpu=2".to_owned(),
@@ -325,8 +326,8 @@ fn nobody_elses_escape_codes_reach_the_terminal() {
             wish.said = Some(evil.to_owned());
         }
     }
-    scene.snapshot.not_seen.push(evil.to_owned());
-    scene.snapshot.refusals.push(Refusal {
+    scene.snapshot.beside.not_seen.push(evil.to_owned());
+    scene.snapshot.beside.refusals.push(Refusal {
         namespace: evil.to_owned(),
         owner: evil.to_owned(),
         message: format!("exceeded quota: {evil}"),
@@ -339,4 +340,175 @@ fn nobody_elses_escape_codes_reach_the_terminal() {
     }
     let json = text(&scene.report(), Format::Json);
     assert!(!json.contains('\u{1b}'), "{json}");
+}
+
+#[test]
+fn what_is_claimed_and_not_there_is_the_reason() {
+    use super::snapshot::{ClaimName, ClaimOf, ClaimState};
+    let volume = "  volumes: [{name: data, persistentVolumeClaim: {claimName: data}}]";
+    let devices = "  resourceClaims: [{name: gpu, resourceClaimName: pair}]";
+    let near_gpu_2 = || {
+        let yaml = "nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [gpu-2]}]}]";
+        ClaimState::Within(Scene::object(yaml))
+    };
+    let with = |more: &str, of: ClaimOf, name: &str, state: ClaimState| {
+        let mut scene = scattered().pod("waits", "", "nvidia.com/gpu: 2", more);
+        let claim = ClaimName { of, name: Some(name.into()) };
+        scene.snapshot.beside.claims.insert(("team".into(), claim), state);
+        if let Some(wish) = scene.snapshot.pods.last_mut().and_then(|pod| pod.wish.as_mut()) {
+            wish.said = Some("0/2 nodes are available: 2 node(s) didn't find available persistent volumes to bind, cannot allocate all claims.".to_owned());
+        }
+        scene.why()
+    };
+    let class = || "fast".to_owned();
+    let mut told: Vec<String> = [
+        ClaimState::Missing,
+        ClaimState::Lost,
+        ClaimState::NoClass(class()),
+        ClaimState::Classless,
+        ClaimState::Unbound { class: class(), by: "csi.example.com".to_owned() },
+        ClaimState::WaitsForMachine { class: class() },
+        near_gpu_2(),
+        ClaimState::Well,
+    ]
+    .into_iter()
+    .map(|state| with(volume, ClaimOf::Volume, "data", state))
+    .collect();
+    for state in [
+        ClaimState::Missing,
+        ClaimState::NoClass("gpu.example.com".to_owned()),
+        ClaimState::WaitsForMachine { class: "gpu.example.com".to_owned() },
+        near_gpu_2(),
+    ] {
+        told.push(with(devices, ClaimOf::Devices, "pair", state));
+    }
+    insta::assert_snapshot!(told.join("\n"));
+}
+
+#[test]
+fn a_pod_of_one_namespace_alone_gets_the_words_that_can_be_had() {
+    let said = "0/9 nodes are available: 9 Insufficient nvidia.com/gpu.";
+    let scene = |machines_seen: bool| {
+        let mut scene =
+            scattered().pod("waits", "", "nvidia.com/gpu: 1", "").pod("large", "", "nvidia.com/gpu: 9", "");
+        scene.snapshot.pods_only_in = Some("team".to_owned());
+        scene.snapshot.machines_seen = machines_seen;
+        if !machines_seen {
+            scene.snapshot.nodes.clear();
+        }
+        for wish in scene.snapshot.pods.iter_mut().filter_map(|pod| pod.wish.as_mut()) {
+            wish.said = Some(said.to_owned());
+        }
+        scene.uses("train", Use { idle: true, idle_s: Some(3600.0), ..Use::default() })
+    };
+    let why = |report: &Report| report.waiting.iter().map(|one| one.why.clone()).collect::<Vec<_>>();
+    let words = format!("default-scheduler says: {said}");
+    // Machines are there, but who else is on them nobody tells: too large is too large.
+    let report = scene(true).report();
+    assert_eq!(
+        why(&report),
+        ["asks for 9 GPUs on one machine, and the largest (gpu-1) has 4", words.as_str()]
+    );
+    assert_eq!((report.dedicated.len(), report.stranded.len()), (0, 0));
+    let report = scene(false).report();
+    assert_eq!(why(&report), [words.as_str(), words.as_str()]);
+    // What its own pods hold is known without.
+    assert_eq!(
+        report.idle.iter().map(|idle| (&*idle.pod, &*idle.node)).collect::<Vec<_>>(),
+        [("train", "gpu-2")]
+    );
+}
+
+#[test]
+fn pods_alike_are_one_line_whatever_the_scheduler_said_when() {
+    let mut scene = scattered();
+    for (index, said) in
+        ["0/2 nodes are available.", "0/2 nodes are available: 2 Insufficient nvidia.com/gpu."]
+            .into_iter()
+            .enumerate()
+    {
+        scene = scene.raw_pod(&format!(
+            "{{metadata: {{name: sweep-{index}, namespace: team, ownerReferences: [{{apiVersion: batch/v1, kind: Job, name: sweep, uid: u, controller: true}}]}}, spec: {{containers: [{{name: c, resources: {{requests: {{nvidia.com/gpu: 4}}}}}}]}}, status: {{phase: Pending, conditions: [{{type: PodScheduled, status: 'False', message: '{said}'}}]}}}}"
+        ));
+    }
+    assert_eq!(scene.report().waiting.iter().map(|one| one.pods).collect::<Vec<_>>(), [Some(2)]);
+}
+
+#[test]
+fn of_several_affinities_one_pod_has_to_fit_all() {
+    // `holder` fits the first and `train` the second: no pod fits both.
+    let affinity = "  affinity: {podAffinity: {requiredDuringSchedulingIgnoredDuringExecution: [{topologyKey: kubernetes.io/hostname, labelSelector: {matchLabels: {app: holder}}}, {topologyKey: kubernetes.io/hostname, labelSelector: {matchLabels: {app: train}}}]}}";
+    let why = scattered().pod("waits", "", "nvidia.com/gpu: 1", affinity).why();
+    assert!(
+        why.starts_with("no pod runs that its pod affinity wants to be near (app=holder; app=train)"),
+        "{why}"
+    );
+}
+
+#[test]
+fn what_a_kubelet_refuses_for_numa_is_stranded() {
+    let two_halves = "metadata: {name: gpu-1, labels: {kubernetes.io/hostname: gpu-1}, annotations: {spillway.dev/largest-group: '{\"nvidia.com/gpu\":{\"nvlink\":2,\"numa\":2,\"node\":4}}'}}
+status:
+  capacity: &has {cpu: 64, memory: 512Gi, pods: 110, nvidia.com/gpu: 8}
+  allocatable: *has
+  conditions: [{type: Ready, status: 'True'}]
+";
+    let mut scene = Scene::new().node(two_halves).pod("holder", "gpu-1", "nvidia.com/gpu: 4", "").pod(
+        "waits",
+        "",
+        "nvidia.com/gpu: 4",
+        "  schedulingGates: [{name: a}]",
+    );
+    // Nobody was refused: it may well take them from both.
+    assert_eq!(scene.report().dedicated[0].stranded, 0);
+    let refused: objects::Pod = Scene::object(
+        "{metadata: {name: r, namespace: team}, spec: {nodeName: gpu-1, containers: []}, status: {phase: Failed, reason: TopologyAffinityError}}",
+    );
+    let node = refused.refused_for_numa().unwrap();
+    scene.snapshot.numa_refused.insert(node.into());
+    let report = scene.report();
+    assert_eq!(report.dedicated[0].stranded_by, std::collections::BTreeMap::from([(Cause::Numa, 4)]));
+    assert!(
+        report.stranded[0].why.starts_with("at most 2 of 4 free are on one NUMA node"),
+        "{:?}",
+        report.stranded
+    );
+    assert!(text(&report, Format::Wide).contains("2 by NVLink, 2 on one NUMA node"));
+}
+
+#[test]
+fn partitions_of_a_profile_that_nobody_wants_are_stranded() {
+    let sliced =
+        "metadata: {name: mig-1, labels: {kubernetes.io/hostname: mig-1, nvidia.com/gpu.product: A100}}
+status:
+  capacity: &has {cpu: 64, memory: 512Gi, pods: 110, nvidia.com/mig-1g.5gb: 7, nvidia.com/mig-3g.20gb: 2}
+  allocatable: *has
+  conditions: [{type: Ready, status: 'True'}]
+";
+    let stranded = |scene: Scene| {
+        let report = scene.report();
+        let found = report.stranded.iter().map(|one| (one.resource.clone(), one.devices, one.cause));
+        found.collect::<Vec<_>>()
+    };
+    let large = |count: u32| format!("nvidia.com/mig-3g.20gb: {count}");
+    // Both large ones are taken, one more is wanted, and seven small ones lie about.
+    let scene = Scene::new().node(sliced).pod("a", "mig-1", &large(2), "").pod("waits", "", &large(1), "");
+    assert!(
+        scene.why().starts_with("asks for 1 nvidia.com/mig-3g.20gb: none of 2 is free"),
+        "{}",
+        scene.why()
+    );
+    assert_eq!(stranded(scene), [("nvidia.com/mig-1g.5gb".to_owned(), 7, Cause::Profile)]);
+    // As soon as somebody runs on a small one, there is use for them.
+    let scene = Scene::new().node(sliced).pod("a", "mig-1", &large(2), "").pod("waits", "", &large(1), "");
+    assert_eq!(stranded(scene.pod("b", "mig-1", "nvidia.com/mig-1g.5gb: 1", "")), []);
+    // Of two large ones one is free, and the pod that waits wants two.
+    let scene = Scene::new().node(sliced).pod("a", "mig-1", &large(1), "").pod("waits", "", &large(2), "");
+    assert_eq!(
+        stranded(scene),
+        [
+            ("nvidia.com/mig-1g.5gb".to_owned(), 7, Cause::Profile),
+            ("nvidia.com/mig-3g.20gb".to_owned(), 1, Cause::TooFew)
+        ]
+    );
 }

@@ -3,10 +3,10 @@
 use serde::Serialize;
 
 use super::{
-    fit::{Near, obstacles},
+    fit::could_run,
     pools::{Described, float},
     snapshot::{Pod, ResourceId},
-    state::{Cluster, Machine, alike},
+    state::{Cluster, Machine},
 };
 
 /// A virtual node: what it offers are limits, not machines.
@@ -60,16 +60,10 @@ pub(super) fn serverless(cluster: &Cluster<'_>, shown: &dyn Fn(&Machine<'_>) -> 
             nodes.push((machine.node.name.to_string(), vec![machine]));
         }
     }
-    let waiting = alike(&cluster.waiting);
-    nodes.into_iter().map(|(name, machines)| virtual_node(cluster, name, &machines, &waiting)).collect()
+    nodes.into_iter().map(|(name, machines)| virtual_node(cluster, name, &machines)).collect()
 }
 
-fn virtual_node(
-    cluster: &Cluster<'_>,
-    node: String,
-    machines: &[&Machine<'_>],
-    waiting: &[Vec<&Pod>],
-) -> VirtualNode {
+fn virtual_node(cluster: &Cluster<'_>, node: String, machines: &[&Machine<'_>]) -> VirtualNode {
     let names = &cluster.snapshot.names;
     let offered = |resource: &ResourceId| {
         machines
@@ -79,7 +73,7 @@ fn virtual_node(
     let mut resources: Vec<_> = cluster.accelerators.iter().copied().filter(offered).collect();
     resources.extend([ResourceId::CPU, ResourceId::MEMORY, ResourceId::PODS]);
     let offers = resources.into_iter().map(|resource| {
-        let described = Described { cluster, resource, machines: machines.to_vec(), waiting };
+        let described = Described { cluster, resource, machines: machines.to_vec() };
         let sum = |of: &dyn Fn(&Machine<'_>) -> i64| {
             described.machines.iter().fold(0_i64, |sum, machine| sum.saturating_add(of(machine)))
         };
@@ -91,7 +85,12 @@ fn virtual_node(
             ResourceId::PODS => None,
             ResourceId::MEMORY => {
                 let of = |pod: &&Pod| {
-                    cluster.snapshot.usage.get(&(pod.namespace.clone(), pod.name.clone()))?.memory_bytes
+                    cluster
+                        .snapshot
+                        .beside
+                        .usage
+                        .get(&(pod.namespace.clone(), pod.name.clone()))?
+                        .memory_bytes
                 };
                 let known: Vec<_> = pods.iter().filter_map(of).collect();
                 (!known.is_empty()).then(|| float(known.iter().sum()))
@@ -137,17 +136,10 @@ fn virtual_node(
 fn virtual_suitors(described: &Described<'_>) -> i64 {
     let resource = described.resource;
     let mut wanted = 0_i64;
-    for group in described.waiting {
-        let Some((first, wish)) = group.first().and_then(|pod| Some((pod, pod.wish.as_deref()?))) else {
-            continue;
-        };
-        let near = Near::default();
-        let could = described.machines.iter().any(|machine| {
-            let found = obstacles(first, wish, machine, &near);
-            !found.unselected && found.taint.is_none() && found.beyond.is_empty()
-        });
-        if could {
-            let count = i64::try_from(group.len()).unwrap_or(i64::MAX);
+    for group in &described.cluster.waiting {
+        let Some(first) = group.first() else { continue };
+        if described.machines.iter().any(|machine| could_run(described.cluster, group, machine)) {
+            let count = i64::try_from(group.pods.len()).unwrap_or(i64::MAX);
             wanted = wanted.saturating_add(first.requests.get(resource).saturating_mul(count));
         }
     }

@@ -1,5 +1,7 @@
 //! Why a pod waits, in one sentence, and what would let it start.
 
+mod claims;
+mod quota;
 mod reason;
 mod remedy;
 
@@ -8,11 +10,11 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use self::reason::Question;
+use self::{quota::Limit, reason::Question};
 use super::{
     Holder,
-    snapshot::{Pod, Refusal, ResourceId},
-    state::{Cluster, alike},
+    snapshot::{Refusal, ResourceId},
+    state::{Cluster, Group},
     words::{amount, clipped, seconds_between},
 };
 
@@ -73,6 +75,10 @@ pub enum Reason {
     Neighbours,
     /// Others are being ended for it.
     Preempting,
+    /// A volume that it claims is not there, or elsewhere.
+    Volume,
+    /// Devices that it claims (dynamic resource allocation) are not there, or elsewhere.
+    Claim,
     /// What the scheduler says that is not looked at here: volumes, claims, plugins.
     Scheduler,
     /// It fits and will be placed.
@@ -91,12 +97,12 @@ type Idle<'a> = HashMap<(&'a str, &'a str), &'a Holder>;
 pub(super) fn waiting(cluster: &Cluster<'_>, idle: &[Holder]) -> Vec<Waiting> {
     let now = cluster.snapshot.at;
     let idle: Idle<'_> = idle.iter().map(|holder| ((&*holder.namespace, &*holder.pod), holder)).collect();
-    let mut all: Vec<_> = alike(&cluster.waiting)
-        .into_iter()
-        .enumerate()
-        .filter_map(|(at, group)| Some(of_group(cluster, &idle, &group, at < KINDS)?.since(now)))
+    let groups = cluster.waiting.iter().enumerate();
+    let mut all: Vec<_> = groups
+        .filter_map(|(at, group)| Some(of_group(cluster, &idle, group, at < KINDS)?.since(now)))
         .collect();
-    all.extend(cluster.snapshot.refusals.iter().map(|refusal| of_refusal(refusal).since(now)));
+    let refusals = cluster.snapshot.beside.refusals.iter();
+    all.extend(refusals.map(|refusal| of_refusal(cluster, &idle, refusal).since(now)));
     let weight = |one: &Waiting| one.amount.saturating_mul(i64::try_from(one.pods.unwrap_or(1)).unwrap_or(1));
     let accelerated = |one: &Waiting| one.resource.as_deref().is_some_and(|name| name.contains('/'));
     all.sort_by_key(|one| {
@@ -111,18 +117,25 @@ impl Waiting {
     }
 }
 
-fn of_refusal(refusal: &Refusal) -> Waiting {
+fn of_refusal(cluster: &Cluster<'_>, idle: &Idle<'_>, refusal: &Refusal) -> Waiting {
     let quota = refusal.message.find("exceeded quota: ");
-    let (reason, why) = match quota {
+    let (reason, why, limit) = match quota {
         Some(at) => {
             let rest = &refusal.message[at + "exceeded quota: ".len()..];
             let (name, numbers) = rest.split_once(", ").unwrap_or((rest, ""));
-            let why = format!("the namespace's quota {name} is used up: {}", used_up(numbers));
-            (Reason::Quota, why)
+            let limit = Limit::of(name, numbers);
+            let words = limit.as_ref().map_or_else(|| numbers.to_owned(), Limit::words);
+            (Reason::Quota, format!("the namespace's quota {name} is used up: {words}"), limit)
         }
-        None => (Reason::Refused, format!("the API server does not make its pods: {}", refusal.message)),
+        None => {
+            (Reason::Refused, format!("the API server does not make its pods: {}", refusal.message), None)
+        }
     };
-    let raise = "with a larger quota, or when pods of the namespace have ended".to_owned();
+    let starts_if = match limit {
+        Some(limit) => limit.starts_if(cluster, idle, refusal),
+        None if reason == Reason::Quota => vec![Limit::RAISE.to_owned()],
+        None => Vec::new(),
+    };
     Waiting {
         namespace: refusal.namespace.clone(),
         pod: None,
@@ -135,33 +148,29 @@ fn of_refusal(refusal: &Refusal) -> Waiting {
         waits_s: None,
         reason,
         why: clipped(&why, OTHERS_WORDS),
-        starts_if: if reason == Reason::Quota { vec![raise] } else { Vec::new() },
+        starts_if,
     }
 }
 
-fn of_group(cluster: &Cluster<'_>, idle: &Idle<'_>, group: &[&Pod], closely: bool) -> Option<Waiting> {
-    let first = *group.iter().min_by_key(|pod| (pod.created, &pod.name))?;
+fn of_group(cluster: &Cluster<'_>, idle: &Idle<'_>, group: &Group<'_>, closely: bool) -> Option<Waiting> {
+    let first = *group.pods.iter().min_by_key(|pod| (pod.created, &pod.name))?;
     let wish = first.wish.as_deref()?;
     let names = &cluster.snapshot.names;
     let accelerator = cluster.accelerator(first);
-    let key = accelerator.or_else(|| {
-        let cpu = (ResourceId::CPU, first.requests.get(ResourceId::CPU));
-        Some(cpu).filter(|(_, asked)| *asked > 0)
-    });
-    let asks = if let Some((resource, asked)) = accelerator {
-        amount(names, resource, asked)
-    } else {
-        let both = [ResourceId::CPU, ResourceId::MEMORY].map(|id| (id, first.requests.get(id)));
-        let both = both.into_iter().filter(|(_, asked)| *asked > 0);
-        both.map(|(id, asked)| amount(names, id, asked)).collect::<Vec<_>>().join(", ")
+    let others = || first.requests.iter().filter(|(id, asked)| *asked > 0 && *id != ResourceId::PODS);
+    // Resources are numbered with CPU and memory first.
+    let key = accelerator.or_else(|| others().next());
+    let asks = match accelerator {
+        Some((resource, asked)) => amount(names, resource, asked),
+        None => others().map(|(id, asked)| amount(names, id, asked)).collect::<Vec<_>>().join(", "),
     };
-    let question = Question { cluster, idle, pod: first, wish, names, key };
+    let question = Question { cluster, idle, group, pod: first, wish, names, key };
     let answer = if closely { question.answer() } else { question.scheduler_says(Reason::Scheduler) };
     Some(Waiting {
         namespace: first.namespace.to_string(),
         pod: Some(first.name.to_string()),
         owner: first.owner.as_ref().map(ToString::to_string),
-        pods: Some(group.len()),
+        pods: Some(group.pods.len()),
         asks,
         resource: key.map(|(resource, _)| names.name(resource).to_owned()),
         amount: key.map_or(0, |(_, asked)| asked),
@@ -171,21 +180,4 @@ fn of_group(cluster: &Cluster<'_>, idle: &Idle<'_>, group: &[&Pod], closely: boo
         why: answer.why,
         starts_if: answer.starts_if,
     })
-}
-
-/// `requested: pods=1, used: pods=2, limited: pods=2` in words; as it is where it says more than that.
-fn used_up(numbers: &str) -> String {
-    let parts: Vec<_> = numbers.split(", ").collect();
-    let amount = |part: &str, of: &str| {
-        let (resource, amount) = part.strip_prefix(of)?.strip_prefix(": ")?.split_once('=')?;
-        Some((resource.to_owned(), amount.to_owned()))
-    };
-    let words = || {
-        let [requested, used, limited] = parts.as_slice() else { return None };
-        let (resource, requested) = amount(requested, "requested")?;
-        let ((_, used), (_, limited)) = (amount(used, "used")?, amount(limited, "limited")?);
-        let resource = resource.strip_prefix("requests.").unwrap_or(&resource);
-        Some(format!("{used} of {limited} {resource} are taken, and a pod asks for {requested}"))
-    };
-    words().unwrap_or_else(|| numbers.to_owned())
 }

@@ -12,9 +12,15 @@ pub(super) fn amount(names: &Names, resource: ResourceId, amount: i64) -> String
     match resource {
         ResourceId::CPU => format!("{} {}", cores(amount), if amount == 1000 { "core" } else { "cores" }),
         ResourceId::MEMORY => format!("{} of memory", bytes(amount)),
+        _ if is_bytes(names.name(resource)) => format!("{} of {}", bytes(amount), names.name(resource)),
         ResourceId::PODS => format!("{amount} {}", if amount == 1 { "pod" } else { "pods" }),
         _ => format!("{amount} {}", things(names.name(resource), amount)),
     }
+}
+
+/// Whether a resource's amounts are bytes.
+fn is_bytes(resource: &str) -> bool {
+    resource == "ephemeral-storage" || resource.starts_with("hugepages-")
 }
 
 /// What a resource is called, one or many of it.

@@ -1,6 +1,10 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::{
+    cluster::usage::Kind,
+    report::snapshot::{self, ClaimOf, Phase},
+};
 
 fn pod(value: Value) -> (snapshot::Pod, Names) {
     let mut names = Names::default();
@@ -147,4 +151,59 @@ fn the_port_of_an_exporter_is_found() {
         Some((Kind::Dcgm, 9400))
     );
     assert_eq!(exporter(json!({ "app": "web" }), json!([]), "Running"), None);
+}
+
+#[test]
+fn what_a_pod_claims_is_named_until_it_has_its_machine() {
+    let claims = |node: Option<&str>| {
+        let (pod, _) = pod(json!({
+            "metadata": { "name": "p" },
+            "spec": {
+                "nodeName": node,
+                "volumes": [
+                    { "name": "data", "persistentVolumeClaim": { "claimName": "data-0" } },
+                    { "name": "scratch", "ephemeral": {} },
+                    { "name": "config", "configMap": { "name": "c" } },
+                ],
+                "resourceClaims": [
+                    { "name": "gpu", "resourceClaimTemplateName": "one" }, { "name": "shared", "resourceClaimName": "all" },
+                    { "name": "late", "resourceClaimTemplateName": "two" },
+                ],
+                "containers": [],
+            },
+            "status": { "resourceClaimStatuses": [{ "name": "gpu", "resourceClaimName": "p-gpu-x7" }] },
+        }));
+        let claims = pod.wish.map(|wish| wish.claims).unwrap_or_default();
+        claims
+            .into_iter()
+            .map(|claim| (claim.of, claim.name.map(|name| name.to_string())))
+            .collect::<Vec<_>>()
+    };
+    let named = |of, name: &str| (of, Some(name.to_owned()));
+    assert_eq!(
+        claims(None),
+        [
+            named(ClaimOf::Volume, "data-0"),
+            named(ClaimOf::Volume, "p-scratch"),
+            named(ClaimOf::Devices, "p-gpu-x7"),
+            named(ClaimOf::Devices, "all"),
+            (ClaimOf::Devices, None),
+        ]
+    );
+    assert_eq!(claims(Some("n")), []);
+}
+
+#[test]
+fn a_sidecar_takes_its_port_of_the_host_too() {
+    let (pod, _) = pod(json!({
+        "metadata": { "name": "p" },
+        "spec": {
+            "initContainers": [
+                { "name": "s", "restartPolicy": "Always", "ports": [{ "containerPort": 1, "hostPort": 81 }] },
+                { "name": "i", "ports": [{ "containerPort": 1, "hostPort": 82 }] },
+            ],
+            "containers": [{ "name": "c", "ports": [{ "containerPort": 1, "hostPort": 80 }, { "containerPort": 2 }] }],
+        },
+    }));
+    assert_eq!(pod.ports.iter().map(|port| port.port).collect::<Vec<_>>(), [80, 81]);
 }

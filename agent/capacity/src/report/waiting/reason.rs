@@ -6,7 +6,7 @@ use super::{
         quantity::{bytes, cores},
         selector::{has, required, told},
         snapshot::{Names, Pod, ResourceId, Wish},
-        state::{Cluster, Machine},
+        state::{Cluster, Group, Machine},
         words::{amount, clipped, few, seconds_between},
     },
     Idle, OTHERS_WORDS, Reason,
@@ -23,6 +23,7 @@ pub(super) struct Answer {
 pub(super) struct Question<'a> {
     pub(super) cluster: &'a Cluster<'a>,
     pub(super) idle: &'a Idle<'a>,
+    pub(super) group: &'a Group<'a>,
     pub(super) pod: &'a Pod,
     pub(super) wish: &'a Wish,
     pub(super) names: &'a Names,
@@ -35,28 +36,40 @@ pub(super) type Spot<'a> = (&'a Machine<'a>, Obstacles<'a>);
 
 impl Question<'_> {
     pub(super) fn answer(&self) -> Answer {
-        if let Some(answer) = self.before_the_scheduler() {
+        if let Some(answer) = self.before_the_scheduler().or_else(|| self.unanswered_claim()) {
             return answer;
+        }
+        let snapshot = self.cluster.snapshot;
+        if !snapshot.machines_seen {
+            return self.scheduler_says(Reason::Scheduler);
         }
         let near = Near::of(self.pod, self.wish, self.cluster);
         let spots: Vec<Spot<'_>> = self
             .cluster
             .machines
             .iter()
-            .map(|machine| (machine, obstacles(self.pod, self.wish, machine, &near)))
+            .map(|machine| (machine, obstacles(self.cluster, self.group, self.pod, machine, &near)))
             .collect();
         if spots.iter().any(|(_, found)| found.none()) {
-            return self.fits(&spots);
+            // What pods that can't be seen hold may be the whole reason.
+            let blind = snapshot.pods_only_in.is_some();
+            return if blind { self.scheduler_says(Reason::Scheduler) } else { self.fits(&spots) };
         }
+        let alone = near.alone();
         let never = self.never_fits(&spots).map(|answer| {
             let mut starts_if = Self::opened(&spots);
             starts_if.extend(answer.starts_if);
             Answer { starts_if, ..answer }
         });
-        never.unwrap_or_else(|| {
+        never.or_else(|| self.unreached(&spots)).unwrap_or_else(|| {
             let only_short: Vec<_> = spots.iter().filter(|(_, found)| found.only_short()).collect();
-            if only_short.is_empty() { self.kept_off(&spots) } else { self.full(&only_short, &spots) }
+            if only_short.is_empty() { self.kept_off(&spots, alone) } else { self.full(&only_short, &spots) }
         })
+    }
+
+    /// Whether it is an accelerator that decides.
+    fn accelerated(&self) -> bool {
+        self.key.is_some_and(|(resource, _)| self.cluster.accelerators.contains(&resource))
     }
 
     fn before_the_scheduler(&self) -> Option<Answer> {
@@ -72,43 +85,58 @@ impl Question<'_> {
             let starts_if = vec!["when whoever set the gate removes it".to_owned()];
             return Some(Answer { reason: Reason::Gated, why, starts_if });
         }
-        if let Some(node) = &self.wish.nominated {
-            let why = format!("pods of lower priority on {node} are being ended for it");
-            return Some(Answer {
-                reason: Reason::Preempting,
-                why,
-                starts_if: vec!["when they have ended".to_owned()],
-            });
-        }
-        None
+        self.preempting()
+    }
+
+    /// Others are being ended for it.
+    fn preempting(&self) -> Option<Answer> {
+        let node = self.wish.nominated.as_ref()?;
+        let machine = self.cluster.machines.iter().find(|machine| machine.node.name == *node);
+        let ending = machine.iter().flat_map(|machine| machine.pods.iter()).filter(|pod| pod.ending);
+        let ending: Vec<_> = ending.map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
+        let (who, are) = match ending.len() {
+            // Where only its own namespace can be seen, they may be elsewhere.
+            0 if self.cluster.snapshot.pods_only_in.is_none() && machine.is_some() => return None,
+            0 => ("pods".to_owned(), "are"),
+            1 => (few(ending.iter().map(String::as_str)), "is"),
+            _ => (few(ending.iter().map(String::as_str)), "are"),
+        };
+        let gone = if are == "is" { "when it has ended" } else { "when they have ended" };
+        Some(Answer {
+            reason: Reason::Preempting,
+            why: format!("{who}, of lower priority, {are} being ended on {node} for it"),
+            starts_if: vec![gone.to_owned()],
+        })
     }
 
     /// The scheduler's own words, where it has any.
     pub(super) fn scheduler_says(&self, reason: Reason) -> Answer {
         let scheduler = &self.wish.scheduler;
-        let why = match &self.wish.said {
-            Some(said) => format!("{scheduler} says: {}", clipped(said, OTHERS_WORDS)),
-            None => format!("{scheduler} has not looked at it: does it run?"),
+        let Some(said) = &self.wish.said else {
+            let mut starts_if = vec![format!("when a scheduler called {scheduler} runs")];
+            if scheduler != "default-scheduler" {
+                starts_if.push("with another schedulerName".to_owned());
+            }
+            let why = format!("{scheduler} has not looked at it: does it run?");
+            return Answer { reason, why, starts_if };
         };
+        // What it says of preemption after that is the same again.
+        let said = said
+            .find(". no new claims")
+            .or_else(|| said.find(". preemption:"))
+            .map_or(&**said, |at| &said[..=at]);
+        let why = format!("{scheduler} says: {}", clipped(said, OTHERS_WORDS));
         Answer { reason, why, starts_if: Vec::new() }
     }
 
     fn fits(&self, spots: &[Spot<'_>]) -> Answer {
         let age = self.pod.created.map(|created| seconds_between(created, self.cluster.snapshot.at));
         let known = age.is_none_or(|age| age > SOON_S);
-        let says = |words: &str| self.wish.said.as_ref().is_some_and(|said| said.contains(words));
-        if says("volume") || says("PersistentVolume") || says("persistentvolume") {
-            let mut answer = self.scheduler_says(Reason::Scheduler);
-            answer.why = format!("waits for a volume: {}", answer.why);
+        if let Some(answer) = self.unfound_claim() {
             return answer;
         }
-        if known
-            && (self.wish.said.is_some() || self.wish.claims || self.wish.scheduler != "default-scheduler")
-        {
-            return self.scheduler_says(Reason::Scheduler);
-        }
         if known {
-            return self.scheduler_says(Reason::Starting);
+            return self.scheduler_says(Reason::Scheduler);
         }
         let open = spots.iter().filter(|(_, found)| found.none()).map(|(machine, _)| &*machine.node.name);
         let why = format!("it has only just come, and fits on {}", few(open));
@@ -130,7 +158,8 @@ impl Question<'_> {
         if large.is_empty() {
             return Some(self.too_large(&offers, resource, asked));
         }
-        if large.iter().all(|(_, found)| found.unselected) {
+        let holds = |(_, found): &&Spot<'_>| found.beyond.is_empty();
+        if spots.iter().filter(holds).all(|(_, found)| found.unselected) {
             let why = format!(
                 "asks for {what}, and {}",
                 self.unselected(&large.iter().map(|(machine, _)| *machine).collect::<Vec<_>>())
@@ -178,14 +207,13 @@ impl Question<'_> {
         if most < asked {
             let largest = offers.iter().find(|(machine, _)| has(machine, resource) == most);
             let largest = largest.map_or("", |(machine, _)| &*machine.node.name);
-            let why = format!("asks for {what} on one machine, and the largest ({largest}) has {most}");
-            let why = if resource == ResourceId::CPU {
+            let why = if self.accelerated() {
+                format!("asks for {what} on one machine, and the largest ({largest}) has {most}")
+            } else {
                 format!(
                     "asks for {what}, and the largest machine ({largest}) has {}",
                     amount(self.names, resource, most)
                 )
-            } else {
-                why
             };
             let split = format!("with pods of at most {}", amount(self.names, resource, most));
             return Answer { reason: Reason::TooLarge, why, starts_if: vec![split] };
@@ -230,7 +258,11 @@ impl Question<'_> {
                 format!("{} {} {values}", one.key, one.operator).trim_end().to_owned()
             })
             .collect();
-        if told.is_empty() {
+        let fields = terms.iter().flat_map(|term| term.match_fields.iter().flatten());
+        let names: Vec<_> = fields.flat_map(|one| one.values.iter().flatten()).map(String::as_str).collect();
+        if told.is_empty() && !names.is_empty() {
+            format!("it is meant for {} alone, which can't hold it or does not exist", few(names))
+        } else if told.is_empty() {
             "its node selector fits none of the machines that could hold it".to_owned()
         } else {
             format!(
@@ -241,7 +273,7 @@ impl Question<'_> {
     }
 
     /// Nothing is in the way of it but what somebody has set, or other pods.
-    fn kept_off(&self, spots: &[Spot<'_>]) -> Answer {
+    fn kept_off(&self, spots: &[Spot<'_>], alone: bool) -> Answer {
         let able = |(_, found): &&Spot<'_>| found.beyond.is_empty() && !found.unselected;
         let could: Vec<_> = spots.iter().filter(able).collect();
         let what = match self.key {
@@ -281,19 +313,62 @@ impl Question<'_> {
             return Answer { reason: Reason::KeptOff, why, starts_if };
         }
         let machines = few(near.iter().map(|(machine, _)| &*machine.node.name));
-        let why = if let Some(port) = near.iter().find_map(|(_, found)| found.port) {
-            format!("the host's port {port} that it takes is taken on {machines}")
-        } else if near.iter().any(|(_, found)| found.apart) {
-            format!("its pod anti-affinity, or that of a pod that runs there, keeps it off {machines}")
-        } else if near.iter().any(|(_, found)| found.lonely) {
-            format!("the pods that its pod affinity wants to be near are not on {machines}")
-        } else {
-            format!("its topology spread constraint does not allow another pod on {machines}")
-        };
+        let called = |pod: &Pod| format!("{}/{}", pod.namespace, pod.name);
         let mut starts_if = starts_if;
+        let why = if let Some((port, other)) = near.iter().find_map(|(_, found)| found.port) {
+            starts_if.push(format!("if {} ended, or with another port", called(other)));
+            format!(
+                "{} has the host's port {port} that it takes; it could only run on {machines}",
+                called(other)
+            )
+        } else if let Some(other) = near.iter().find_map(|(_, found)| found.apart) {
+            let whose = if other.refuses.is_empty() { "its pod anti-affinity" } else { "pod anti-affinity" };
+            format!("{whose} keeps it away from {}, and with it off {machines}", called(other))
+        } else if near.iter().any(|(_, found)| found.lonely) {
+            let wanted = self.wanted();
+            if alone {
+                starts_if.push("when such a pod runs".to_owned());
+                format!("no pod runs that its pod affinity wants to be near ({wanted})")
+            } else {
+                format!("the pods that its pod affinity wants to be near ({wanted}) are not on {machines}")
+            }
+        } else if let Some(rule) =
+            self.wish.spread.iter().find(|rule| rule.when_unsatisfiable == "DoNotSchedule")
+        {
+            format!(
+                "its topology spread constraint (maxSkew {} of {}) does not allow another pod on {machines}",
+                rule.max_skew, rule.topology_key
+            )
+        } else {
+            return self.scheduler_says(Reason::Scheduler);
+        };
         starts_if
             .push("with another machine that could hold it, or with a rule that only prefers".to_owned());
         Answer { reason: Reason::Neighbours, why, starts_if }
+    }
+
+    /// The labels of the pods that its pod affinity wants to be near.
+    fn wanted(&self) -> String {
+        let affinity = self.wish.affinity.pod_affinity.as_ref();
+        let terms =
+            affinity.and_then(|all| all.required_during_scheduling_ignored_during_execution.as_deref());
+        let selectors = terms.unwrap_or_default().iter().filter_map(|term| term.label_selector.as_ref());
+        let told: Vec<_> = selectors
+            .flat_map(|selector| {
+                let labels =
+                    selector.match_labels.iter().flatten().map(|(key, value)| format!("{key}={value}"));
+                let more = selector.match_expressions.iter().flatten().map(|one| {
+                    format!(
+                        "{} {} {}",
+                        one.key,
+                        one.operator,
+                        one.values.as_deref().unwrap_or_default().join(",")
+                    )
+                });
+                labels.chain(more).collect::<Vec<_>>()
+            })
+            .collect();
+        clipped(&told.join("; "), 150)
     }
 
     fn full(&self, open: &[&Spot<'_>], spots: &[Spot<'_>]) -> Answer {
@@ -307,7 +382,7 @@ impl Question<'_> {
         let roomiest = own.iter().max_by_key(|(machine, _)| machine.free(resource));
         let most = roomiest.map_or(0, |(machine, _)| machine.free(resource));
         let place = roomiest.map_or("", |(machine, _)| &*machine.node.name);
-        let accelerated = resource != ResourceId::CPU;
+        let accelerated = self.accelerated();
         let beside: Vec<_> = own.iter().filter(|(_, found)| !found.short.contains(&resource)).collect();
         let (reason, mut why) = if own.is_empty() {
             (Reason::Full, format!("asks for {what}"))
@@ -358,6 +433,10 @@ impl Question<'_> {
                 few(own.iter().map(|(machine, _)| &*machine.node.name))
             );
         }
+        if spots.iter().any(|(_, found)| found.unreached) {
+            let reached = own.iter().map(|(machine, _)| &*machine.node.name);
+            why = format!("{why}; what it claims can only be reached from {}", few(reached));
+        }
         for (machine, found) in &rented {
             let short =
                 found.short.iter().map(|&id| amount(self.names, id, machine.free(id))).collect::<Vec<_>>();
@@ -373,6 +452,11 @@ impl Question<'_> {
         }
         if !relieved {
             starts_if.extend(self.displaced(open));
+        }
+        if self.wish.polite && self.could_preempt(open) {
+            starts_if.push(
+                "with a priority class that preempts: others of lower priority are in its place".to_owned(),
+            );
         }
         if starts_if.is_empty() {
             starts_if.push(format!(

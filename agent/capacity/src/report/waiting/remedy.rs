@@ -42,6 +42,11 @@ impl Question<'_> {
         Some(format!("if {} ended on {}", self.holding(&pods), machine.node.name))
     }
 
+    /// Whether the end of pods of lower priority would make room.
+    pub(super) fn could_preempt(&self, open: &[&Spot<'_>]) -> bool {
+        self.fewest(open, |pod| pod.priority < self.pod.priority).is_some()
+    }
+
     fn holder(&self, pod: &Pod) -> Option<&Holder> {
         self.idle.get(&(&*pod.namespace, &*pod.name)).copied()
     }
