@@ -15,7 +15,7 @@ use jiff::{Timestamp, civil::Date, tz::TimeZone};
 use serde::Serialize;
 
 pub use currency::{Currency, Exchange};
-pub use file::AsOf;
+pub use file::{Age, AsOf};
 pub use rates::{Args, Rates};
 
 use crate::output::{Column, Table};
@@ -176,9 +176,10 @@ pub struct Price {
     pub billed_s: f64,
     /// When it was asked.
     pub as_of: AsOf,
-    /// How old it may be.
-    pub age_days: i32,
-    /// Older than [`STALE_DAYS`].
+    /// How old it is.
+    #[serde(flatten)]
+    pub age: Age,
+    /// Surely older than [`STALE_DAYS`].
     pub stale: bool,
     /// Where it stands.
     pub source: String,
@@ -294,8 +295,8 @@ impl Prices {
                 amount(price.gib_per_hour),
                 price.billed_s.to_string(),
                 price.as_of.to_string(),
-                price.age_days.to_string(),
-                if price.stale { "STALE".to_owned() } else { "-".to_owned() },
+                price.age.to_string(),
+                price.age.verdict().to_owned(),
                 text(&price.provider),
                 price.source.clone(),
                 price.file.clone(),

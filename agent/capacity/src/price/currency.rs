@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Serialize, Serializer};
 
-use super::{AsOf, Error, rounded};
+use super::{Age, AsOf, Error, rounded};
 use crate::output::{Column, Table};
 
 /// An ISO 4217 code.
@@ -57,9 +57,10 @@ pub struct Exchange {
     pub rate: f64,
     /// When it was asked.
     pub as_of: AsOf,
-    /// How old it may be.
-    pub age_days: i32,
-    /// Older than [`super::STALE_DAYS`].
+    /// How old it is.
+    #[serde(flatten)]
+    pub age: Age,
+    /// Surely older than [`super::STALE_DAYS`].
     pub stale: bool,
     /// Where it stands.
     pub source: String,
@@ -85,8 +86,8 @@ pub(super) fn table(exchange: &[Exchange]) -> Table {
             rate.to.to_string(),
             rounded(rate.rate),
             rate.as_of.to_string(),
-            rate.age_days.to_string(),
-            if rate.stale { "STALE".to_owned() } else { "-".to_owned() },
+            rate.age.to_string(),
+            rate.age.verdict().to_owned(),
             rate.source.clone(),
             rate.file.clone(),
         ]

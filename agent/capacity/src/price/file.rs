@@ -25,6 +25,8 @@ const SECONDS_PER_HOUR: f64 = 3600.0;
 pub struct AsOf {
     /// The earliest day that it may be.
     first: Date,
+    /// The latest.
+    last: Date,
     /// As it was written.
     text: String,
 }
@@ -41,12 +43,62 @@ impl AsOf {
             [year, month, day] if digits(year, 4) && digits(month, 2) && digits(day, 2) => text.to_owned(),
             _ => return None,
         };
-        Some(Self { first: whole.parse().ok()?, text: text.to_owned() })
+        let first: Date = whole.parse().ok()?;
+        let last = match parts.len() {
+            1 => first.last_of_year(),
+            2 => first.last_of_month(),
+            _ => first,
+        };
+        Some(Self { first, last, text: text.to_owned() })
     }
 
-    /// How old it may be.
-    fn age_days(&self, today: Date) -> i32 {
-        self.first.duration_until(today).as_hours().try_into().map_or(i32::MAX, |hours: i32| hours / 24)
+    /// How old it is on a day: at least, and at most. Negative where it is yet to come.
+    fn age_days(&self, today: Date) -> (i32, i32) {
+        let days = |since: Date| {
+            since.duration_until(today).as_hours().try_into().map_or(i32::MAX, |hours: i32| hours / 24)
+        };
+        (days(self.last), days(self.first))
+    }
+}
+
+/// How old a price is: at least and at most, since a year or a month is no day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Age {
+    /// At least so many days.
+    pub age_days: i32,
+    /// At most so many.
+    pub age_days_at_most: i32,
+}
+
+impl Age {
+    /// Surely older than [`STALE_DAYS`].
+    pub fn is_stale(self) -> bool {
+        self.age_days > STALE_DAYS
+    }
+
+    /// Perhaps older than [`STALE_DAYS`]: its date doesn't tell.
+    pub fn may_be_stale(self) -> bool {
+        self.age_days_at_most > STALE_DAYS
+    }
+
+    /// Its word in a table.
+    pub(super) fn verdict(self) -> &'static str {
+        match (self.is_stale(), self.may_be_stale()) {
+            (true, _) => "STALE",
+            (false, true) => "perhaps",
+            (false, false) => "-",
+        }
+    }
+}
+
+impl fmt::Display for Age {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { age_days, age_days_at_most } = self;
+        if age_days == age_days_at_most {
+            write!(f, "{age_days}")
+        } else {
+            write!(f, "{age_days}-{age_days_at_most}")
+        }
     }
 }
 
@@ -234,7 +286,7 @@ impl Reader<'_> {
         if machine_per_hour.is_none() && gpu.is_none() && vcpu_per_hour.is_none() && gib_per_hour.is_none() {
             return Err(self.wrong(at, "it has no price: give machineHour, gpuHour, vcpuHour or gibHour"));
         }
-        let (as_of, age_days) = self.age(entry.as_of)?;
+        let (as_of, age) = self.age(entry.as_of)?;
         Ok(Price {
             name: self.name.to_owned(),
             kind,
@@ -248,8 +300,8 @@ impl Reader<'_> {
             gib_per_hour,
             billed_s,
             as_of,
-            age_days,
-            stale: age_days > STALE_DAYS,
+            age,
+            stale: age.is_stale(),
             source: entry.source,
             file: self.file.to_owned(),
         })
@@ -264,14 +316,14 @@ impl Reader<'_> {
         if !(1e-6..=1e6).contains(&value) {
             return Err(self.wrong(referenced, format!("rate is {value}: give what one {from} is in {to}")));
         }
-        let (as_of, age_days) = self.age(rate.as_of)?;
+        let (as_of, age) = self.age(rate.as_of)?;
         Ok(Exchange {
             from,
             to,
             rate: value,
             as_of,
-            age_days,
-            stale: age_days > STALE_DAYS,
+            age,
+            stale: age.is_stale(),
             source: rate.source,
             file: self.file.to_owned(),
         })
@@ -281,15 +333,15 @@ impl Reader<'_> {
         text.value.parse().map_err(|error: Error| self.wrong(text.referenced, error.to_string()))
     }
 
-    fn age(&self, as_of: Spanned<AsOf>) -> Result<(AsOf, i32), Error> {
-        let age_days = as_of.value.age_days(self.today);
+    fn age(&self, as_of: Spanned<AsOf>) -> Result<(AsOf, Age), Error> {
+        let (least, most) = as_of.value.age_days(self.today);
         // Where the writer's day has begun, ours may not have.
-        if age_days < -1 {
+        if most < -1 {
             return Err(
                 self.wrong(as_of.referenced, format!("asOf is {}, which is yet to come", as_of.value))
             );
         }
-        Ok((as_of.value, age_days.max(0)))
+        Ok((as_of.value, Age { age_days: least.max(0), age_days_at_most: most.max(0) }))
     }
 
     /// A price by the hour, or by the second.

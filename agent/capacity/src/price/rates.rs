@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use jiff::civil::Date;
 use serde::Serialize;
 
-use super::{Currency, Error, Kind, Price, Prices, file};
+use super::{Age, AsOf, Currency, Error, Kind, Price, Prices, file, rounded};
 
 /// What a GPU costs for an hour, owned and rented.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -50,7 +50,9 @@ impl Rates {
         };
         if rates.ratio() <= 1.0 {
             rates.warnings.push(format!(
-                "a rented GPU ({serverless} {currency} per hour) costs no more than an owned one ({dedicated}): rent everything"
+                "a rented GPU ({} {currency} per hour) costs no more than an owned one ({}): rent everything",
+                rounded(serverless),
+                rounded(dedicated)
             ));
         }
         Ok(rates)
@@ -119,7 +121,7 @@ impl Args {
         let serverless = self.find(&prices, Kind::Serverless)?;
         let named = |found: &Found| found.price.map(|price| price.currency);
         let currency = self.currency.or(named(&dedicated)).or(named(&serverless)).unwrap_or(Currency::USD);
-        let mut notes = Vec::new();
+        let (mut notes, mut old) = (Vec::new(), Vec::new());
         let mut amounts = [0.0; 2];
         for (amount, (found, other)) in
             amounts.iter_mut().zip([(&dedicated, &serverless), (&serverless, &dedicated)])
@@ -149,15 +151,13 @@ impl Args {
                     to: currency,
                 })?;
             *amount = converted;
-            if let Some(price) = found.price.filter(|price| price.stale) {
-                notes.push(old(&price.name, &price.as_of.to_string(), price.age_days));
+            if let Some(price) = found.price {
+                old.extend(doubtful(&price.name, &price.as_of, price.age));
             }
             if let Some(rate) = exchange {
                 let name = format!("the exchange rate of {} to {}, {}", rate.from, rate.to, rate.rate);
                 notes.push(format!("{} was converted with {name} of {}", found.name, rate.as_of));
-                if rate.stale {
-                    notes.push(old(&name, &rate.as_of.to_string(), rate.age_days));
-                }
+                old.extend(doubtful(&name, &rate.as_of, rate.age));
             }
         }
         let mut rates = Rates::new(currency, amounts[0], amounts[1])?;
@@ -165,6 +165,9 @@ impl Args {
         rates.dedicated_from = dedicated.origin();
         rates.serverless_from = serverless.origin();
         rates.warnings.extend(notes);
+        if !old.is_empty() {
+            rates.warnings.push(format!("{}: check, and give today's with --prices", old.join("; ")));
+        }
         Ok(rates)
     }
 
@@ -213,6 +216,16 @@ impl Found<'_> {
     }
 }
 
-fn old(name: &str, as_of: &str, age_days: i32) -> String {
-    format!("{name} is of {as_of}: it may be {age_days} days old; check it, and give today's with --prices")
+/// What is to be said of something's age, where it is or may be too old.
+fn doubtful(name: &str, as_of: &AsOf, age: Age) -> Option<String> {
+    if age.is_stale() {
+        Some(format!("{name} is of {as_of}, {age} days ago"))
+    } else if age.may_be_stale() {
+        Some(format!(
+            "{name} is of {as_of}, without a day: it may be up to {} days old",
+            age.age_days_at_most
+        ))
+    } else {
+        None
+    }
 }

@@ -45,8 +45,8 @@ fn the_built_in_prices_are_the_published_ones() {
     // With the 4 virtual CPUs and 16 GiB that Cloud Run wants beside an L4.
     let l4 = prices.of_model(Kind::Serverless, "l4").unwrap();
     assert!((l4.gpu_per_hour.unwrap() - 1.04652).abs() < 1e-9);
-    // A year is as old as its first day.
-    assert_eq!((l4.age_days, l4.stale), (325, true));
+    // Any day of the year may be meant.
+    assert_eq!((l4.age.to_string().as_str(), l4.stale, l4.age.may_be_stale()), ("0-325", false, true));
 }
 
 #[test]
@@ -97,7 +97,12 @@ fn a_price_of_more_than_180_days_is_said_to_be_old() {
         args(Some(&file), "x", "6", None).rates(TODAY).unwrap().warnings
     };
     assert_eq!(with("2026-05-26"), [""; 0]);
-    assert!(with("2026-05-25")[0].contains("x is of 2026-05-25: it may be 181 days old"));
+    assert!(with("2026-05-25")[0].contains("x is of 2026-05-25, 181 days ago"));
+    // Of a month or a year it is said only when all of it is past.
+    assert!(with("2026-05")[0].contains("x is of 2026-05, without a day: it may be up to 205 days old"));
+    assert!(with("2026-04")[0].contains("x is of 2026-04, 206-235 days ago"));
+    assert_eq!(with("2026-06"), [""; 0]);
+    assert!(with("2025")[0].contains("x is of 2025, 326-690 days ago"));
 }
 
 #[test]
@@ -122,7 +127,13 @@ fn currencies_are_not_mixed() {
     .unwrap();
     let converted = rates(args(Some(&file), "x", "y", None)).unwrap();
     assert!((converted.serverless_per_gpu_hour - 1.96).abs() < 1e-12);
+    // That renting is cheaper, how it was converted, and once for all how old what is.
     assert_eq!(converted.warnings.len(), 3, "{:?}", converted.warnings);
+    assert!(converted.warnings[0].contains("a rented GPU (1.96 USD per hour)"));
+    assert!(
+        converted.warnings[2]
+            .contains("the exchange rate of CNY to USD, 0.14 is of 2026-01-02, 324 days ago")
+    );
     let back = rates(args(Some(&file), "x", "y", Some("CNY"))).unwrap();
     assert!((back.ratio() - converted.ratio()).abs() < 1e-12);
 }
