@@ -196,7 +196,7 @@ impl Series {
     }
 
     /// Stretches without any demand that look like missing data, in a trace with regular samples: demand falls to nothing, or comes back from it, by at least half its median from one sample to the next,
-    /// in a trace that has no demand at all in at most a tenth of its time, and seldom: where it happens more than twice and once in 10,000 samples, that is how demand is.
+    /// in a trace that has no demand at all in at most a tenth of its time, and seldom: where it happens for about as long more than twice and once in 10,000 samples, that is how demand is.
     pub fn holes(&self) -> &[Span] {
         &self.holes
     }

@@ -364,14 +364,17 @@ impl Zeros {
         }
         let curve = series.curve();
         let zero = curve.share_between(0, 1);
-        if self.usual || zero > 0.1 || self.found.len() as u64 > 2 + series.samples / 10_000 {
+        let median = f64::from(curve.quantile_gpus(0.5));
+        if self.usual || zero > 0.1 || median <= 0.0 {
             return Vec::new();
         }
-        let median = f64::from(curve.quantile_gpus(0.5));
-        self.found
-            .into_iter()
-            .filter(|(_, edge)| median > 0.0 && *edge >= median / 2.0)
-            .map(|(span, _)| span)
-            .collect()
+        let abrupt: Vec<Span> =
+            self.found.into_iter().filter(|(_, edge)| *edge >= median / 2.0).map(|(span, _)| span).collect();
+        // Where there are many about as long, that is how demand is.
+        let seldom = |hole: &Span| {
+            let as_long = abrupt.iter().filter(|other| other.seconds() >= hole.seconds() / 2.0).count();
+            as_long as u64 <= 2 + series.samples / 10_000
+        };
+        abrupt.iter().copied().filter(seldom).collect()
     }
 }

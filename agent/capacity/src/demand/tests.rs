@@ -142,3 +142,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_long_hole_is_told_from_the_short_pauses_of_a_pool_that_is_often_idle() {
+    // Every few hours nobody wants anything for a minute; once the data is missing for five hours.
+    let level = |minute: usize| match minute {
+        3000..3300 => 0.0,
+        _ if minute.is_multiple_of(700) => 0.0,
+        _ => 40.0 + (minute % 13) as f64,
+    };
+    let series = every_minute((0..10_000).map(level));
+    assert_eq!(series.holes(), [Span { from_s: 180_000.0, to_s: 198_000.0 }]);
+}
