@@ -10,13 +10,16 @@ use super::{
     error::Error,
     input,
     jobs::Jobs,
-    preset::{Counted, Layout, Mapping, Preset},
+    key::Mapping,
+    layout::{Counted, Layout},
+    lists,
+    preset::Preset,
     progress::Progress,
-    reports::Reports,
+    reports::Reading,
     rows::Rows,
     samples::Samples,
     value::{TimeUnit, Times},
-    warnings::{Kind, Warnings},
+    warnings::Kind,
 };
 
 /// Which files make a trace, and how they are read.
@@ -93,20 +96,15 @@ impl Args {
     fn read(&self, files: Vec<(String, input::Bytes)>, progress: Progress) -> Result<Trace, Error> {
         let times = Times { unit: self.time_unit, offset_s: self.utc_offset.unwrap_or(0) };
         let mapping = self.columns.clone().unwrap_or_default();
-        let mut reports = Reports { warnings: Warnings::default(), strict: self.strict };
+        let mut reading = Reading::new(times, self.strict, progress);
         let (mut jobs, mut demand) = (Vec::new(), Vec::new());
-        let (mut machines, mut owned) = (None, None);
+        let (mut machines, mut owned) = (None, Vec::new());
         for (name, bytes) in files {
             let rows = Rows::new(bytes, &name, self.delimiter, !self.no_header)?;
             match Layout::of(&rows, self.preset, &mapping, self.demand)? {
                 Layout::Jobs(columns) => jobs.push((rows, columns)),
                 Layout::Demand(columns) => demand.push((rows, columns)),
-                Layout::Owned => {
-                    reports.warn(Kind::LeftOut, &name, rows.header_line(), || {
-                        "it tells what was owned, not what was demanded".to_owned()
-                    })?;
-                    owned = Some(name);
-                }
+                Layout::Owned => owned.push((name, rows)),
                 Layout::Machines => machines = Some(name),
             }
         }
@@ -120,9 +118,21 @@ impl Args {
                 second: sample.file.to_string(),
                 second_is: "demand over time",
             }),
-            (Some(_), None) => Ok(Trace::Jobs(Jobs::new(jobs, times, reports, progress)?)),
-            (None, Some(_)) => Ok(Trace::Demand(Samples::new(demand, times, reports, progress)?)),
-            (None, None) => Err(owned.map_or(Error::NoFiles, |file| Error::Owned { file })),
+            (Some(_), None) => {
+                for (name, rows) in owned {
+                    reading.reports.warn(Kind::LeftOut, &name, rows.header_line(), || {
+                        "it tells what was owned, not what was asked for".to_owned()
+                    })?;
+                }
+                Ok(Trace::Jobs(Jobs::new(jobs, reading)?))
+            }
+            (None, Some(_)) => {
+                let owned = owned.into_iter().next().map(|(_, rows)| lists::owned(rows)).transpose()?;
+                Ok(Trace::Demand(Samples::new(demand, owned.unwrap_or_default(), reading)?))
+            }
+            (None, None) => {
+                Err(owned.into_iter().next().map_or(Error::NoFiles, |(file, _)| Error::Owned { file }))
+            }
         }
     }
 }

@@ -5,7 +5,9 @@ use std::{collections::HashMap, sync::Arc};
 use csv::ByteRecord;
 
 use super::{
-    preset::{Columns, Key, Preset},
+    key::Key,
+    layout::Columns,
+    preset::Preset,
     reports::{Cells, Skipped},
     value::{self, Times, Tres},
     warnings::Kind,
@@ -30,6 +32,15 @@ pub(super) struct Decoder {
     none: Arc<str>,
     /// A name that was made since it was last asked isn't UTF-8.
     replaced: bool,
+    guessed: Guessed,
+}
+
+/// Whether the unit of a duration was guessed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Guessed {
+    Never,
+    Now,
+    Told,
 }
 
 impl Decoder {
@@ -41,6 +52,7 @@ impl Decoder {
             any: Arc::from([]),
             none: Arc::from(""),
             replaced: false,
+            guessed: Guessed::Never,
         }
     }
 
@@ -61,8 +73,7 @@ impl Decoder {
             return Ok(None);
         }
         columns.fits(row)?;
-        let times = self.times;
-        let submit_s = cells.read(Key::Submit, Kind::BadTime, |cell| times.at(cell))?.ok_or(Skipped {
+        let submit_s = self.at(cells, Key::Submit)?.ok_or(Skipped {
             kind: Kind::BadTime,
             key: Some(Key::Submit),
             what: "empty",
@@ -76,17 +87,39 @@ impl Decoder {
             pods,
             gang: cells.read(Key::Gang, Kind::BadNumber, value::truth)?.unwrap_or(pods > 1),
             request,
-            deadline_s: cells.read(Key::Deadline, Kind::BadTime, |cell| times.at(cell))?,
+            deadline_s: self.at(cells, Key::Deadline)?,
             priority: cells.read(Key::Priority, Kind::BadNumber, value::priority)?.unwrap_or(0),
             owner: self.name(cells.get(Key::Owner).unwrap_or_default()),
         }))
     }
 
-    fn duration(&self, cells: Cells, submit_s: f64) -> Result<f64, Skipped> {
-        let times = self.times;
+    /// Whether a duration was taken for seconds beside times that are not in seconds, for the first time.
+    pub(super) fn guessed(&mut self) -> bool {
+        let now = self.guessed == Guessed::Now;
+        if now {
+            self.guessed = Guessed::Told;
+        }
+        now
+    }
+
+    fn at(&self, cells: Cells, key: Key) -> Result<Option<f64>, Skipped> {
+        let times = self.times.of_column(cells.columns.unit(key));
+        cells.read(key, Kind::BadTime, |cell| times.at(cell))
+    }
+
+    fn duration(&mut self, cells: Cells, submit_s: f64) -> Result<f64, Skipped> {
+        let times = self.times.of_column(cells.columns.unit(Key::Duration));
         let long = cells.read(Key::Duration, Kind::BadTime, |cell| times.long(cell))?;
-        let start = cells.read(Key::Start, Kind::BadTime, |cell| times.at(cell))?;
-        let end = cells.read(Key::End, Kind::BadTime, |cell| times.at(cell))?;
+        let start = self.at(cells, Key::Start)?;
+        let end = self.at(cells, Key::End)?;
+        let of_submit = self.times.of_column(cells.columns.unit(Key::Submit));
+        let is = |key, test: &dyn Fn(&[u8]) -> bool| cells.get(key).is_some_and(test);
+        if self.guessed == Guessed::Never
+            && is(Key::Submit, &|cell| of_submit.is_guessed(cell))
+            && is(Key::Duration, &|cell| times.is_bare(cell))
+        {
+            self.guessed = Guessed::Now;
+        }
         let negative = |key, what| Err(Skipped { kind: Kind::NegativeDuration, key: Some(key), what });
         if let Some(end) = end
             && end < submit_s
@@ -136,11 +169,15 @@ impl Decoder {
             request.gpu_milli = milli;
         }
         let empty = |key| Skipped { kind: Kind::BadNumber, key: Some(key), what: "empty" };
+        let gpus = |key| cells.read(key, Kind::BadNumber, value::gpus)?.ok_or(empty(key));
+        let part = |milli: u32, share: u32| if share == WHOLE_GPU { milli } else { share };
         if cells.get(Key::Gpus).is_some() {
-            request.gpus = number(Key::Gpus)?.ok_or(empty(Key::Gpus))?;
+            let (gpus, share) = gpus(Key::Gpus)?;
+            (request.gpus, request.gpu_milli) = (gpus, part(request.gpu_milli, share));
         } else if cells.get(Key::TotalGpus).is_some() {
-            let total = number(Key::TotalGpus)?.ok_or(empty(Key::TotalGpus))?;
+            let (total, share) = gpus(Key::TotalGpus)?;
             (pods, request.gpus) = spread(total, pods);
+            request.gpu_milli = part(request.gpu_milli, share);
         } else if let Some(tres) = tres(cells)? {
             pods = pods.max(tres.nodes);
             let (spread_over, gpus) = spread(tres.gpus, pods);

@@ -85,6 +85,16 @@ pub enum Error {
         /// What stands to the left of `=`.
         example: &'static str,
     },
+    /// A column that looks as if it told how many GPUs, and isn't known.
+    #[error(
+        "{file}: is {column:?} how many GPUs a job asks for? Say --columns gpus={column:?} (of each pod), total_gpus={column:?} (of all pods) or gpu_milli={column:?} (thousandths of one); --preset jobs takes each job for one GPU"
+    )]
+    Gpus {
+        /// Its path.
+        file: String,
+        /// The column.
+        column: String,
+    },
     /// Two columns of one name, both meant.
     #[error("{file}: column {column} is there {count} times; name it by number: --columns {key}=NUMBER")]
     Ambiguous {

@@ -3,11 +3,9 @@
 use super::{
     decoder::Decoder,
     error::Error,
-    preset::Columns,
-    progress::Progress,
-    reports::Reports,
+    layout::Columns,
+    reports::Reading,
     rows::Rows,
-    value::Times,
     warnings::{Kind, Warnings},
     window::{Came, Timed, Window},
 };
@@ -22,11 +20,9 @@ pub struct Jobs {
     files: Vec<File>,
     window: Window<Job>,
     decoder: Decoder,
-    reports: Reports,
-    progress: Progress,
-    /// All rows are in the window, or an error was given.
-    ended: bool,
-    given: u64,
+    reading: Reading,
+    /// All rows are in the window.
+    read: bool,
 }
 
 #[derive(Debug)]
@@ -44,47 +40,25 @@ impl Timed for Job {
 }
 
 impl Jobs {
-    pub(super) fn new(
-        files: Vec<(Rows, Columns)>,
-        times: Times,
-        reports: Reports,
-        progress: Progress,
-    ) -> Result<Self, Error> {
-        let mut jobs = Self {
-            files: Vec::new(),
-            window: Window::new(WINDOW),
-            decoder: Decoder::new(times),
-            reports,
-            progress,
-            ended: false,
-            given: 0,
-        };
+    pub(super) fn new(files: Vec<(Rows, Columns)>, mut reading: Reading) -> Result<Self, Error> {
+        let mut decoder = Decoder::new(reading.times);
+        let mut begun = Vec::new();
         for (rows, columns) in files {
             if !columns.tells_gpus() {
-                jobs.reports.warn(Kind::Assumed, &rows.file, rows.header_line(), || {
+                reading.reports.warn(Kind::Assumed, &rows.file, rows.header_line(), || {
                     "no column tells how many GPUs a job asks for: 1 each".to_owned()
                 })?;
             }
             let mut file = File { rows, columns, ahead: None };
-            file.advance(&mut jobs.decoder, &mut jobs.reports, &mut jobs.progress)?;
-            jobs.files.push(file);
+            file.advance(&mut decoder, &mut reading)?;
+            begun.push(file);
         }
-        Ok(jobs)
+        Ok(Self { files: begun, window: Window::new(WINDOW), decoder, reading, read: false })
     }
 
     /// What was wrong so far.
     pub fn warnings(&self) -> Warnings {
-        self.reports.warnings.clone()
-    }
-
-    /// Bytes read so far, as they lie in the files.
-    pub fn bytes_read(&self) -> u64 {
-        self.progress.read()
-    }
-
-    /// Bytes in all, where the files tell.
-    pub fn bytes_total(&self) -> Option<u64> {
-        self.progress.total()
+        self.reading.reports.warnings.clone()
     }
 
     /// Reads into the window until it is full or all is read.
@@ -97,7 +71,7 @@ impl Jobs {
                 .filter(|(_, file)| file.ahead.is_some())
                 .min_by(|(_, a), (_, b)| a.next_s().total_cmp(&b.next_s()));
             let Some((number, file)) = earliest else {
-                self.ended = true;
+                self.read = true;
                 return Ok(());
             };
             let Some(job) = file.ahead.take() else { continue };
@@ -106,13 +80,14 @@ impl Jobs {
             match self.window.push(job, number) {
                 Came::InOrder => {}
                 Came::Late => self
+                    .reading
                     .reports
                     .warn(Kind::OutOfOrder, name, line, || "submitted before the row above it".to_owned())?,
                 Came::TooLate => {
                     return Err(Error::Unsorted { file: name.to_string(), line, limit: self.window.limit() });
                 }
             }
-            file.advance(&mut self.decoder, &mut self.reports, &mut self.progress)?;
+            file.advance(&mut self.decoder, &mut self.reading)?;
         }
         Ok(())
     }
@@ -122,28 +97,20 @@ impl Iterator for Jobs {
     type Item = Result<Job, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if !self.ended
+        if self.reading.ended {
+            return None;
+        }
+        if !self.read
             && let Err(error) = self.fill()
         {
-            self.ended = true;
-            self.files.clear();
-            self.window = Window::new(0);
-            self.given = 1;
-            return Some(Err(error));
+            return Some(Err(self.reading.fail(error)));
         }
         if let Some(job) = self.window.pop() {
-            self.given += 1;
+            self.reading.given = true;
             return Some(Ok(job));
         }
-        self.progress.end();
-        if self.given == 0 {
-            self.given = 1;
-            return Some(Err(Error::NoRows {
-                file: self.files.first().map(|file| file.rows.file.to_string()).unwrap_or_default(),
-                first: self.reports.warnings.first_skipped().map(ToString::to_string),
-            }));
-        }
-        None
+        let first = self.files.first().map_or("", |file| &file.rows.file);
+        self.reading.end(first).map(Err)
     }
 }
 
@@ -153,12 +120,8 @@ impl File {
     }
 
     /// Looks for the next row that is a job.
-    fn advance(
-        &mut self,
-        decoder: &mut Decoder,
-        reports: &mut Reports,
-        progress: &mut Progress,
-    ) -> Result<(), Error> {
+    fn advance(&mut self, decoder: &mut Decoder, reading: &mut Reading) -> Result<(), Error> {
+        let Reading { reports, progress, .. } = reading;
         let file = self.rows.file.clone();
         while let Some((line, row)) = self.rows.next()? {
             progress.row();
@@ -168,6 +131,11 @@ impl File {
                         reports.warn(Kind::ZeroDuration, &file, line, || "duration is 0".to_owned())?;
                     }
                     self.ahead = Some(job);
+                    if decoder.guessed() {
+                        reports.warn(Kind::Assumed, &file, line, || {
+                            "times are too large to be seconds, and durations were taken for seconds: say --time-unit if they aren't".to_owned()
+                        })?;
+                    }
                     if decoder.replaced() {
                         reports.warn(Kind::BadText, &file, line, || "bytes are replaced".to_owned())?;
                     }

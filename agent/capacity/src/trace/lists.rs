@@ -9,7 +9,7 @@ use super::{
     decoder::Decoder,
     error::Error,
     input,
-    preset::Layout,
+    layout::Layout,
     reports::Cells,
     rows::Rows,
     value::{self, Times, Unusable},
@@ -89,9 +89,8 @@ pub fn openb_pods(path: &Path) -> Result<Vec<Request>, Error> {
 /// Helios' list of what was owned (`date,vc…,total`): GPUs in all from each day on.
 ///
 /// # Errors
-/// When the file isn't such a list, or a row has no number where there should be one.
-pub fn helios_owned(path: &Path) -> Result<Vec<Demand>, Error> {
-    let mut rows = open(path)?;
+/// When a row has no number where there should be one.
+pub(super) fn owned(mut rows: Rows) -> Result<Vec<Demand>, Error> {
     let file = rows.file.to_string();
     let [date, total] = columns(&rows, ["date", "total"])?;
     let mut owned = Vec::new();

@@ -18,36 +18,24 @@ const STEP: u32 = 8192;
 /// Bytes read of all files, and the bar that shows it.
 pub(super) struct Progress {
     read: Arc<AtomicU64>,
-    total: Option<u64>,
     bar: ProgressBar,
     rows: u32,
 }
 
 impl fmt::Debug for Progress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Progress")
-            .field("read", &self.read())
-            .field("total", &self.total)
-            .finish_non_exhaustive()
+        f.debug_struct("Progress").field("read", &self.read).finish_non_exhaustive()
     }
 }
 
 impl Progress {
     pub(super) fn new(read: Arc<AtomicU64>, total: Option<u64>) -> Self {
         let bar = terminal::progress(total, "bytes").with_finish(ProgressFinish::AndClear);
-        Self { read, total, bar, rows: 0 }
+        Self { read, bar, rows: 0 }
     }
 
     pub(super) fn silent() -> Self {
-        Self { read: Arc::default(), total: None, bar: ProgressBar::hidden(), rows: 0 }
-    }
-
-    pub(super) fn read(&self) -> u64 {
-        self.read.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn total(&self) -> Option<u64> {
-        self.total
+        Self { read: Arc::default(), bar: ProgressBar::hidden(), rows: 0 }
     }
 
     /// Another row was read.
@@ -55,7 +43,7 @@ impl Progress {
         self.rows += 1;
         if self.rows >= STEP {
             self.rows = 0;
-            self.bar.set_position(self.read());
+            self.bar.set_position(self.read.load(Ordering::Relaxed));
         }
     }
 

@@ -4,8 +4,10 @@ use csv::ByteRecord;
 
 use super::{
     error::Error,
-    preset::{Columns, Key},
-    value::Unusable,
+    key::Key,
+    layout::Columns,
+    progress::Progress,
+    value::{Times, Unusable},
     warnings::{Kind, Warnings},
 };
 
@@ -42,6 +44,40 @@ impl Reports {
         skipped: &Skipped,
     ) -> Result<(), Error> {
         self.warn(skipped.kind, file, line, || skipped.words(Cells { row, columns }))
+    }
+}
+
+/// What files of one trace have in common while they are read.
+#[derive(Debug)]
+pub(super) struct Reading {
+    pub(super) times: Times,
+    pub(super) reports: Reports,
+    pub(super) progress: Progress,
+    /// An item was given.
+    pub(super) given: bool,
+    /// All was read, or an error was given.
+    pub(super) ended: bool,
+}
+
+impl Reading {
+    pub(super) fn new(times: Times, strict: bool, progress: Progress) -> Self {
+        let reports = Reports { warnings: Warnings::default(), strict };
+        Self { times, reports, progress, given: false, ended: false }
+    }
+
+    /// At the end: an error where nothing was given, with why the first row was skipped.
+    pub(super) fn end(&mut self, file: &str) -> Option<Error> {
+        self.ended = true;
+        self.progress.end();
+        let first = || self.reports.warnings.first_skipped().map(ToString::to_string);
+        (!self.given).then(|| Error::NoRows { file: file.to_owned(), first: first() })
+    }
+
+    /// Ends in an error.
+    pub(super) fn fail(&mut self, error: Error) -> Error {
+        (self.ended, self.given) = (true, true);
+        self.progress.end();
+        error
     }
 }
 

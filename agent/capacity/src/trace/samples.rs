@@ -2,9 +2,9 @@
 
 use super::{
     error::Error,
-    preset::{Columns, Counted, Key},
-    progress::Progress,
-    reports::{Cells, Reports, Skipped},
+    key::Key,
+    layout::{Columns, Counted},
+    reports::{Cells, Reading, Skipped},
     rows::Rows,
     value::{self, Times, Unusable},
     warnings::{Kind, Warnings},
@@ -22,12 +22,10 @@ const USUAL: u32 = 8;
 #[derive(Debug)]
 pub struct Samples {
     files: Vec<File>,
-    times: Times,
-    reports: Reports,
-    progress: Progress,
+    reading: Reading,
     step: Step,
-    ended: bool,
-    given: u64,
+    /// What was owned from when on, where a file beside the trace tells it.
+    owned: Vec<Demand>,
 }
 
 #[derive(Debug)]
@@ -61,34 +59,19 @@ impl Timed for Demand {
 impl Samples {
     pub(super) fn new(
         files: Vec<(Rows, Columns)>,
-        times: Times,
-        reports: Reports,
-        progress: Progress,
+        owned: Vec<Demand>,
+        mut reading: Reading,
     ) -> Result<Self, Error> {
-        let mut samples = Self {
-            files: Vec::new(),
-            times,
-            reports,
-            progress,
-            step: Step::default(),
-            ended: false,
-            given: 0,
-        };
+        let mut begun = Vec::new();
         for (rows, columns) in files {
-            let mut file = File {
-                rows,
-                columns,
-                window: Window::new(WINDOW),
-                read: false,
-                ahead: None,
-                now: None,
-                begun_s: f64::NAN,
-            };
-            file.advance(times, &mut samples.reports, &mut samples.progress)?;
+            let window = Window::new(WINDOW);
+            let mut file =
+                File { rows, columns, window, read: false, ahead: None, now: None, begun_s: f64::NAN };
+            file.advance(&mut reading)?;
             file.begun_s = file.ahead.map_or(f64::NAN, |first| first.at_s);
-            samples.files.push(file);
+            begun.push(file);
         }
-        Ok(samples)
+        Ok(Self { files: begun, reading, step: Step::default(), owned })
     }
 
     /// The first file's name.
@@ -104,17 +87,13 @@ impl Samples {
 
     /// What was wrong so far.
     pub fn warnings(&self) -> Warnings {
-        self.reports.warnings.clone()
+        self.reading.reports.warnings.clone()
     }
 
-    /// Bytes read so far, as they lie in the files.
-    pub fn bytes_read(&self) -> u64 {
-        self.progress.read()
-    }
-
-    /// Bytes in all, where the files tell.
-    pub fn bytes_total(&self) -> Option<u64> {
-        self.progress.total()
+    /// GPUs that were owned at the time of the sample that was read last, where a file beside the trace tells it.
+    pub fn owned_gpus(&self) -> Option<f64> {
+        let last_s = self.step.last_s?;
+        self.owned.iter().rev().find(|owned| owned.at_s <= last_s).map(|owned| owned.gpus)
     }
 
     fn sample(&mut self) -> Result<Option<Demand>, Error> {
@@ -125,7 +104,7 @@ impl Samples {
             .filter_map(|(index, file)| file.ahead.map(|ahead| (index, ahead)))
             .min_by(|(_, a), (_, b)| a.at_s.total_cmp(&b.at_s));
         let Some((first, Demand { line, at_s, .. })) = earliest else { return Ok(None) };
-        let Self { files, times, reports, progress, .. } = self;
+        let Self { files, reading, .. } = self;
         let mut continued = false;
         for file in files.iter_mut() {
             match file.ahead {
@@ -133,7 +112,7 @@ impl Samples {
                     continued |= same(file.begun_s, at_s) && !file.columns.labelled;
                     file.now = Some(ahead.gpus);
                     file.ahead = None;
-                    file.advance(*times, reports, progress)?;
+                    file.advance(reading)?;
                 }
                 Some(_) => {}
                 None => file.now = None,
@@ -145,7 +124,7 @@ impl Samples {
                 if file.now.is_some() && file.ahead.is_none() && file.begun_s < at_s {
                     file.now = None;
                     let line = file.rows.line();
-                    reports.warn(Kind::Duplicate, &file.rows.file, line, || {
+                    reading.reports.warn(Kind::Duplicate, &file.rows.file, line, || {
                         "another file begins at the time of this row".to_owned()
                     })?;
                 }
@@ -156,7 +135,7 @@ impl Samples {
         let name = files[first].rows.file.clone();
         if let Some(gap_s) = self.step.gap(at_s) {
             let usual_s = self.step.usual_s;
-            self.reports.warn(Kind::Gap, &name, line, || {
+            self.reading.reports.warn(Kind::Gap, &name, line, || {
                 format!("{gap_s} s since the sample before, usually {usual_s} s")
             })?;
         }
@@ -187,43 +166,30 @@ impl Iterator for Samples {
     type Item = Result<Demand, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.ended {
+        if self.reading.ended {
             return None;
         }
         match self.sample() {
             Ok(Some(sample)) => {
-                self.given += 1;
+                self.reading.given = true;
                 Some(Ok(sample))
             }
-            Ok(None) if self.given == 0 => {
-                self.ended = true;
-                self.progress.end();
-                Some(Err(Error::NoRows {
-                    file: self.name().to_owned(),
-                    first: self.reports.warnings.first_skipped().map(ToString::to_string),
-                }))
-            }
             Ok(None) => {
-                self.ended = true;
-                self.progress.end();
-                None
+                let first = self.files.first().map_or("", |file| &file.rows.file);
+                self.reading.end(first).map(Err)
             }
-            Err(error) => {
-                self.ended = true;
-                self.progress.end();
-                Some(Err(error))
-            }
+            Err(error) => Some(Err(self.reading.fail(error))),
         }
     }
 }
 
 impl File {
     /// Looks for the next sample: all rows of its time.
-    fn advance(&mut self, times: Times, reports: &mut Reports, progress: &mut Progress) -> Result<(), Error> {
-        self.fill(times, reports, progress)?;
+    fn advance(&mut self, reading: &mut Reading) -> Result<(), Error> {
+        self.fill(reading)?;
         let Some(mut sample) = self.window.pop() else { return Ok(()) };
         loop {
-            self.fill(times, reports, progress)?;
+            self.fill(reading)?;
             if self.window.first_s() != Some(sample.at_s) {
                 break;
             }
@@ -231,7 +197,7 @@ impl File {
             if self.columns.labelled {
                 sample.gpus += same.gpus;
             } else {
-                reports.warn(Kind::Duplicate, &self.rows.file, same.line, || {
+                reading.reports.warn(Kind::Duplicate, &self.rows.file, same.line, || {
                     "the time of the row before; the later one counts".to_owned()
                 })?;
                 sample.gpus = same.gpus;
@@ -242,7 +208,8 @@ impl File {
     }
 
     /// Reads into the window until it is full or all is read.
-    fn fill(&mut self, times: Times, reports: &mut Reports, progress: &mut Progress) -> Result<(), Error> {
+    fn fill(&mut self, reading: &mut Reading) -> Result<(), Error> {
+        let Reading { times, reports, progress, .. } = reading;
         let Self { rows, columns, window, read, .. } = self;
         let name = rows.file.clone();
         while !*read && !window.is_full() {
@@ -251,7 +218,7 @@ impl File {
                 break;
             };
             progress.row();
-            match sample(line, Cells { row, columns }, times) {
+            match sample(line, Cells { row, columns }, *times) {
                 Ok(sample) => match window.push(sample, 0) {
                     Came::InOrder => {}
                     Came::Late => reports
@@ -271,6 +238,7 @@ fn sample(line: u64, cells: Cells, times: Times) -> Result<Demand, Skipped> {
     cells.columns.fits(cells.row)?;
     let skipped = |kind, key| move |why: Unusable| Skipped { kind, key: Some(key), what: why.words() };
     let at = cells.get(Key::At).unwrap_or_default();
+    let times = times.of_column(cells.columns.unit(Key::At));
     let at_s = times.at(at).map_err(skipped(Kind::BadTime, Key::At))?;
     let number =
         |key| value::number(cells.get(key).unwrap_or_default()).map_err(skipped(Kind::BadNumber, key));

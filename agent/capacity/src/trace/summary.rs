@@ -57,6 +57,8 @@ pub struct DemandSummary {
     pub max_gpus: f64,
     /// Samples of 0: idleness, or a hole in the data.
     pub zero_samples: u64,
+    /// GPUs that were owned at the end, where a file beside the trace tells it.
+    pub owned_gpus: Option<f64>,
 }
 
 impl Summary {
@@ -106,6 +108,7 @@ impl Summary {
                 #[expect(clippy::cast_precision_loss, reason = "shown to people")]
                 let samples_f64 = all.samples as f64;
                 all.mean_gpus = sum / samples_f64;
+                all.owned_gpus = samples.owned_gpus();
                 Ok(Self {
                     jobs: None,
                     demand: Some(all),
@@ -136,6 +139,9 @@ impl Summary {
             row("least GPUs", demand.min_gpus.to_string());
             row("most GPUs", demand.max_gpus.to_string());
             row("samples of 0", demand.zero_samples.to_string());
+            if let Some(owned) = demand.owned_gpus {
+                row("GPUs owned at the end", owned.to_string());
+            }
         }
         row("begins", begin(self.begin_s));
         row("days", format!("{:.2}", self.span_s / 86_400.0));

@@ -2,6 +2,8 @@
 
 use jiff::civil;
 
+use crate::job::WHOLE_GPU;
+
 /// More than this is no time: the year 9999, in seconds. Also the longest duration and the most GPUs.
 const MOST: f64 = 253_402_300_800.0;
 
@@ -21,6 +23,10 @@ pub enum TimeUnit {
     Us,
     /// Nanoseconds.
     Ns,
+    /// Minutes.
+    Min,
+    /// Hours.
+    H,
 }
 
 impl TimeUnit {
@@ -30,6 +36,8 @@ impl TimeUnit {
             Self::Ms => 1e-3,
             Self::Us => 1e-6,
             Self::Ns => 1e-9,
+            Self::Min => 60.0,
+            Self::H => 3600.0,
         }
     }
 }
@@ -65,6 +73,21 @@ impl Unusable {
 }
 
 impl Times {
+    /// The same for a column whose name tells a unit, which counts where none was said.
+    pub(super) fn of_column(self, unit: Option<TimeUnit>) -> Self {
+        Self { unit: self.unit.or(unit), ..self }
+    }
+
+    /// Whether a cell is a plain number whose size alone tells that it is not in seconds.
+    pub(super) fn is_guessed(self, cell: &[u8]) -> bool {
+        self.unit.is_none() && filled(cell).ok().and_then(plain).is_some_and(|number| number.abs() >= MILLIS)
+    }
+
+    /// Whether a cell is a plain number of a unit that nothing tells.
+    pub(super) fn is_bare(self, cell: &[u8]) -> bool {
+        self.unit.is_none() && filled(cell).ok().and_then(plain).is_some()
+    }
+
     /// A point in time, in seconds since 1970, or since whenever a trace counts from.
     pub(super) fn at(self, cell: &[u8]) -> Result<f64, Unusable> {
         let cell = filled(cell)?;
@@ -234,6 +257,21 @@ pub(super) fn number(cell: &[u8]) -> Result<f64, Unusable> {
         return Err(Unusable::Not("too large"));
     }
     Ok(number)
+}
+
+/// GPUs, and how much of each in thousandths: a whole number, or a share of one such as `0.25`.
+pub(super) fn gpus(cell: &[u8]) -> Result<(u32, u32), Unusable> {
+    let number = number(cell)?;
+    if number > 0.0 && number < 1.0 {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "below 1000")]
+        return Ok((1, ((number * f64::from(WHOLE_GPU)).round() as u32).clamp(1, WHOLE_GPU)));
+    }
+    match count(cell) {
+        Err(Unusable::Not("not a whole number")) => {
+            Err(Unusable::Not("neither a whole number nor a share of one GPU"))
+        }
+        gpus => gpus.map(|gpus| (gpus, WHOLE_GPU)),
+    }
 }
 
 /// A whole number that fits 32 bits; `8.0` is one.

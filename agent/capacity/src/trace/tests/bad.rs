@@ -37,7 +37,7 @@ fn rows_that_are_no_jobs_are_skipped_and_counted() {
         ("5,,1", Kind::Unfinished, "duration \"\" is no duration"),
         ("5,1,-1", Kind::BadNumber, "gpus \"-1\" is negative"),
         ("5,1,nan", Kind::BadNumber, "gpus \"nan\" is not a number"),
-        ("5,1,1.5", Kind::BadNumber, "gpus \"1.5\" is not a whole number"),
+        ("5,1,1.5", Kind::BadNumber, "gpus \"1.5\" is neither a whole number nor a share of one GPU"),
         ("5,1,4294967296", Kind::BadNumber, "gpus \"4294967296\" is too large"),
         ("5,1,4294967295", Kind::BadNumber, "the job asks for more than a million GPUs or pods"),
         ("5,1,1e400", Kind::BadNumber, "gpus \"1e400\" is not a number"),

@@ -89,14 +89,11 @@ fn helios_clusters_are_summed() {
     let running = Args { demand: Counted::Running, ..Args::default() };
     assert_eq!(demand_of(&running, &files).unwrap().0, [(at, 57.0)]);
     let Some(folder) = data("helios-earth") else { return };
-    let owned = lists::helios_owned(&folder.join("Earth_gpu_number.csv.gz")).unwrap();
-    let may = owned.iter().find(|day| day.at_s >= at).unwrap();
-    assert_eq!(may.gpus.to_bits(), 856.0_f64.to_bits());
     // All 16 clusters are the optimizer's test: here is one, and the list of what was owned beside it.
     let files = ["earth_vc3sl.csv.gz", "Earth_gpu_number.csv.gz"].map(|name| folder.join(name)).to_vec();
     let summary = Summary::of(Args { files, ..Args::default() }.open().unwrap()).unwrap();
-    assert_eq!(summary.demand.unwrap().samples, 44_640);
-    assert_eq!(summary.warnings.count(Kind::LeftOut), 1);
+    assert_eq!(summary.demand.as_ref().unwrap().samples, 44_640);
+    assert_eq!(summary.demand.unwrap().owned_gpus, Some(856.0));
 }
 
 #[test]
@@ -135,4 +132,49 @@ fn a_list_of_machines_is_a_pool() {
         lists::openb_machines(&path).unwrap_err().to_string().contains(":2: cpu_milli \"x\" is not a number")
     );
     assert!(jobs_of(&Args::default(), &[b"a"]).is_err());
+}
+
+#[test]
+fn names_are_known_however_they_are_written() {
+    let read = |header: &str, row: &str| {
+        let (jobs, warnings) = jobs(&format!("{header}\n{row}\n"));
+        let job = &jobs[0];
+        ((job.submit_s, job.duration_s, job.request.gpus, job.pods), warnings)
+    };
+    for (header, row) in [
+        ("Submit Time,EndTime,Num GPUs", "60,120,2"),
+        ("created_at,finished_at,gpus_requested", "1970-01-01T01:01:00+01:00,1970-01-01T00:02:00Z,2"),
+        ("arrival_time_ms\trun_time_min\tgpu_count", "60000\t1\t2"),
+        ("submitTimeMillis;durationSeconds;gpus", "60000;60;2"),
+    ] {
+        let (job, warnings) = read(header, row);
+        assert_eq!(job, (60.0, 60.0, 2, 1), "{header}");
+        assert!(warnings.is_empty(), "{header}: {warnings:?}");
+    }
+    // Nothing tells what durations are in beside times in milliseconds.
+    let (job, warnings) = read("submit_time,duration,gpus", "1700000000000,60,2");
+    assert_eq!(job, (1.7e9, 60.0, 2, 1));
+    assert_eq!(warnings.count(Kind::Assumed), 1);
+}
+
+#[test]
+fn a_column_of_gpus_that_is_not_known_is_no_gpu_for_each_job() {
+    let told = |text: &str| jobs_of(&Args::default(), &[text.as_bytes()]).unwrap_err();
+    let error = told("submit,duration,GPU demand (avg)\n0,1,4\n");
+    assert!(
+        error.contains("is \"GPU demand (avg)\" how many GPUs") && error.contains("--columns gpus="),
+        "{error}"
+    );
+    let said = Args { preset: Some(crate::trace::Preset::Jobs), ..Args::default() };
+    let (jobs, warnings) = jobs_of(&said, &[b"submit,duration,gpu_util\n0,1,4\n"]).unwrap();
+    assert_eq!((jobs[0].request.gpus, warnings.count(Kind::Assumed)), (1, 1));
+}
+
+#[test]
+fn shares_of_a_gpu_are_read() {
+    let (jobs, warnings) = jobs("submit,duration,GPU-shares\n0,60,0.25\n1,60,1\n2,60,0\n3,60,1.5\n4,60,2\n");
+    let asked: Vec<_> = jobs.iter().map(|job| (job.request.gpus, job.request.gpu_milli)).collect();
+    assert_eq!(asked, [(1, 250), (1, 1000), (0, 1000), (2, 1000)]);
+    assert_eq!(warnings.count(Kind::BadNumber), 1);
+    assert!(warnings.iter().any(|warning| warning.first.contains("nor a share of one GPU")));
 }
