@@ -13,6 +13,7 @@ pub mod report;
 mod serve;
 mod showback;
 mod simulate;
+mod sizes;
 mod source;
 mod subject;
 mod trace;

@@ -8,10 +8,10 @@ use serde::Serialize;
 
 use crate::{
     demand::Series,
-    job::{Job, WHOLE_GPU},
+    job::Job,
     optimize::{
         self, Optimization, Question,
-        words::{number, percent, time},
+        words::{count, number, percent, time},
     },
     output::{Column, Table},
     pool::{Machines, Pool},
@@ -31,7 +31,7 @@ pub enum Error {
         known: String,
     },
     /// More are to go than there are.
-    #[error("{asked} machines {name} can't be removed: the pool has {there}")]
+    #[error("{asked} can't be removed of {name:?}: the pool has {there}")]
     TooFew {
         /// Which.
         name: String,
@@ -140,8 +140,8 @@ impl Change {
     /// In words.
     pub fn words(&self) -> Vec<String> {
         let lot = |lot: &Lot| match &lot.kind {
-            Some(kind) => format!("{} machines {kind}", lot.count),
-            None => format!("{} machines", lot.count),
+            Some(kind) => format!("{} {kind}", count(u64::from(lot.count), "machine")),
+            None => count(u64::from(lot.count), "machine"),
         };
         let mut words: Vec<String> = self.add.iter().map(|add| format!("{} more", lot(add))).collect();
         words.extend(self.remove.iter().map(|remove| format!("{} fewer", lot(remove))));
@@ -248,59 +248,54 @@ impl Side {
         Ok((side, found))
     }
 
-    /// By a replay of jobs, and of those that were left out of it because they are rented at once.
-    pub fn of_jobs(replay: &Simulation, moved: &Moved, rates: &Rates) -> Self {
-        let hours = replay.span_s.max(moved.span_s()) / 3600.0;
+    /// By replays of jobs: of those that use the pool, and of those that are rented at once, if there are any. Both must have kept how long each job waited.
+    pub fn of_jobs(pool: &Replay, moved: Option<&Replay>) -> Self {
+        let both = || std::iter::once(pool).chain(moved);
+        let from_s = both().map(|part| part.first_submit_s).fold(f64::INFINITY, f64::min);
+        let to_s =
+            both().map(|part| part.first_submit_s + part.found.span_s).fold(f64::NEG_INFINITY, f64::max);
+        let (replay, hours) = (&pool.found, (to_s - from_s) / 3600.0);
         let per_hour = |amount: f64| if hours > 0.0 { amount / hours } else { 0.0 };
-        let rented_per_hour =
-            per_hour(replay.cost.serverless + moved.gpu_hours * rates.serverless_per_gpu_hour);
-        let rented = replay.spilled.gpu_hours + moved.gpu_hours;
-        let work = replay.used.gpus * replay.span_s / 3600.0 + rented;
+        let rented_per_hour = per_hour(both().map(|part| part.found.cost.serverless).sum());
+        let rented: f64 = both().map(|part| part.found.spilled.gpu_hours).sum();
+        let used = replay.used.gpus * replay.span_s / 3600.0;
+        let mut waits: Vec<f64> = both().flat_map(|part| &part.found.each).map(|job| job.wait_s).collect();
+        waits.sort_by(f64::total_cmp);
+        // Nearest rank.
+        let percentile = |percent: usize| {
+            waits.get(((waits.len() * percent).div_ceil(100)).max(1) - 1).copied().unwrap_or_default()
+        };
+        #[expect(clippy::cast_precision_loss, reason = "counts of jobs and GPUs")]
+        let (jobs, gpus) = (waits.len().max(1) as f64, replay.dedicated_gpus as f64);
         Self {
             machines: replay.machines,
             gpus: replay.dedicated_gpus,
-            demand_gpus: per_hour(work),
+            demand_gpus: per_hour(used + rented),
             per_hour: replay.cost.dedicated_per_hour + rented_per_hour,
             owned_per_hour: replay.cost.dedicated_per_hour,
             rented_per_hour,
-            rented_share: if work > 0.0 { rented / work } else { 0.0 },
-            utilisation: replay.used.share,
+            rented_share: if used + rented > 0.0 { rented / (used + rented) } else { 0.0 },
+            utilisation: if gpus > 0.0 { per_hour(used) / gpus } else { 0.0 },
             best_gpus: None,
             best_per_hour: None,
             wait: Some(Wait {
-                mean_s: replay.wait.mean_s,
-                p50_s: replay.wait.p50_s,
-                p95_s: replay.wait.p95_s,
-                p99_s: replay.wait.p99_s,
-                not_run: replay.jobs.rejected + replay.jobs.unfinished,
+                mean_s: waits.iter().sum::<f64>() / jobs,
+                p50_s: percentile(50),
+                p95_s: percentile(95),
+                p99_s: percentile(99),
+                not_run: both().map(|part| part.found.jobs.rejected + part.found.jobs.unfinished).sum(),
             }),
         }
     }
 }
 
-/// Jobs that go to serverless machines at once.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Moved {
-    /// Their work.
-    pub gpu_hours: f64,
-    /// From the first submit to the last end.
-    span: Option<(f64, f64)>,
-}
-
-impl Moved {
-    /// Counts one.
-    #[expect(clippy::cast_precision_loss, reason = "thousandths of GPUs in a sum of floats")]
-    pub fn add(&mut self, job: &Job) {
-        let gpus = job.request.total_milli() as f64 / f64::from(WHOLE_GPU) * f64::from(job.pods);
-        self.gpu_hours += gpus * job.duration_s / 3600.0;
-        let end_s = job.submit_s + job.duration_s;
-        let (from_s, to_s) = self.span.unwrap_or((job.submit_s, end_s));
-        self.span = Some((from_s.min(job.submit_s), to_s.max(end_s)));
-    }
-
-    fn span_s(&self) -> f64 {
-        self.span.map_or(0.0, |(from_s, to_s)| to_s - from_s)
-    }
+/// A replay, and when it began.
+#[derive(Debug, Clone)]
+pub struct Replay {
+    /// When its first job was submitted, on the trace's scale.
+    pub first_submit_s: f64,
+    /// What was found.
+    pub found: Simulation,
 }
 
 /// What the pool's machines cost per hour.

@@ -1,29 +1,26 @@
 //! `kubectl spillway optimize`: how much to own and how much to rent.
 
 use std::{
-    cell::Cell,
-    collections::BTreeSet,
+    cell::{Cell, RefCell},
     io::{self, Write},
-    sync::Arc,
 };
 
 use anyhow::{Context as _, anyhow, bail};
 
-use super::replay::{Half, Jobs, replay};
+use super::{
+    replay::Jobs,
+    sizes::{Sizes, by_model},
+};
 use crate::{
     args::Global,
     command::Outcome,
-    demand::{Series, Span, offered},
+    demand::{Series, offered},
     job::{Demand, WHOLE_GPU},
-    optimize::{
-        Candidate, Class, Holes, Later, Objective, Optimization, Question, Search, Shape, Trial, UNPRICED,
-        optimize, search,
-    },
+    optimize::{Holes, Objective, Optimization, Question, Shape, UNPRICED, optimize},
     output::{self, Format},
-    policy::{Burst, Policy},
-    pool::Pool,
+    policy::Policy,
     price::{self, Currency, Rates},
-    terminal::{printable, progress},
+    terminal::printable,
     trace::{self, Counted, Kind, Trace},
 };
 
@@ -46,7 +43,11 @@ use crate::{
       --availability 0.97 -o json
 
   # The least cost at which 95 % of jobs wait no longer than ten minutes
-  kubectl spillway optimize jobs.csv --ratio 3 --machine 8 --max-wait-p95 10m")]
+  kubectl spillway optimize jobs.csv --ratio 3 --machine 8 --max-wait-p95 10m
+
+  # Two kinds of machines, for jobs that ask for models
+  kubectl spillway optimize jobs.csv --dedicated-price 2.10 \\
+      --serverless-price 6.30 --machine 8xA100@2.10,8xH100@4.20")]
 pub struct Args {
     /// The trace, of jobs or of demand over time.
     #[command(flatten)]
@@ -91,8 +92,8 @@ pub struct Asked {
     /// For how long a serverless GPU is had at a time, e.g. 10m; jobs tell it themselves.
     #[arg(long = "burst-length", value_name = "TIME", value_parser = trace::duration, help_heading = "Prices")]
     pub burst_s: Option<f64>,
-    /// GPUs of each machine that can be bought; several shapes with what a GPU of each costs: 8@2.10,4@2.30. Without it 1, or as many as the largest pod of a trace of jobs has.
-    #[arg(long, value_name = "GPUS[@PRICE]", value_delimiter = ',', value_parser = shape, help_heading = "Machines")]
+    /// GPUs of each machine that can be bought; several shapes with what a GPU of each costs, and with their models where jobs ask for some: 8@2.10,4@2.30 or 8xA100@2.10,8xH100@4.20. Without it 1, or as many as the largest pod of a trace of jobs has.
+    #[arg(long, value_name = "GPUS[xMODEL][@PRICE]", value_delimiter = ',', value_parser = shape, help_heading = "Machines")]
     pub machine: Vec<Shape>,
     /// How many GPUs are owned today, to compare with.
     #[arg(long, value_name = "GPUS", help_heading = "Machines")]
@@ -118,18 +119,20 @@ fn budget(text: &str) -> Result<f64, String> {
     }
 }
 
-fn shape(text: &str) -> Result<Shape, String> {
-    let (gpus, price) = match text.split_once('@') {
-        Some((gpus, price)) => (gpus, Some(price)),
+pub(super) fn shape(text: &str) -> Result<Shape, String> {
+    let (machine, price) = match text.split_once('@') {
+        Some((machine, price)) => (machine, Some(price)),
         None => (text, None),
     };
-    let gpus =
-        gpus.trim().parse().map_err(|_| "GPUS or GPUS@PRICE was expected, such as 8 or 8@2.10".to_owned())?;
+    let (gpus, model) = machine.split_once(['x', '×']).unwrap_or((machine, ""));
+    let gpus = gpus.trim().parse().map_err(|_| {
+        "GPUS, GPUSxMODEL or either with @PRICE was expected, such as 8, 8@2.10 or 8xA100@2.10".to_owned()
+    })?;
     let price = price.map(|price| match price.trim().parse::<f64>() {
         Ok(price) if price.is_finite() && price >= 0.0 => Ok(price),
         _ => Err(format!("{price} is no price")),
     });
-    Ok(Shape { gpus, per_gpu_hour: price.transpose()? })
+    Ok(Shape { gpus, per_gpu_hour: price.transpose()?, model: model.trim().into() })
 }
 
 impl Asked {
@@ -181,20 +184,20 @@ impl Asked {
 /// Demand over time, and what is known of the jobs that it was made of.
 pub(super) struct Read {
     pub(super) series: Series,
-    pub(super) jobs: Option<Largest>,
+    jobs: Option<(Largest, Option<Jobs>)>,
 }
 
 /// What jobs ask of machines.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Largest {
+struct Largest {
     /// GPUs of the largest pod.
-    pub(super) pod_gpus: u32,
+    pod_gpus: u32,
     /// Whether any asks for a model.
-    pub(super) models: bool,
+    models: bool,
 }
 
-/// Reads the trace, and adds to the question what it tells.
-pub(super) fn read(trace: &trace::Args, question: &mut Question) -> anyhow::Result<Read> {
+/// Reads the trace, and adds to the question what it tells. Its jobs are kept where they are to be replayed.
+pub(super) fn read(trace: &trace::Args, question: &mut Question, keep: bool) -> anyhow::Result<Read> {
     if trace.files.is_empty() {
         bail!("no trace: name CSV files with jobs or with demand over time, or - for standard input");
     }
@@ -207,13 +210,22 @@ pub(super) fn read(trace: &trace::Args, question: &mut Question) -> anyhow::Resu
                 Some(Counted::Running) => "running GPUs; what was never admitted is not in it".to_owned(),
                 None => "GPUs as the trace counts them".to_owned(),
             };
-            (gather(samples.by_ref())?, None, samples.warnings())
+            let series = gather(samples.by_ref())?;
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "not negative; saturates"
+            )]
+            let owned = samples.owned_gpus().map(|gpus| gpus.round() as u32);
+            question.owned_gpus = question.owned_gpus.or(owned);
+            (series, None, samples.warnings())
         }
         Trace::Jobs(mut jobs) => {
             "jobs, each as if it started when it was submitted".clone_into(&mut question.meaning);
             // How long a rented GPU is had, by GPU.
             let (asked, work) = (Cell::new(0.0), Cell::new(0.0));
             let largest = Cell::new(Largest::default());
+            let kept = RefCell::new(keep.then(|| Jobs::of(trace)));
             let counted = jobs.by_ref().inspect(|job| {
                 if let Ok(job) = job {
                     #[expect(clippy::cast_precision_loss, reason = "a sum of floats")]
@@ -225,13 +237,16 @@ pub(super) fn read(trace: &trace::Args, question: &mut Question) -> anyhow::Resu
                     });
                     asked.set(asked.get() + gpus);
                     work.set(work.get() + gpus * job.duration_s);
+                    if let Some(kept) = &mut *kept.borrow_mut() {
+                        kept.take(job);
+                    }
                 }
             });
             let series = gather(offered(counted))?;
             if work.get() > 0.0 {
                 question.burst_s = question.burst_s.or(Some(work.get() / asked.get()));
             }
-            (series, Some(largest.get()), jobs.warnings())
+            (series, Some((largest.get(), kept.into_inner())), jobs.warnings())
         }
     };
     // Gaps are told of with what was done about them.
@@ -255,12 +270,12 @@ impl Args {
             (None, Some(per_hour)) => Objective::WaitWithinCost { per_hour },
             (None, None) => Objective::Cost,
         };
-        let Read { series, jobs: largest } = read(&self.trace, &mut question)?;
-        if let (true, Some(largest)) = (question.shapes.is_empty(), largest) {
-            question.shapes.push(Shape { gpus: largest.pod_gpus.clamp(1, 128), per_gpu_hour: None });
+        let Read { series, jobs } = read(&self.trace, &mut question, !self.no_replay)?;
+        if let (true, Some((largest, _))) = (question.shapes.is_empty(), &jobs) {
+            question.shapes.push(Shape { gpus: largest.pod_gpus.clamp(1, 128), ..Shape::default() });
         }
         let mut found = optimize(series, &question)?;
-        let Some(largest) = largest else {
+        let Some((largest, jobs)) = jobs else {
             if objective != Objective::Cost {
                 bail!(
                     "demand over time tells nothing of waiting: --max-wait-p95 and --budget need a trace of jobs"
@@ -268,139 +283,51 @@ impl Args {
             }
             return Ok(found);
         };
-        let once = self.trace.files.iter().any(|file| file.as_os_str() == "-");
-        let several = self.asked.machine.len() > 1;
-        if objective == Objective::Cost && (once || several || self.no_replay) {
+        let Some(jobs) = jobs else {
             found.warnings.push("jobs were taken as if they could be split and moved, which costs the least: whole jobs on machines need more".to_owned());
             return Ok(found);
-        }
-        if once {
-            bail!("jobs are replayed again and again, and standard input can be read but once: name a file");
-        }
-        let [Shape { gpus, per_gpu_hour }] = question.shapes[..] else {
-            bail!("jobs are replayed on machines of one shape: give one --machine");
         };
-        if gpus < largest.pod_gpus {
+        jobs.check()?;
+        let most = question.shapes.iter().map(|shape| shape.gpus).max().unwrap_or(1);
+        if most < largest.pod_gpus {
             found.warnings.push(format!(
-                "pods of up to {} GPUs never fit machines of {gpus}: they are always rented; --machine says how large machines are",
+                "pods of up to {} GPUs never fit machines of {most}: they are always rented; --machine says how large machines are",
                 largest.pod_gpus
             ));
         }
-        let jobs = Jobs::read(&self.trace)?;
         if largest.models {
-            found.warnings.push("jobs ask for models of GPUs: they were replayed as if every machine had all of them; what each model needs by itself stands in a table of its own".to_owned());
             found.by_model = by_model(&jobs, found.demand.span, &question)?;
+            found.warnings.extend(self.models_in_words(&found));
         }
         let mut rates = self.asked.rates()?;
-        rates.dedicated_per_gpu_hour =
-            per_gpu_hour.unwrap_or(rates.dedicated_per_gpu_hour) / self.asked.availability;
-        found.search =
-            Some(self.search(objective, &jobs, &rates, gpus, found.all_owned.gpus.div_ceil(gpus))?);
+        rates.dedicated_per_gpu_hour /= self.asked.availability;
+        let sizes = Sizes {
+            jobs: &jobs,
+            policy: &self.policy,
+            rates: &rates,
+            question: &question,
+            seed: self.asked.seed,
+        };
+        found.search = Some(sizes.search(objective, &found)?);
+        found.explain_search();
         Ok(found)
     }
 
-    /// Tries sizes and ways of bursting.
-    fn search(
-        &self,
-        objective: Objective,
-        jobs: &Jobs,
-        rates: &Rates,
-        gpus_each: u32,
-        most: u32,
-    ) -> anyhow::Result<Search> {
-        let wait_s = match objective {
-            _ if self.policy.wait_s > 0.0 => self.policy.wait_s,
-            Objective::CostWithinWait { wait_p95_s } if wait_p95_s > 0.0 => wait_p95_s,
-            _ => WAIT_S,
-        };
-        let ways = match self.policy.burst {
-            Burst::AtOnce if objective != Objective::Cost => {
-                vec![
-                    (Burst::AtOnce, 0.0),
-                    (Burst::Wait, wait_s),
-                    (Burst::ShortWait, wait_s),
-                    (Burst::AllWait, 0.0),
-                ]
-            }
-            burst @ (Burst::Wait | Burst::ShortWait) => vec![(burst, wait_s)],
-            burst => vec![(burst, 0.0)],
-        };
-        let bar = progress(None, "replays");
-        let attempt = |half: Half, candidate: Candidate| -> anyhow::Result<Trial> {
-            let Candidate { machines, burst, wait_s } = candidate;
-            let policy = Policy { burst, wait_s, ..self.policy.clone() };
-            let pool = Pool::of_gpus(machines, gpus_each);
-            pool.check()?;
-            let any: Arc<[Arc<str>]> = Arc::from([]);
-            let counted = jobs.half(half)?.map(|job| {
-                job.map(|mut job| {
-                    job.request.models = any.clone();
-                    job
-                })
-            });
-            let found = replay(counted, &pool, &policy, rates, self.asked.seed)?;
-            bar.inc(1);
-            Ok(Trial {
-                machines,
-                gpus: machines * gpus_each,
-                burst,
-                wait_s,
-                per_hour: found.cost.total_per_hour,
-                wait_mean_s: found.wait.mean_s,
-                wait_p95_s: found.wait.p95_s,
-                rented_share: found.spilled.gpu_hours_share,
-                #[expect(clippy::cast_precision_loss, reason = "a share of counts")]
-                not_run_share: (found.jobs.rejected + found.jobs.unfinished) as f64
-                    / found.jobs.submitted.max(1) as f64,
-            })
-        };
-        let mut found = search(objective, &ways, most, |candidate| attempt(Half::Both, candidate))?;
-        // Walking forward once: what is best on the first half, tried on the second.
-        let first = search(objective, &ways, most, |candidate| attempt(Half::First, candidate))?.best;
-        let second = search(objective, &ways, most, |candidate| attempt(Half::Second, candidate))?.best;
-        if let (Some(first), Some(second)) = (first, second) {
-            let Trial { machines, burst, wait_s, .. } = first;
-            let later = attempt(Half::Second, Candidate { machines, burst, wait_s })?;
-            found.later = Some(Later { advised: first, turned_out: later, best: second });
+    /// What became of the models that jobs ask for.
+    fn models_in_words(&self, found: &Optimization) -> Option<String> {
+        let machines = &self.asked.machine;
+        if machines.iter().all(|shape| shape.model.is_empty()) {
+            return Some("jobs ask for models of GPUs: they were replayed as if every machine had all of them; say the models of machines, such as --machine 8xA100@2.10,8xH100@4.20; what each model needs by itself stands in a table of its own".to_owned());
         }
-        bar.finish_and_clear();
-        Ok(found)
-    }
-}
-
-/// More sets of models than this are not told apart.
-const CLASSES: usize = 32;
-
-/// What is best for the jobs of each set of models by themselves, over the time of all.
-fn by_model(jobs: &Jobs, span: Span, question: &Question) -> anyhow::Result<Vec<Class>> {
-    let mut sets = BTreeSet::new();
-    for job in jobs.half(Half::Both)? {
-        sets.insert(job?.request.models);
-        if sets.len() > CLASSES {
-            return Ok(Vec::new());
-        }
-    }
-    let question = Question { resamples: 1, ..question.clone() };
-    let class = |models: Arc<[Arc<str>]>| {
-        let edge = |at_s| std::iter::once(Ok(Demand { line: 0, at_s, gpus: 0.0 }));
-        let own = jobs
-            .half(Half::Both)?
-            .filter(|job| job.as_ref().map_or(true, |job| job.request.models == models));
-        let series: anyhow::Result<Series> =
-            Series::collect(edge(span.from_s).chain(offered(own)).chain(edge(span.to_s)));
-        let found = optimize(series?, &question)?;
-        Ok(Class {
-            models: models.iter().map(ToString::to_string).collect(),
-            mean_gpus: found.demand.mean_gpus,
-            max_gpus: found.demand.max_gpus,
-            advice: found.advice,
+        let has = |model: &String| machines.iter().any(|shape| shape.model.eq_ignore_ascii_case(model));
+        let without =
+            found.by_model.iter().filter(|class| !class.models.is_empty() && !class.models.iter().any(has));
+        let models: Vec<String> = without.map(|class| class.models.join("|")).collect();
+        (!models.is_empty()).then(|| {
+            format!("no machine has what some jobs ask for ({}): they are always rented", models.join(", "))
         })
-    };
-    sets.into_iter().map(class).collect()
+    }
 }
-
-/// How long jobs wait before they burst where nothing says it.
-const WAIT_S: f64 = 300.0;
 
 /// Answers, in a few lines or in full.
 pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {

@@ -2,22 +2,17 @@
 
 use anyhow::{Context as _, bail};
 
-use crate::{
-    job::Job,
-    policy::Policy,
-    pool::Pool,
-    price::Rates,
-    simulate::{self, Simulation},
-    trace,
-};
+use crate::{job::Job, trace};
 
 /// Jobs of one trace.
 #[derive(Debug)]
 pub(super) struct Jobs {
     trace: trace::Args,
     kept: Option<Vec<Job>>,
-    /// Half of the time in which they are submitted.
-    middle_s: f64,
+    count: usize,
+    /// When the first and the last of them are submitted.
+    span: Option<(f64, f64)>,
+    warnings: trace::Warnings,
 }
 
 /// Which jobs are replayed.
@@ -31,39 +26,70 @@ pub(super) enum Half {
     Both,
 }
 
-/// More are read again each time: some 200 MB.
-const KEPT: usize = 1_000_000;
+/// More are read again each time: some 100 MB.
+const KEPT: usize = 500_000;
 
 impl Jobs {
+    /// Those of a trace that is about to be read; each is to be [taken](Self::take).
+    pub(super) fn of(trace: &trace::Args) -> Self {
+        Self {
+            trace: trace.clone(),
+            kept: Some(Vec::new()),
+            count: 0,
+            span: None,
+            warnings: trace::Warnings::default(),
+        }
+    }
+
     /// Reads them once.
     pub(super) fn read(trace: &trace::Args) -> anyhow::Result<Self> {
-        let (mut kept, mut many, mut span) = (Vec::new(), false, None);
-        for job in trace.open()?.jobs()? {
-            let job = job?;
-            let (first_s, _) = span.unwrap_or((job.submit_s, job.submit_s));
-            span = Some((first_s, job.submit_s));
-            if many || kept.len() == KEPT {
-                (many, kept) = (true, Vec::new());
-            } else {
-                kept.push(job);
-            }
+        let mut jobs = Self::of(trace);
+        let mut opened = trace.open()?.jobs()?;
+        for job in opened.by_ref() {
+            jobs.take(&job?);
         }
-        if many && trace.files.iter().any(|file| file.as_os_str() == "-") {
+        jobs.warnings = opened.warnings();
+        jobs.check()?;
+        Ok(jobs)
+    }
+
+    /// Takes the next.
+    pub(super) fn take(&mut self, job: &Job) {
+        let (first_s, _) = self.span.unwrap_or((job.submit_s, job.submit_s));
+        self.span = Some((first_s, job.submit_s));
+        self.count += 1;
+        if self.count > KEPT {
+            self.kept = None;
+        }
+        if let Some(kept) = &mut self.kept {
+            kept.push(job.clone());
+        }
+    }
+
+    /// Refuses what can be read but once, and is too much to be kept.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        if self.kept.is_none() && self.trace.files.iter().any(|file| file.as_os_str() == "-") {
             bail!("more than {KEPT} jobs on standard input, which can be read but once: name a file");
         }
-        let (first_s, last_s) = span.unwrap_or_default();
-        Ok(Self {
-            trace: trace.clone(),
-            kept: (!many).then_some(kept),
-            middle_s: f64::midpoint(first_s, last_s),
-        })
+        Ok(())
+    }
+
+    /// What was wrong with them, where they were [read](Self::read).
+    pub(super) fn warnings(&self) -> &trace::Warnings {
+        &self.warnings
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        self.count
     }
 
     /// Those of a half, by submit time.
     pub(super) fn half(&self, half: Half) -> anyhow::Result<impl Iterator<Item = anyhow::Result<Job>> + '_> {
+        let middle_s = self.span.map_or(0.0, |(first_s, last_s)| f64::midpoint(first_s, last_s));
         let wanted = move |job: &anyhow::Result<Job>| match (job, half) {
-            (Ok(job), Half::First) => job.submit_s < self.middle_s,
-            (Ok(job), Half::Second) => job.submit_s >= self.middle_s,
+            (Ok(job), Half::First) => job.submit_s < middle_s,
+            (Ok(job), Half::Second) => job.submit_s >= middle_s,
             (Err(_), _) | (_, Half::Both) => true,
         };
         Ok(self.all()?.filter(wanted))
@@ -77,16 +103,4 @@ impl Jobs {
         let again = self.trace.open().context("can't read the trace again")?.jobs()?;
         Ok(Box::new(again.map(|job| job.map_err(Into::into))))
     }
-}
-
-/// Replays jobs.
-pub(super) fn replay(
-    jobs: impl Iterator<Item = anyhow::Result<Job>>,
-    pool: &Pool,
-    policy: &Policy,
-    rates: &Rates,
-    seed: u64,
-) -> anyhow::Result<Simulation> {
-    let options = simulate::Options { seed, bound: false, ..simulate::Options::default() };
-    simulate::run_with(jobs, pool, policy, rates, &options)
 }

@@ -149,7 +149,7 @@ impl Args {
         for warning in &rates.warnings {
             warn(warning);
         }
-        let mut options = Options { seed: self.seed, warm_up_s: self.warm_up_s, steady: false, bound: true };
+        let mut options = Options { seed: self.seed, warm_up_s: self.warm_up_s, ..Options::default() };
         if let (Some(Arrivals::Poisson), Some(rate), Some(service_rate)) =
             (self.law.arrivals, self.law.rate, self.law.service_rate)
         {

@@ -1,24 +1,23 @@
 //! `kubectl spillway what-if`: before and after, side by side.
 
-use std::cell::RefCell;
-
 use anyhow::{Context as _, bail};
 
 use super::{
     optimize::{Asked, Read, read},
-    replay::{Jobs, replay},
+    replay::Jobs,
 };
 use crate::{
     args::Global,
     command::Outcome,
     demand::Series,
-    job::{Demand, Job},
+    job::Demand,
     output,
-    policy::Policy,
+    policy::{Burst, Policy},
     pool::{self, Pool},
     price::Rates,
+    simulate::{Options, run_with},
     trace::{self, Trace},
-    what_if::{Change, Lot, Moved, Side, WhatIf},
+    what_if::{Change, Lot, Replay, Side, WhatIf},
 };
 
 /// Flags of `what-if`.
@@ -153,29 +152,11 @@ impl Args {
     fn with_jobs(&self, change: &Change, before: &Pool, after: &Pool) -> anyhow::Result<WhatIf> {
         let jobs = Jobs::read(&self.trace)?;
         let rates = self.asked.rates()?;
-        let side = |change: &Change, pool: &Pool, rates: &Rates| -> anyhow::Result<(Side, Moved)> {
-            let (first, moved) = (RefCell::new(None), RefCell::new(Moved::default()));
-            let changed = jobs.all()?.filter_map(|job| {
-                let job = match job {
-                    Ok(job) => job,
-                    Err(error) => return Some(Err(error)),
-                };
-                let first_s = *first.borrow_mut().get_or_insert(job.submit_s);
-                let job: Job = change.job(job, first_s);
-                if change.is_moved(&job) {
-                    moved.borrow_mut().add(&job);
-                    return None;
-                }
-                Some(Ok(job))
-            });
-            let found = replay(changed, pool, &self.policy, rates, self.asked.seed)?;
-            let moved = *moved.borrow();
-            Ok((Side::of_jobs(&found, &moved, rates), moved))
-        };
-        let (was, _) = side(&Change::default(), before, &rates)?;
-        let (is, moved) = side(change, after, &change.rates(&rates))?;
+        let (was, _) = self.side(&jobs, &Change::default(), before, &rates)?;
+        let (is, moved) = self.side(&jobs, change, after, &change.rates(&rates))?;
         let mut warnings = rates.warnings.clone();
-        if !change.to_serverless.is_empty() && moved.gpu_hours <= 0.0 {
+        warnings.extend(jobs.warnings().iter().map(|warning| format!("trace: {warning}")));
+        if !change.to_serverless.is_empty() && !moved {
             warnings.push("no job is of a namespace that moves: nothing moves".to_owned());
         }
         Ok(WhatIf {
@@ -187,10 +168,53 @@ impl Args {
         })
     }
 
+    /// One side, and whether any job moved.
+    fn side(&self, jobs: &Jobs, change: &Change, pool: &Pool, rates: &Rates) -> anyhow::Result<(Side, bool)> {
+        let rented = Pool { machines: Vec::new(), ..pool.clone() };
+        let on_pool = self.part(jobs, change, false, pool, &self.policy, rates)?;
+        if change.to_serverless.is_empty() {
+            return Ok((Side::of_jobs(&on_pool, None), false));
+        }
+        let policy = Policy { burst: Burst::Only, ..self.policy.clone() };
+        let moved = self.part(jobs, change, true, &rented, &policy, rates)?;
+        let any = moved.found.jobs.submitted > 0;
+        Ok((Side::of_jobs(&on_pool, any.then_some(&moved)), any))
+    }
+
+    /// Replays the jobs that move, or those that stay.
+    fn part(
+        &self,
+        jobs: &Jobs,
+        change: &Change,
+        moved: bool,
+        pool: &Pool,
+        policy: &Policy,
+        rates: &Rates,
+    ) -> anyhow::Result<Replay> {
+        // Growth counts from the first job of all.
+        let (mut first_of_all_s, mut first_submit_s) = (None, None);
+        let part = jobs.all()?.filter_map(|job| {
+            let job = match job {
+                Ok(job) => job,
+                Err(error) => return Some(Err(error)),
+            };
+            let first_s = *first_of_all_s.get_or_insert(job.submit_s);
+            let job = change.job(job, first_s);
+            if change.is_moved(&job) != moved {
+                return None;
+            }
+            first_submit_s.get_or_insert(job.submit_s);
+            Some(Ok(job))
+        });
+        let options = Options { seed: self.asked.seed, bound: false, each: true, ..Options::default() };
+        let found = run_with(part, pool, policy, rates, &options)?;
+        Ok(Replay { first_submit_s: first_submit_s.or(first_of_all_s).unwrap_or_default(), found })
+    }
+
     fn with_demand(&self, change: &Change, before: &Pool, after: &Pool) -> anyhow::Result<WhatIf> {
         let mut question = self.asked.question()?;
         question.cold_start_s = self.policy.cold_start_s;
-        let Read { series, .. } = read(&self.trace, &mut question)?;
+        let Read { series, .. } = read(&self.trace, &mut question, false)?;
         let grown = if change.growth.abs() > 0.0 { self.grown(change.growth)? } else { series.clone() };
         let mut then = question.clone();
         let price = |given: f64, new: Option<f64>| new.unwrap_or(given);

@@ -36,7 +36,7 @@ const CELLS: usize = 4_000_000;
 /// Rows of them, where there are many sizes.
 const ROWS: usize = 500;
 /// A trace has at least so many blocks.
-const LEAST_BLOCKS: usize = 4;
+pub(super) const LEAST_BLOCKS: usize = 4;
 
 /// Sums up to each time, so that a block costs two look-ups whatever its length.
 struct Sums {
@@ -124,24 +124,40 @@ pub(super) fn interval(
         sizes.push(menu.gpus(sums.columns[column]));
         costs.push(cost(sums.columns.partition_point(|index| *index < best)));
     }
-    sizes.sort_unstable();
-    costs.sort_by(f64::total_cmp);
-    let tail = (1.0 - CONFIDENCE) / 2.0;
-    let at = |share: f64, count: usize| ((share * count as f64) as usize).min(count.saturating_sub(1));
-    let size = |share| sizes.get(at(share, sizes.len())).copied().unwrap_or_default();
-    let cost = |share| costs.get(at(share, costs.len())).copied().unwrap_or_default();
-    Interval {
-        confidence: CONFIDENCE,
-        from_gpus: size(tail),
-        to_gpus: size(1.0 - tail),
-        from_per_hour: cost(tail),
-        to_per_hour: cost(1.0 - tail),
-        block_s: rows_each as f64 * sums.width_s,
-        resamples: question.resamples,
-        seed: question.seed,
-        resolution_gpus: match sums.columns.get(..2) {
-            Some(pair) => menu.gpus(pair[1]) - menu.gpus(pair[0]),
-            None => 1,
-        },
+    let resolution_gpus = match sums.columns.get(..2) {
+        Some(pair) => menu.gpus(pair[1]) - menu.gpus(pair[0]),
+        None => 1,
+    };
+    let length_s = rows_each as f64 * sums.width_s;
+    Interval::of(sizes, costs, length_s, question.resamples, question.seed, resolution_gpus)
+}
+
+impl Interval {
+    /// The interval of what was drawn.
+    pub(super) fn of(
+        mut sizes: Vec<u32>,
+        mut costs: Vec<f64>,
+        block_s: f64,
+        resamples: u32,
+        seed: u64,
+        resolution_gpus: u32,
+    ) -> Self {
+        sizes.sort_unstable();
+        costs.sort_by(f64::total_cmp);
+        let tail = (1.0 - CONFIDENCE) / 2.0;
+        let at = |share: f64, count: usize| ((share * count as f64) as usize).min(count.saturating_sub(1));
+        let size = |share| sizes.get(at(share, sizes.len())).copied().unwrap_or_default();
+        let cost = |share| costs.get(at(share, costs.len())).copied().unwrap_or_default();
+        Self {
+            confidence: CONFIDENCE,
+            from_gpus: size(tail),
+            to_gpus: size(1.0 - tail),
+            from_per_hour: cost(tail),
+            to_per_hour: cost(1.0 - tail),
+            block_s,
+            resamples,
+            seed,
+            resolution_gpus,
+        }
     }
 }

@@ -1,27 +1,38 @@
 //! What can be bought: every number of GPUs that machines add up to, and the least that it costs.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::Error;
 
 /// A machine that can be bought.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Shape {
     /// GPUs of each.
     pub gpus: u32,
     /// What each of its GPUs costs per hour, where not as much as any.
     pub per_gpu_hour: Option<f64>,
+    /// The model of its GPUs; empty where nobody asks.
+    pub model: Arc<str>,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self { gpus: 1, per_gpu_hour: None, model: Arc::from("") }
+    }
 }
 
 /// So many machines of a shape.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Machines {
     /// How many.
     pub count: u32,
     /// GPUs of each.
     pub gpus_each: u32,
+    /// Their model; empty where it wasn't said.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub model: Arc<str>,
 }
 
 /// No machine has more.
@@ -34,8 +45,8 @@ const MOST_GPUS: u32 = 1024;
 pub struct Menu {
     sizes: Vec<u32>,
     per_hour: Vec<f64>,
-    /// The shape that was added last, for each size up to the largest.
-    last: Vec<u32>,
+    /// The shape that was added last, for each size up to the largest; none for nothing and for what can't be bought.
+    last: Vec<Option<usize>>,
     shapes: Vec<Shape>,
     per_gpu_hour: f64,
 }
@@ -50,7 +61,7 @@ impl Menu {
         if let Some(shape) = shapes.iter().find(|shape| shape.gpus == 0 || shape.gpus > MOST_GPUS) {
             return Err(Error::Machine(shape.gpus));
         }
-        let single = [Shape { gpus: 1, per_gpu_hour: None }];
+        let single = [Shape::default()];
         let shapes = if shapes.is_empty() { &single[..] } else { shapes };
         let price = |shape: &Shape| {
             f64::from(shape.gpus)
@@ -58,10 +69,10 @@ impl Menu {
         };
         let largest = shapes.iter().map(|shape| shape.gpus).max().unwrap_or(1);
         let most = (most_demanded + largest) as usize;
-        let (mut costs, mut last) = (vec![f64::INFINITY; most], vec![0; most]);
+        let (mut costs, mut last) = (vec![f64::INFINITY; most], vec![None; most]);
         costs[0] = 0.0;
         for gpus in 1..most {
-            for shape in shapes {
+            for (index, shape) in shapes.iter().enumerate() {
                 let Some(before) =
                     gpus.checked_sub(shape.gpus as usize).filter(|before| costs[*before].is_finite())
                 else {
@@ -74,7 +85,7 @@ impl Menu {
                     costs[before] + price(shape)
                 };
                 if cost < costs[gpus] {
-                    (costs[gpus], last[gpus]) = (cost, shape.gpus);
+                    (costs[gpus], last[gpus]) = (cost, Some(index));
                 }
             }
         }
@@ -141,19 +152,23 @@ impl Menu {
         self.shapes.iter().map(|shape| shape.gpus).min().unwrap_or(1)
     }
 
-    /// The machines that a size is made of.
+    /// The machines that a size is made of, the largest first.
     pub(super) fn machines(&self, index: usize) -> Vec<Machines> {
-        let mut counts = BTreeMap::new();
+        let mut counts = vec![0; self.shapes.len()];
         let mut gpus = self.sizes[index];
-        while gpus > 0 {
-            let shape = self.last[gpus as usize];
-            if shape == 0 {
-                break;
-            }
-            *counts.entry(shape).or_insert(0) += 1;
-            gpus -= shape;
+        while let Some(shape) = self.last[gpus as usize] {
+            counts[shape] += 1;
+            gpus -= self.shapes[shape].gpus;
         }
-        counts.into_iter().rev().map(|(gpus_each, count)| Machines { count, gpus_each }).collect()
+        let mut machines: Vec<Machines> = self
+            .shapes
+            .iter()
+            .zip(counts)
+            .filter(|(_, count)| *count > 0)
+            .map(|(shape, count)| Machines { count, gpus_each: shape.gpus, model: shape.model.clone() })
+            .collect();
+        machines.sort_by_key(|machines| std::cmp::Reverse(machines.gpus_each));
+        machines
     }
 }
 

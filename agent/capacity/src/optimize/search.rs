@@ -1,10 +1,14 @@
-//! Where jobs may wait there is no formula: sizes and ways of bursting are tried, each by replaying all jobs.
+//! Where jobs may wait, or can't be split and moved, there is no formula: numbers of machines and ways of bursting are tried, each by replaying all jobs.
 //!
-//! For each way of bursting: sizes at equal distances from none to as many as are ever needed, then halfway between the best and its neighbours on both sides, until these are one machine away.
-//! That finds the best where cost and waiting each have one valley in size, as they have but for the roughness of packing. What was tried is told.
+//! Where all numbers together are few replays, all of them are tried, and the answer is exact. Else, for each way of bursting and along one shape after the other: numbers at equal distances from
+//! none to as many as are ever of use, then halfway between the best and its neighbours on both sides, until these are one machine away; then one machine of a shape for those of another, for as
+//! long as anything gets better. That finds the best where cost and waiting each have one valley, as they have but for the roughness of packing. What was tried is told.
+
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::{Flat, Interval, Machines, RatioRange, market::FLAT, replayed::Outcome};
 use crate::policy::Burst;
 
 /// What is wanted of jobs that may wait.
@@ -26,10 +30,10 @@ pub enum Objective {
 }
 
 /// A pool and a policy to be tried.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Candidate {
-    /// Dedicated machines.
-    pub machines: u32,
+    /// Dedicated machines of each shape.
+    pub counts: Vec<u32>,
     /// When a job goes to serverless machines.
     pub burst: Burst,
     /// After how long, where it waits.
@@ -37,26 +41,35 @@ pub struct Candidate {
 }
 
 /// What became of it.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Trial {
     /// Dedicated machines.
     pub machines: u32,
     /// Their GPUs.
     pub gpus: u32,
+    /// The machines of each shape, those of which there are none included.
+    pub kinds: Vec<Machines>,
     /// When a job goes to serverless machines.
     pub burst: Burst,
     /// After how long, where it waits.
     pub wait_s: f64,
     /// What it costs.
     pub per_hour: f64,
+    /// For dedicated machines.
+    pub owned_per_hour: f64,
     /// How long jobs waited on average.
     pub wait_mean_s: f64,
-    /// How long 95 % of them waited at most.
+    /// How long 95 % of them waited at most, exactly.
     pub wait_p95_s: f64,
     /// Share of the work that was rented.
     pub rented_share: f64,
+    /// Share of the dedicated GPU-hours that were used.
+    pub utilisation: f64,
     /// Share of jobs that ran nowhere.
     pub not_run_share: f64,
+    /// The same for each stretch of time, from which the interval is drawn.
+    #[serde(skip)]
+    pub outcomes: Vec<Outcome>,
 }
 
 /// What was found by trying.
@@ -65,16 +78,26 @@ pub struct Search {
     /// What was wanted.
     #[serde(flatten)]
     pub objective: Objective,
+    /// Whether every number of machines of each shape was tried that could be of use.
+    pub exact: bool,
     /// The best; none where nothing that was tried is allowed.
     pub best: Option<Trial>,
+    /// Of what was tried and is allowed, the numbers of GPUs that cost nearly as little; none where cost is not what is to be least.
+    pub flat: Option<Flat>,
+    /// By how much the serverless price could be multiplied so that the best stays the best of what was tried and is allowed; none where cost is not what is to be least.
+    pub stays_best: Option<RatioRange>,
+    /// How far the best could be off; none where nothing is allowed.
+    pub interval: Option<Interval>,
     /// What is best for jobs of the first half of the time, tried on those of the second.
     pub later: Option<Later>,
+    /// What is owned today, with jobs bursting as at the best; none where it isn't known.
+    pub today: Option<Trial>,
     /// All that was tried.
     pub trials: Vec<Trial>,
 }
 
 /// The advice on the first half of the time, and what became of it in the second.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Later {
     /// As it was on the first half.
     pub advised: Trial,
@@ -82,13 +105,28 @@ pub struct Later {
     pub turned_out: Trial,
     /// What is best on the second.
     pub best: Trial,
+    /// How much more the advice costs on the second half than the best there, as a share of that; negative where that is dearer, since it alone keeps to what was asked.
+    pub regret: f64,
 }
 
-/// Sizes that are tried first.
+/// The numbers of machines among which is searched.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Kinds {
+    /// GPUs of each machine, by shape.
+    pub gpus: Vec<u32>,
+    /// The most machines of each shape that are of use.
+    pub most: Vec<u32>,
+    /// Where to begin.
+    pub start: Vec<u32>,
+    /// So many replays are few enough to try all there is.
+    pub few: usize,
+}
+
+/// Numbers that are tried first along a shape.
 const FIRST: u32 = 9;
 
 impl Objective {
-    fn allows(self, trial: &Trial) -> bool {
+    pub(super) fn allows(self, trial: &Trial) -> bool {
         self.excess(trial) <= 0.0
     }
 
@@ -104,7 +142,7 @@ impl Objective {
     }
 
     /// The better first.
-    fn compare(self, one: &Trial, other: &Trial) -> std::cmp::Ordering {
+    pub(super) fn compare(self, one: &Trial, other: &Trial) -> std::cmp::Ordering {
         let rank = |trial: &Trial| {
             let (cost, wait) = (trial.per_hour, trial.wait_p95_s);
             match self {
@@ -122,78 +160,228 @@ impl Objective {
     }
 }
 
-/// Tries up to `most` machines with each of `ways` of bursting.
+/// Tries numbers of machines with each of `ways` of bursting.
 ///
 /// # Errors
 /// Those of `attempt`.
 pub fn search<E>(
     objective: Objective,
     ways: &[(Burst, f64)],
-    most: u32,
-    mut attempt: impl FnMut(Candidate) -> Result<Trial, E>,
+    kinds: &Kinds,
+    mut attempt: impl FnMut(&Candidate) -> Result<Trial, E>,
 ) -> Result<Search, E> {
-    let mut trials: Vec<Trial> = Vec::new();
+    let all = kinds.most.iter().try_fold(ways.len(), |all, most| all.checked_mul(*most as usize + 1));
+    let exact = all.is_some_and(|all| all <= kinds.few);
+    let mut trials = Vec::new();
     for &(burst, wait_s) in ways {
-        let mut tried: Vec<Trial> = Vec::new();
+        let attempt = |counts: &[u32]| attempt(&Candidate { counts: counts.to_vec(), burst, wait_s });
+        let mut tries = Tries { objective, kinds, attempt, tried: BTreeMap::new() };
+        if exact {
+            tries.all()?;
+        } else {
+            tries.climb(vec![0; kinds.most.len()])?;
+            if kinds.most.len() > 1 {
+                tries.climb(kinds.start.clone())?;
+            }
+        }
+        trials.extend(tries.tried.into_values());
+    }
+    let best = trials.iter().min_by(|one, other| objective.compare(one, other));
+    let best = best.filter(|trial| objective.allows(trial)).cloned();
+    let flat = best.as_ref().and_then(|best| flat(objective, best, &trials));
+    let stays_best = best.as_ref().and_then(|best| stays_best(objective, best, &trials));
+    Ok(Search { objective, exact, best, flat, stays_best, interval: None, later: None, today: None, trials })
+}
+
+/// Of the trials that burst as the best does and are allowed, those that cost nearly as little.
+fn flat(objective: Objective, best: &Trial, trials: &[Trial]) -> Option<Flat> {
+    if matches!(objective, Objective::WaitWithinCost { .. }) {
+        return None;
+    }
+    let near = trials.iter().filter(|trial| {
+        (trial.burst, trial.wait_s.to_bits()) == (best.burst, best.wait_s.to_bits())
+            && objective.allows(trial)
+            && trial.per_hour <= best.per_hour * (1.0 + FLAT)
+    });
+    let sizes: Vec<u32> = near.map(|trial| trial.gpus).collect();
+    let (from_gpus, to_gpus) = (*sizes.iter().min()?, *sizes.iter().max()?);
+    Some(Flat { within: FLAT, from_gpus, to_gpus })
+}
+
+/// Between which multiples of the serverless price the best costs no more than any other: what is rented doesn't depend on its price.
+fn stays_best(objective: Objective, best: &Trial, trials: &[Trial]) -> Option<RatioRange> {
+    if matches!(objective, Objective::WaitWithinCost { .. }) {
+        return None;
+    }
+    let (mut from, mut to) = (0.0_f64, f64::INFINITY);
+    for other in trials.iter().filter(|trial| objective.allows(trial)) {
+        let owned = other.owned_per_hour - best.owned_per_hour;
+        let rented = (best.per_hour - best.owned_per_hour) - (other.per_hour - other.owned_per_hour);
+        // The other costs more by what it owns more, less by what it rents less.
+        if rented > 0.0 {
+            to = to.min(owned / rented);
+        } else if rented < 0.0 {
+            from = from.max(owned / rented);
+        }
+    }
+    Some(RatioRange { from: Some(from), to: to.is_finite().then_some(to) })
+}
+
+/// What was tried with one way of bursting, by numbers of machines.
+struct Tries<'a, F> {
+    objective: Objective,
+    kinds: &'a Kinds,
+    attempt: F,
+    tried: BTreeMap<Vec<u32>, Trial>,
+}
+
+impl<E, F: FnMut(&[u32]) -> Result<Trial, E>> Tries<'_, F> {
+    fn attempt(&mut self, counts: &[u32]) -> Result<&Trial, E> {
+        if !self.tried.contains_key(counts) {
+            let trial = (self.attempt)(counts)?;
+            self.tried.insert(counts.to_vec(), trial);
+        }
+        Ok(&self.tried[counts])
+    }
+
+    /// Tries everything.
+    fn all(&mut self) -> Result<(), E> {
+        let mut counts = vec![0; self.kinds.most.len()];
+        loop {
+            self.attempt(&counts)?;
+            // The next number, as an odometer counts.
+            let Some(place) = (0..counts.len()).find(|place| counts[*place] < self.kinds.most[*place]) else {
+                return Ok(());
+            };
+            counts[..place].fill(0);
+            counts[place] += 1;
+        }
+    }
+
+    /// Goes on from `counts` until nothing near is better.
+    fn climb(&mut self, mut counts: Vec<u32>) -> Result<(), E> {
+        loop {
+            let before = counts.clone();
+            for shape in 0..counts.len() {
+                counts = self.along(&counts, shape)?;
+            }
+            counts = self.exchanged(&counts)?;
+            if counts == before {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The best number of machines of one shape beside those that there are of others.
+    fn along(&mut self, counts: &[u32], shape: usize) -> Result<Vec<u32>, E> {
+        let with = |count: u32| {
+            let mut counts = counts.to_vec();
+            counts[shape] = count;
+            counts
+        };
+        let most = self.kinds.most[shape];
+        let mut tried: Vec<u32> = Vec::new();
         let mut due: Vec<u32> = (0..FIRST)
             .map(|step| {
                 u32::try_from(u64::from(most) * u64::from(step) / u64::from(FIRST - 1)).unwrap_or(most)
             })
+            .chain([counts[shape]])
             .collect();
+        let mut best = 0;
         while !due.is_empty() {
-            for machines in std::mem::take(&mut due) {
-                if let Err(place) = tried.binary_search_by_key(&machines, |trial| trial.machines) {
-                    tried.insert(place, attempt(Candidate { machines, burst, wait_s })?);
+            for count in std::mem::take(&mut due) {
+                self.attempt(&with(count))?;
+                tried.push(count);
+            }
+            tried.sort_unstable();
+            tried.dedup();
+            let order = |one: &u32, other: &u32| {
+                self.objective.compare(&self.tried[&with(*one)], &self.tried[&with(*other)])
+            };
+            best = tried.iter().copied().min_by(order).unwrap_or(0);
+            let place = tried.partition_point(|count| *count < best);
+            let below = place.checked_sub(1).map(|below| tried[below]);
+            let above = tried.get(place + 1).copied();
+            let middle = |low: u32, high: u32| (high - low > 1).then(|| u32::midpoint(low, high));
+            due.extend(below.and_then(|below| middle(below, best)));
+            due.extend(above.and_then(|above| middle(best, above)));
+        }
+        Ok(with(best))
+    }
+
+    /// The best of giving machines of a shape for those of another: one for one, or as many as have about as many GPUs.
+    fn exchanged(&mut self, counts: &[u32]) -> Result<Vec<u32>, E> {
+        let mut best = counts.to_vec();
+        for from in 0..counts.len() {
+            for to in (0..counts.len()).filter(|to| *to != from) {
+                let (large, small) = (self.kinds.gpus[from], self.kinds.gpus[to].max(1));
+                let mut trades = vec![(1, 1), (1, large / small), (1, large.div_ceil(small))];
+                trades.extend([(small / large.max(1), 1), (small.div_ceil(large.max(1)), 1)]);
+                trades.retain(|(take, add)| (1..=counts[from]).contains(take) && *add > 0);
+                for (take, add) in trades {
+                    let mut next = counts.to_vec();
+                    next[from] -= take;
+                    next[to] = (next[to] + add).min(self.kinds.most[to]);
+                    self.attempt(&next)?;
+                    if self.objective.compare(&self.tried[&next], &self.tried[&best]).is_lt() {
+                        best = next;
+                    }
                 }
             }
-            let best = best_of(objective, &tried).map_or(0, |(place, _)| place);
-            let machines = |place: usize| tried.get(place).map(|trial| trial.machines);
-            let middle = |one: Option<u32>, other: Option<u32>| {
-                let (low, high) = one.zip(other).filter(|(low, high)| high - low > 1)?;
-                Some(u32::midpoint(low, high))
-            };
-            due.extend(best.checked_sub(1).and_then(|below| middle(machines(below), machines(best))));
-            due.extend(middle(machines(best), machines(best + 1)));
         }
-        trials.extend(tried);
+        Ok(best)
     }
-    let best = best_of(objective, &trials).map(|(_, trial)| *trial).filter(|trial| objective.allows(trial));
-    Ok(Search { objective, best, later: None, trials })
-}
-
-fn best_of(objective: Objective, trials: &[Trial]) -> Option<(usize, &Trial)> {
-    trials.iter().enumerate().min_by(|(_, one), (_, other)| objective.compare(one, other))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Candidate, Objective, Trial, search};
+    use super::{Candidate, Kinds, Machines, Objective, Trial, search};
     use crate::policy::Burst;
 
-    /// A pool whose cost is least at 30 machines, and where waits end at 60.
-    #[expect(clippy::unnecessary_wraps, reason = "as a replay may fail")]
-    fn attempt(candidate: Candidate) -> Result<Trial, ()> {
-        let Candidate { machines, burst, wait_s } = candidate;
-        let wait_p95_s =
-            if burst == Burst::AtOnce { 0.0 } else { f64::from(60_u32.saturating_sub(machines)) };
-        let dearer = if burst == Burst::AtOnce { 10.0 } else { 0.0 };
-        Ok(Trial {
-            machines,
-            gpus: machines * 8,
-            burst,
-            wait_s,
-            per_hour: f64::from(machines.abs_diff(30)) + 100.0 + dearer,
+    fn trial(candidate: &Candidate, each: &[u32], per_hour: f64, wait_p95_s: f64) -> Trial {
+        let machines = |(count, gpus_each): (&u32, &u32)| Machines {
+            count: *count,
+            gpus_each: *gpus_each,
+            model: std::sync::Arc::from(""),
+        };
+        let kinds: Vec<Machines> = candidate.counts.iter().zip(each).map(machines).collect();
+        Trial {
+            machines: candidate.counts.iter().sum(),
+            gpus: kinds.iter().map(|kind| kind.count * kind.gpus_each).sum(),
+            kinds,
+            burst: candidate.burst,
+            wait_s: candidate.wait_s,
+            per_hour,
+            owned_per_hour: per_hour,
             wait_mean_s: wait_p95_s / 2.0,
             wait_p95_s,
             rented_share: 0.0,
+            utilisation: 0.0,
             not_run_share: 0.0,
-        })
+            outcomes: Vec::new(),
+        }
+    }
+
+    /// A pool whose cost is least at 30 machines, and where waits end at 60.
+    #[expect(clippy::unnecessary_wraps, reason = "as a replay may fail")]
+    fn attempt(candidate: &Candidate) -> Result<Trial, ()> {
+        let machines = candidate.counts[0];
+        let at_once = candidate.burst == Burst::AtOnce;
+        let wait_p95_s = if at_once { 0.0 } else { f64::from(60_u32.saturating_sub(machines)) };
+        let dearer = if at_once { 10.0 } else { 0.0 };
+        Ok(trial(candidate, &[8], f64::from(machines.abs_diff(30)) + 100.0 + dearer, wait_p95_s))
     }
 
     fn best(objective: Objective) -> Option<(u32, Burst)> {
-        let found = search(objective, &[(Burst::AtOnce, 0.0), (Burst::AllWait, 0.0)], 1000, attempt).unwrap();
-        assert!(found.trials.len() < 60, "{}", found.trials.len());
-        found.best.map(|trial| (trial.machines, trial.burst))
+        let kinds = Kinds { gpus: vec![8], most: vec![1000], start: vec![0], few: 10 };
+        let ways = [(Burst::AtOnce, 0.0), (Burst::AllWait, 0.0)];
+        let found = search(objective, &ways, &kinds, attempt).unwrap();
+        assert!(!found.exact && found.trials.len() < 60, "{}", found.trials.len());
+        let all = search(objective, &ways, &Kinds { few: 2002, ..kinds }, attempt).unwrap();
+        assert!(all.exact && all.trials.len() == 2002);
+        let machines = |trial: Trial| (trial.machines, trial.burst);
+        assert_eq!(found.best.clone().map(machines), all.best.map(machines));
+        found.best.map(machines)
     }
 
     #[test]
@@ -208,5 +396,28 @@ mod tests {
         assert_eq!(best(Objective::WaitWithinCost { per_hour: 105.0 }), Some((35, Burst::AllWait)));
         assert_eq!(best(Objective::WaitWithinCost { per_hour: 500.0 }), Some((30, Burst::AtOnce)));
         assert_eq!(best(Objective::WaitWithinCost { per_hour: 99.0 }), None);
+    }
+
+    #[test]
+    fn shapes_are_exchanged_for_each_other() {
+        // 100 GPUs are needed, those of the larger machines are cheaper, and no more than 9 of them may be had.
+        let attempt = |candidate: &Candidate| {
+            let [large, small] = candidate.counts[..] else { panic!() };
+            let missing = 100_u32.saturating_sub(8 * large + 3 * small);
+            let too_many = 50.0 * f64::from(large.saturating_sub(9));
+            let cost = 8.0 * f64::from(large) + 3.6 * f64::from(small) + 5.0 * f64::from(missing) + too_many;
+            Ok::<_, ()>(trial(candidate, &[8, 3], cost, 0.0))
+        };
+        let kinds = Kinds { gpus: vec![8, 3], most: vec![13, 34], start: vec![0, 34], few: 1 };
+        let ways = [(Burst::AtOnce, 0.0)];
+        let found = search(Objective::Cost, &ways, &kinds, attempt).unwrap();
+        let all = search(Objective::Cost, &ways, &Kinds { few: 1000, ..kinds }, attempt).unwrap();
+        assert_eq!(found.best, all.best);
+        assert!(
+            !found.exact && all.exact && found.trials.len() < all.trials.len() / 2,
+            "{}",
+            found.trials.len()
+        );
+        assert_eq!(all.best.unwrap().kinds.iter().map(|kind| kind.count).collect::<Vec<_>>(), [8, 12]);
     }
 }

@@ -18,7 +18,7 @@ fn question(r: f64) -> Question {
 }
 
 fn machines_of(gpus: u32) -> Vec<Shape> {
-    vec![Shape { gpus, per_gpu_hour: None }]
+    vec![Shape { gpus, ..Shape::default() }]
 }
 
 /// What owning so many costs, from the samples themselves.
@@ -142,8 +142,8 @@ proptest! {
         r in 1.1_f64..6.0,
     ) {
         let shapes = vec![
-            Shape { gpus: g, per_gpu_hour: Some(c_d) },
-            Shape { gpus: other, per_gpu_hour: Some(c_other) },
+            Shape { gpus: g, per_gpu_hour: Some(c_d), ..Shape::default() },
+            Shape { gpus: other, per_gpu_hour: Some(c_other), ..Shape::default() },
         ];
         let found = optimize(series(levels.iter().copied()), &Question { shapes, holes: Holes::Keep, ..question(r) }).unwrap();
         let mut least = f64::INFINITY;

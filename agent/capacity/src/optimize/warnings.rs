@@ -2,7 +2,7 @@
 
 use super::{
     Holes, Optimization, Question,
-    words::{gpus, number, percent, ratio, span, time},
+    words::{count, gpus, percent, ratio, span, time},
 };
 
 /// Demand sticks at a number where it is there, to this share of it, for this share of the time.
@@ -33,8 +33,11 @@ pub(super) fn warnings(found: &Optimization, question: &Question, with_holes: Op
         let total_s: f64 = demand.holes.iter().map(super::Span::seconds).sum();
         let places: Vec<String> = demand.holes.iter().take(3).map(|hole| span(*hole)).collect();
         let more = if demand.holes.len() > 3 { ", and more" } else { "" };
-        let samples =
-            if step_s > 0.0 { format!(" ({} samples)", number(total_s / step_s, 0)) } else { String::new() };
+        let samples = if step_s > 0.0 {
+            format!(" ({})", count((total_s / step_s).round() as u64, "sample"))
+        } else {
+            String::new()
+        };
         let done = match (question.holes, with_holes) {
             (Holes::Keep, _) => {
                 "they are kept as time without demand, as asked; --holes drop leaves them out".to_owned()
@@ -54,15 +57,15 @@ pub(super) fn warnings(found: &Optimization, question: &Question, with_holes: Op
     if gaps.total_s > MISSING * observed_s {
         let longest = gaps.longest.map(|longest| format!(", the longest {}", span(longest)));
         warnings.push(format!(
-            "time stamps are missing for {} in all, in {} gap{}{}: that time counts for nothing",
+            "time stamps are missing for {} in all, in {}{}: that time counts for nothing",
             time(gaps.total_s),
-            gaps.count,
-            if gaps.count == 1 { "" } else { "s" },
+            count(gaps.count, "gap"),
             longest.unwrap_or_default()
         ));
     }
     drift(found, &mut warnings);
-    if found.interval.block_s * 1.5 < question.block_s {
+    // Who draws once asks for no interval.
+    if question.resamples > 1 && found.interval.block_s * 1.5 < question.block_s {
         warnings.push(format!(
             "the trace is too short for blocks of {}; the interval is of blocks of {} and says less than it seems",
             time(question.block_s),

@@ -1,6 +1,6 @@
 //! Numbers, times and reasons in plain words.
 
-use super::{Menu, Optimization, RatioRange, Span};
+use super::{Machines, Menu, Optimization, RatioRange, Span};
 
 /// A number with its thousands set apart: `12,345.6`.
 pub fn number(value: f64, digits: usize) -> String {
@@ -71,26 +71,52 @@ pub fn span(span: Span) -> String {
     format!("{} from {} to {}", time(span.seconds()), when(span.from_s), when(span.to_s))
 }
 
-/// `2.95 to 3.10`.
+/// Two ratios, with as many digits as tell them apart.
+fn range_in_words(from: f64, to: f64) -> (String, String) {
+    let text = |value: f64, digits| {
+        if value >= 100.0 { number(value, digits - 2) } else { format!("{value:.digits$}") }
+    };
+    (2..7)
+        .map(|digits| (text(from, digits), text(to, digits)))
+        .find(|(from, to)| from != to)
+        .unwrap_or_else(|| (ratio(from), ratio(to)))
+}
+
+/// `r from 2.95 to 3.10`.
 pub fn ratios(range: RatioRange) -> String {
     match (range.from, range.to) {
         (None, _) => "no ratio: the last of it is never needed".to_owned(),
         (Some(from), None) => format!("r from {} up", ratio(from)),
         (Some(0.0), Some(to)) => format!("r up to {}", ratio(to)),
-        (Some(from), Some(to)) => format!("r from {} to {}", ratio(from), ratio(to)),
+        (Some(from), Some(to)) => {
+            let (from, to) = range_in_words(from, to);
+            format!("r from {from} to {to}")
+        }
     }
 }
 
 /// Machines in words: `89 machines of 8 GPUs`.
 pub fn machines(found: &Optimization) -> String {
-    let kinds: Vec<String> = found
-        .machines
+    kinds(&found.machines)
+}
+
+/// The same of any machines.
+pub fn kinds(machines: &[Machines]) -> String {
+    let kinds: Vec<String> = machines
         .iter()
+        .filter(|kind| kind.count > 0)
         .map(|kind| {
-            format!("{} machine{} of {}", kind.count, if kind.count == 1 { "" } else { "s" }, kind.gpus_each)
+            let plural = if kind.count == 1 { "" } else { "s" };
+            let model = if kind.model.is_empty() { String::new() } else { format!(" {}", kind.model) };
+            format!("{} machine{plural} of {}{model}", number(f64::from(kind.count), 0), kind.gpus_each)
         })
         .collect();
     kinds.join(" and ")
+}
+
+/// `1 sample`, `1,566 samples`.
+pub fn count(many: u64, what: &str) -> String {
+    format!("{} {what}{}", number(many as f64, 0), if many == 1 { "" } else { "s" })
 }
 
 /// Why the advice is what it is.

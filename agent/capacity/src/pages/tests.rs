@@ -65,7 +65,7 @@ fn an_optimisation() {
         currency: "USD".to_owned(),
         dedicated_per_gpu_hour: 1.2,
         serverless_per_gpu_hour: 3.6,
-        shapes: vec![Shape { gpus: 8, per_gpu_hour: None }],
+        shapes: vec![Shape { gpus: 8, ..Shape::default() }],
         owned_gpus: Some(856),
         resamples: 200,
         ..Question::default()

@@ -92,7 +92,7 @@ impl<'a> Engine<'a> {
             serverless_milli: serverless_milli(pool, policy, rates),
             held: BTreeSet::new(),
             provider: Dice::new(options.seed, Stream::Provider),
-            tally: Tally::new(options.warm_up_s, options.bound),
+            tally: Tally::new(options.warm_up_s, options.bound, options.each),
             forecast: (policy.burst == Burst::ShortWait).then(|| Forecast::new(gpus)),
             changed: Vec::new(),
             numbers: 0,

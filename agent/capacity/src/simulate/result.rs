@@ -42,6 +42,18 @@ pub struct Simulation {
     pub worst: Vec<WorstJob>,
     /// What happened over time.
     pub over_time: Vec<Point>,
+    /// How long each job waited, where it was asked for.
+    #[serde(skip)]
+    pub each: Vec<Settlement>,
+}
+
+/// How long a job waited.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Settlement {
+    /// When it was submitted, in seconds since the first job was.
+    pub submit_s: f64,
+    /// How long it waited.
+    pub wait_s: f64,
 }
 
 /// What became of the jobs.

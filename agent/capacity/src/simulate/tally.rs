@@ -4,7 +4,7 @@ use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc};
 
 use super::{
     histogram::{Histogram, RELATIVE_ERROR},
-    result::{Cost, Deadlines, Jobs, Simulation, Spilled, Used, WaitPoint, WorstJob},
+    result::{Cost, Deadlines, Jobs, Settlement, Simulation, Spilled, Used, WaitPoint, WorstJob},
     series::{Level, Series},
 };
 use crate::{policy::Policy, pool::Pool, price::Rates};
@@ -26,6 +26,7 @@ pub(super) struct Tally {
     waits: Histogram,
     series: Series,
     worst: BinaryHeap<Reverse<Worst>>,
+    each: Option<Vec<Settlement>>,
     /// Integral of GPUs in use since the warm-up.
     used_milli_s: f64,
     fragmented_milli_s: f64,
@@ -80,7 +81,7 @@ pub(super) struct Settled<'a> {
 }
 
 impl Tally {
-    pub(super) fn new(warm_up_s: f64, bound: bool) -> Self {
+    pub(super) fn new(warm_up_s: f64, bound: bool, each: bool) -> Self {
         Self {
             jobs: Jobs::default(),
             deadlines: Deadlines::default(),
@@ -89,6 +90,7 @@ impl Tally {
             waits: Histogram::new(),
             series: Series::new(),
             worst: BinaryHeap::new(),
+            each: each.then(Vec::new),
             used_milli_s: 0.0,
             fragmented_milli_s: 0.0,
             fragmented_milli: 0.0,
@@ -150,6 +152,9 @@ impl Tally {
             return;
         }
         self.waits.record(job.wait_s);
+        if let Some(each) = &mut self.each {
+            each.push(Settlement { submit_s: job.submit_s, wait_s: job.wait_s });
+        }
         self.jobs.spilled += u64::from(job.spilled);
         if let Some(deadline_s) = job.deadline_s {
             self.deadlines.missed += u64::from(job.end_s > deadline_s);
@@ -251,6 +256,7 @@ impl Tally {
             deadlines: self.deadlines,
             worst: worst.into_iter().map(|(_, _, Known(job))| job).collect(),
             over_time: self.series.finish(end_s, fragmented_milli),
+            each: self.each.unwrap_or_default(),
         }
     }
 }

@@ -81,7 +81,7 @@ fn the_waiting_games_rows_are_what_theory_says() {
 fn simulated(gpus: u32, burst: Burst, wait_s: f64) -> Simulation {
     let policy = Policy { burst, wait_s, ..Policy::default() };
     let jobs = Poisson::new(RATE, SERVICE_RATE, 40_000, 3).map(Ok::<_, Infallible>);
-    let options = Options { seed: 3, warm_up_s: 10_000.0, steady: true, bound: true };
+    let options = Options { seed: 3, warm_up_s: 10_000.0, steady: true, ..Options::default() };
     let Ok(result) = run_with(jobs, &Pool::of_gpus(gpus, 1), &policy, &rates(), &options);
     result
 }
