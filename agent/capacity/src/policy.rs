@@ -1,15 +1,21 @@
-//! The words of policies: who may burst and when, how jobs are queued, how they are packed. Values only; the same words stand on the command line, in files, and in the pool's own `BurstPolicy`.
+//! The words of policies: who may burst and when, how jobs are queued, how they are packed. Values only; the same words stand on the command line and in results, there with units in names, as all of a result has them. A
+//! Kubernetes object writes them in camelCase and times as `5m`; none is read here.
+
+use std::{fmt, str::FromStr};
 
 use clap::ValueEnum;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 /// On which machine a pod is placed, of those where it fits; and on which of its GPUs, where it asks for a share of one.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, ValueEnum, Serialize, Deserialize)]
+///
+/// All but `first-fit` and `random` score machines in whole hundredths, as kube-scheduler's plugins do. Of machines with the same score all pods take the one that stands first in an order that the seed draws once: machines
+/// with which a heuristic has no quarrel are filled one after the other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Packing {
     /// The first, in the order in which machines were described.
     FirstFit,
-    /// Where the least is left afterwards of GPU and CPU, weighed alike.
+    /// Where the least is left afterwards of GPU and CPU, as shares of the largest machine, weighed alike.
     #[default]
     BestFit,
     /// Where what is asked points least along what is free (Tetris's measure, turned into the least waste).
@@ -20,12 +26,12 @@ pub enum Packing {
     Clustering,
     /// Where fragmentation, as the usual pods would see it, grows least (Fragmentation Gradient Descent, ATC'23).
     Fgd,
-    /// Any, by the seed.
+    /// Any where it fits, drawn for each pod; and any of its GPUs with enough left.
     Random,
 }
 
 /// Which job that waits is looked at first. Where jobs have priorities, higher ones come before, and the order holds among equals.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, ValueEnum, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Order {
     /// First come, first served.
@@ -42,7 +48,7 @@ pub enum Order {
 }
 
 /// Whether a job may start before another that stands before it in the queue and doesn't fit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, ValueEnum, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Backfill {
     /// No: the first in the queue holds up all others.
@@ -55,7 +61,7 @@ pub enum Backfill {
 }
 
 /// When a job that doesn't fit on dedicated machines goes to serverless ones.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, ValueEnum, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Burst {
     /// At once: `wait` of 0 in a `BurstPolicy`.
@@ -74,7 +80,7 @@ pub enum Burst {
 }
 
 /// Whether a job of higher priority takes the machines of jobs of lower priority.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, ValueEnum, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Preemption {
     /// No.
@@ -86,9 +92,40 @@ pub enum Preemption {
     Resume,
 }
 
+/// What `--burst` is for the jobs of one namespace: `team-a=never`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NamespaceBurst {
+    /// Whose jobs: a namespace, or whoever else a trace tells as owner.
+    pub namespace: String,
+    /// When they go to serverless machines.
+    pub burst: Burst,
+}
+
+impl FromStr for NamespaceBurst {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (namespace, burst) = text
+            .rsplit_once('=')
+            .filter(|(namespace, _)| !namespace.is_empty())
+            .ok_or("give a namespace and a word of --burst, such as team-a=never")?;
+        let burst = Burst::from_str(burst, false).map_err(|_| {
+            let words = Burst::value_variants().iter().map(ToString::to_string);
+            format!("{burst:?} is no word of --burst: {}", words.collect::<Vec<_>>().join(", "))
+        })?;
+        Ok(Self { namespace: namespace.to_owned(), burst })
+    }
+}
+
+impl fmt::Display for Burst {
+    /// As on the command line.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.to_possible_value().map_or(Ok(()), |word| formatter.write_str(word.get_name()))
+    }
+}
+
 /// How jobs are queued, packed, and sent to serverless machines.
-#[derive(Debug, Clone, PartialEq, clap::Args, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+#[derive(Debug, Clone, PartialEq, clap::Args, Serialize)]
 #[command(next_help_heading = "Policy")]
 pub struct Policy {
     /// On which machine a pod is placed.
@@ -103,6 +140,9 @@ pub struct Policy {
     /// When a job that doesn't fit goes to serverless machines.
     #[arg(long, value_enum, default_value_t, value_name = "BURST")]
     pub burst: Burst,
+    /// The same for the jobs of one namespace (of one owner in the trace), e.g. team-a=never,team-b=only.
+    #[arg(long = "namespace-burst", value_name = "NAMESPACE=BURST", value_delimiter = ',')]
+    pub burst_by_namespace: Vec<NamespaceBurst>,
     /// How long jobs wait for dedicated machines with `--burst wait` and `--burst short-wait`, e.g. 300, 5m.
     #[arg(long = "wait", value_parser = seconds, default_value = "0", value_name = "TIME")]
     pub wait_s: f64,
@@ -136,6 +176,7 @@ impl Default for Policy {
             order: Order::default(),
             backfill: Backfill::default(),
             burst: Burst::default(),
+            burst_by_namespace: Vec::new(),
             wait_s: 0.0,
             max_burst_pods: None,
             max_burst_cost_per_hour: None,
@@ -176,6 +217,9 @@ pub enum Error {
     /// `--wait` without a policy that waits.
     #[error("--wait {0} has no meaning with this --burst: say --burst wait or --burst short-wait")]
     NoWait(f64),
+    /// Two policies for one namespace.
+    #[error("--namespace-burst says twice when jobs of {0:?} burst: say it once")]
+    Twice(String),
 }
 
 impl Policy {
@@ -199,10 +243,26 @@ impl Policy {
         if self.failure_rate > 0.0 && self.retry_s <= 0.0 {
             return Err(Error::NoRetry);
         }
-        if self.wait_s > 0.0 && !matches!(self.burst, Burst::Wait | Burst::ShortWait) {
+        if self.wait_s > 0.0 && !self.any_burst(|burst| matches!(burst, Burst::Wait | Burst::ShortWait)) {
             return Err(Error::NoWait(self.wait_s));
         }
-        Ok(())
+        let mut namespaces: Vec<&str> = self.burst_by_namespace.iter().map(|of| &*of.namespace).collect();
+        namespaces.sort_unstable();
+        match namespaces.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(Error::Twice(pair[0].to_owned())),
+            None => Ok(()),
+        }
+    }
+
+    /// When jobs of a namespace go to serverless machines.
+    pub fn burst_of(&self, namespace: &str) -> Burst {
+        let own = self.burst_by_namespace.iter().find(|of| of.namespace == namespace);
+        own.map_or(self.burst, |of| of.burst)
+    }
+
+    /// Whether it holds of when any job goes to serverless machines.
+    pub(crate) fn any_burst(&self, holds: impl Fn(Burst) -> bool) -> bool {
+        holds(self.burst) || self.burst_by_namespace.iter().any(|of| holds(of.burst))
     }
 }
 
@@ -239,7 +299,7 @@ fn share(text: &str) -> Result<f64, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Burst, Error, Policy, seconds};
+    use super::{Burst, Error, NamespaceBurst, Policy, seconds};
 
     #[test]
     fn times_are_read_as_people_write_them() {
@@ -257,10 +317,31 @@ mod tests {
     fn what_no_policy_can_be_is_told() {
         let wait = Policy { burst: Burst::Wait, wait_s: 300.0, ..Policy::default() };
         assert_eq!(wait.check(), Ok(()));
-        assert_eq!(Policy { burst: Burst::AtOnce, ..wait }.check(), Err(Error::NoWait(300.0)));
+        assert_eq!(Policy { burst: Burst::AtOnce, ..wait.clone() }.check(), Err(Error::NoWait(300.0)));
         assert!(Policy { cold_start_s: f64::NAN, ..Policy::default() }.check().is_err());
         assert!(Policy { failure_rate: 1.5, ..Policy::default() }.check().is_err());
         let hopeless = Policy { failure_rate: 0.5, retry_s: 0.0, ..Policy::default() };
         assert_eq!(hopeless.check(), Err(Error::NoRetry));
+    }
+    #[test]
+    fn a_namespace_may_burst_otherwise() {
+        let of = |text: &str| text.parse::<NamespaceBurst>();
+        let waits = of("team-a=wait").unwrap();
+        let policy = Policy { burst_by_namespace: vec![waits.clone()], wait_s: 60.0, ..Policy::default() };
+        assert_eq!(policy.check(), Ok(()), "there is someone who waits");
+        assert_eq!((policy.burst_of("team-a"), policy.burst_of("team-b")), (Burst::Wait, Burst::AtOnce));
+        let twice = Policy { burst_by_namespace: vec![waits.clone(), waits], ..Policy::default() };
+        assert_eq!(twice.check(), Err(Error::Twice("team-a".to_owned())));
+        for text in ["team-a", "=never", "team-a=sometimes", ""] {
+            assert!(of(text).is_err(), "{text}");
+        }
+        assert!(of("a=b").unwrap_err().contains("short-wait"));
+    }
+
+    #[test]
+    fn results_tell_units_in_names() {
+        let policy = serde_json::to_value(Policy::default()).unwrap();
+        assert_eq!(policy["wait_s"], 0.0);
+        assert_eq!(policy["burst"], "at-once");
     }
 }

@@ -41,7 +41,7 @@ pub struct Machines {
     /// How many there are.
     #[serde(default = "one")]
     pub count: u32,
-    /// The model of their GPUs, as jobs ask for it; empty where nobody asks.
+    /// The model of their GPUs, as jobs ask for it; empty where any will do that a job asks for.
     #[serde(default)]
     pub model: Arc<str>,
     /// GPUs of each machine.
@@ -163,7 +163,7 @@ impl Args {
 }
 
 impl Pool {
-    /// So many machines with so many GPUs each, where nothing else is scarce.
+    /// So many machines with so many GPUs each, where nothing else is scarce and any model that a job asks for is there.
     pub fn of_gpus(machines: u32, gpus_each: u32) -> Self {
         let machines = Machines {
             name: Arc::from("machine"),

@@ -4,14 +4,18 @@
 //! summed in an order that isn't given.
 
 mod active;
+mod batches;
 mod bound;
 mod dice;
 mod engine;
 mod fill;
 mod forecast;
+mod groups;
 mod histogram;
+mod kinds;
 mod machines;
 mod packing;
+mod precision;
 mod preempt;
 mod queue;
 mod rent;
@@ -35,7 +39,7 @@ use crate::{job::Job, policy::Policy, pool::Pool, price::Rates};
 /// What a simulation is told beside jobs, pool, policy and prices.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
-    /// By what chance is drawn: between equal machines, and whether the provider has one.
+    /// By what chance is drawn: in which order equal machines are taken, and whether the provider has one.
     pub seed: u64,
     /// Jobs and time before this don't count.
     pub warm_up_s: f64,

@@ -29,6 +29,11 @@ use crate::{
       --cold-start 45s --max-burst-pods 10 --dedicated-price 2.10 \\
       --serverless-price 6.30 -o json
 
+  # Jobs of team-b always go to serverless machines, those of team-a never do
+  kubectl spillway simulate jobs.csv --gpus 16 --gpus-per-machine 8 \\
+      --namespace-burst team-a=never,team-b=only --dedicated-price 2.10 \\
+      --serverless-price 6.30 -o wide
+
   # No trace: a job every 5 s on average, each for 500 s; those that would wait
   # longer than 300 s go to serverless machines at once
   kubectl spillway simulate --arrivals poisson --rate 0.2 \\
@@ -124,7 +129,11 @@ pub(super) fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
         return Ok(Outcome::Done);
     }
     let found = args.simulation(&mut warn)?;
-    let tables = if global.output == Format::Csv { found.plain_tables() } else { found.tables() };
+    let tables = match global.output {
+        Format::Csv => found.plain_tables(),
+        Format::Wide => found.wide_tables(),
+        _ => found.tables(),
+    };
     output::print(&mut out, global.output, &found, &tables).context("can't print the result")?;
     Ok(Outcome::Done)
 }
@@ -166,6 +175,7 @@ impl Args {
             });
             let found = simulate::run_with(jobs, &pool, &self.policy, &rates, &options)?;
             bar.finish_and_clear();
+            found.warnings.iter().for_each(|warning| warn(warning));
             return Ok(found);
         }
         if self.trace.files.is_empty() {
@@ -176,6 +186,7 @@ impl Args {
         for warning in &jobs.warnings() {
             warn(&format!("trace: {warning}"));
         }
+        found.warnings.iter().for_each(|warning| warn(warning));
         Ok(found)
     }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{machines::Spot, queue::Key};
+use crate::policy::Burst;
 
 /// A job that has not ended.
 #[derive(Debug)]
@@ -17,6 +18,7 @@ pub(super) struct Active {
     pub(super) duration_s: f64,
     pub(super) deadline_s: Option<f64>,
     pub(super) priority: i32,
+    pub(super) burst: Burst,
     pub(super) gang: bool,
     pub(super) pods: u32,
     pub(super) waiting: u32,

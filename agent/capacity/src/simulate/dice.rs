@@ -46,6 +46,14 @@ impl Dice {
         ((u128::from(self.next()) * u128::from(limit)) >> 64) as u64
     }
 
+    /// Every order is as likely as any other (Fisher and Yates).
+    #[expect(clippy::cast_possible_truncation, reason = "below a length")]
+    pub(super) fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            items.swap(last, self.below(last as u64 + 1) as usize);
+        }
+    }
+
     /// Exponential with mean 1. Von Neumann's method: it compares uniform numbers, and needs no logarithm.
     pub(super) fn exponential(&mut self) -> f64 {
         let mut whole = 0.0;

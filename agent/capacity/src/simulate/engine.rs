@@ -57,6 +57,8 @@ pub(super) struct Engine<'a> {
     pub(super) forecast: Option<Forecast>,
     demand: Option<Demand>,
     pub(super) changed: Vec<u32>,
+    /// Classes of the queue that are looked at; kept for its memory.
+    pub(super) open: Vec<u32>,
     /// Jobs and timers are numbered.
     numbers: u64,
     pub(super) ever: Vec<Option<(bool, bool)>>,
@@ -93,8 +95,9 @@ impl<'a> Engine<'a> {
             held: BTreeSet::new(),
             provider: Dice::new(options.seed, Stream::Provider),
             tally: Tally::new(options.warm_up_s, options.bound, options.each),
-            forecast: (policy.burst == Burst::ShortWait).then(|| Forecast::new(gpus)),
+            forecast: policy.any_burst(|burst| burst == Burst::ShortWait).then(|| Forecast::new(gpus)),
             changed: Vec::new(),
+            open: Vec::new(),
             numbers: 0,
             ever: Vec::new(),
             look: false,
@@ -130,6 +133,8 @@ impl<'a> Engine<'a> {
         } else {
             self.ever(class, kind, if gang { job.pods } else { 1 })
         };
+        let burst = self.policy.burst_of(&job.owner);
+        let (fits, rentable) = (fits && burst != Burst::Only, rentable && burst != Burst::Never);
         let deadline_s = job.deadline_s.map(|deadline_s| deadline_s - origin_s);
         let counts = self.tally.counts(submit_s);
         if counts {
@@ -172,6 +177,7 @@ impl<'a> Engine<'a> {
             duration_s: job.duration_s,
             deadline_s,
             priority: job.priority,
+            burst,
             gang,
             pods: job.pods,
             waiting: job.pods,
@@ -218,7 +224,8 @@ impl<'a> Engine<'a> {
     /// Whether it goes to serverless machines, and when.
     pub(super) fn decide(&mut self, id: u32) {
         let job = &self.jobs[id];
-        match self.policy.burst {
+        let burst = job.burst;
+        match burst {
             Burst::Never => {}
             Burst::AtOnce | Burst::Only => self.rent(id),
             Burst::AllWait => {
@@ -235,6 +242,13 @@ impl<'a> Engine<'a> {
                     self.patience(id, self.policy.wait_s);
                 }
             }
+        }
+        // Who doesn't ask for a forecast isn't counted in it.
+        if burst != Burst::ShortWait
+            && let Some(forecast) = &mut self.forecast
+            && self.jobs.get(id).is_some_and(|job| job.waiting > 0)
+        {
+            forecast.fails();
         }
     }
 
@@ -284,19 +298,24 @@ impl<'a> Engine<'a> {
         job.begun_s = job.begun_s.max(begin_s);
         job.end_s = job.end_s.max(end_s);
         self.level.waiting_milli -= milli;
-        if matches!(place, Place::Serverless(_)) {
+        let is_rented = matches!(place, Place::Serverless(_));
+        if let Some(forecast) = &mut self.forecast
+            && job.queued
+        {
+            let foretold = job.foretold_s;
+            let as_foretold =
+                if is_rented { foretold.is_nan() } else { foretold.to_bits() == begin_s.to_bits() };
+            if !as_foretold {
+                forecast.fails();
+            }
+        }
+        if is_rented {
             self.level.serverless_milli += milli;
             self.serverless_pods += u64::from(pods);
         } else {
             self.level.dedicated_milli += milli;
             if self.policy.preemption != Preemption::Off {
                 *self.priorities.entry(job.priority).or_default() += 1;
-            }
-            if let Some(forecast) = &mut self.forecast
-                && job.queued
-                && job.foretold_s.to_bits() != begin_s.to_bits()
-            {
-                forecast.fails();
             }
         }
         self.tally.peaks(&self.level, self.serverless_pods);
@@ -351,6 +370,7 @@ impl<'a> Engine<'a> {
             milli: self.machines.of(job.kind).total_milli() * u64::from(job.pods),
             submit_s: job.submit_s,
             wait_s: job.begun_s - job.submit_s - job.kept_s,
+            known_s: self.now_s,
             duration_s: job.duration_s,
             end_s: job.end_s,
             deadline_s: job.deadline_s,
@@ -397,7 +417,7 @@ impl<'a> Engine<'a> {
             job.running -= pods;
             if job.running == 0 && job.waiting == 0 {
                 self.settle(run.job);
-                self.jobs.remove(run.job);
+                self.jobs.discard(run.job);
             }
         }
         if freed {
@@ -458,6 +478,11 @@ impl<'a> Engine<'a> {
             if job.waiting == 0 {
                 self.settle(id);
             } else if self.tally.counts(job.submit_s) {
+                // No one ever does what is left of it.
+                if job.duration_s.is_finite() {
+                    let left_milli = self.machines.of(job.kind).total_milli() * u64::from(job.waiting);
+                    self.tally.work_milli_s -= float(left_milli) * job.duration_s;
+                }
                 self.tally.jobs.unfinished += 1;
                 self.tally.deadlines.missed += u64::from(job.deadline_s.is_some());
             }

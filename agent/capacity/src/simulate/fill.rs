@@ -108,10 +108,7 @@ fn share(part: u64, whole: u64) -> f64 {
 fn drawn(requests: &[Request], capacity_milli: u64, inflate: f64, seed: u64) -> Vec<usize> {
     let mut dice = Dice::new(seed, Stream::Shuffle);
     let mut order: Vec<usize> = (0..requests.len()).collect();
-    #[expect(clippy::cast_possible_truncation, reason = "below a length")]
-    for last in (1..order.len()).rev() {
-        order.swap(last, dice.below(last as u64 + 1) as usize);
-    }
+    dice.shuffle(&mut order);
     let target = float(capacity_milli) * inflate;
     let mut asked: u64 = requests.iter().map(Request::total_milli).sum();
     while float(asked) > target

@@ -1,11 +1,13 @@
-//! Waiting times in constant memory: counts in buckets whose width grows with the value, so that every quantile is right within [`RELATIVE_ERROR`].
+//! Waiting times in constant memory: few are kept as they are; of more there are counts in buckets whose width grows with the value, so that every quantile is right within [`RELATIVE_ERROR`].
 
 use serde::Serialize;
 
 /// Bits of the mantissa that tell buckets apart.
 const PRECISION: u32 = 7;
-/// Quantiles are within this share of the true value; mean and maximum are exact.
+/// Where more jobs than [`FEW`] waited, quantiles are within this share of the true value; mean and maximum are always exact.
 pub const RELATIVE_ERROR: f64 = 1.0 / 256.0;
+/// So many waits are kept as they are: 512 KiB.
+const FEW: usize = 1 << 16;
 /// 2^-10 s: shorter waits count as this long in quantiles.
 const SMALLEST_EXPONENT: u64 = 1023 - 10;
 /// Up to 2^40 s, 35,000 years: longer waits count as this long in quantiles.
@@ -18,6 +20,8 @@ pub struct Waits {
     pub jobs: u64,
     /// The mean, exactly.
     pub mean_s: f64,
+    /// Its standard error, as the mean of a longer time like this: see [`super::Simulation::batches`]. Nothing where there are too few jobs to tell.
+    pub mean_error_s: Option<f64>,
     /// Half of the jobs waited no longer.
     pub p50_s: f64,
     /// 90 % of the jobs waited no longer.
@@ -34,6 +38,8 @@ pub struct Waits {
 #[derive(Debug, Clone)]
 pub(super) struct Histogram {
     none: u64,
+    /// The first ones.
+    few: Vec<f64>,
     counts: Vec<u64>,
     waited: u64,
     sum_s: f64,
@@ -42,7 +48,7 @@ pub(super) struct Histogram {
 
 impl Histogram {
     pub(super) fn new() -> Self {
-        Self { none: 0, counts: vec![0; BUCKETS], waited: 0, sum_s: 0.0, max_s: 0.0 }
+        Self { none: 0, few: Vec::new(), counts: vec![0; BUCKETS], waited: 0, sum_s: 0.0, max_s: 0.0 }
     }
 
     /// Counts a job that waited `wait_s`.
@@ -51,20 +57,29 @@ impl Histogram {
             self.none += 1;
             return;
         }
+        if self.few.len() < FEW {
+            self.few.push(wait_s);
+        }
         self.counts[bucket(wait_s)] += 1;
         self.waited += 1;
         self.sum_s += wait_s;
         self.max_s = self.max_s.max(wait_s);
     }
 
-    /// Of all jobs.
-    pub(super) fn all(&self) -> Waits {
-        self.summary(self.none)
+    /// How many jobs there are, how many of them waited at all, and how long in all.
+    pub(super) fn sums(&self) -> (u64, u64, f64) {
+        (self.none + self.waited, self.waited, self.sum_s)
     }
 
-    /// Of those that waited at all.
-    pub(super) fn waited(&self) -> Waits {
-        self.summary(0)
+    /// Of all jobs, and of those that waited at all.
+    pub(super) fn summaries(&mut self) -> [Waits; 2] {
+        self.few.sort_unstable_by(f64::total_cmp);
+        [self.summary(self.none), self.summary(0)]
+    }
+
+    /// Quantiles are right within this share.
+    pub(super) fn relative_error(&self) -> f64 {
+        if self.waited == self.few.len() as u64 { 0.0 } else { RELATIVE_ERROR }
     }
 
     /// How many jobs waited how long: the upper ends of `steps` equal steps of the logarithm, with the share of all jobs that waited no longer.
@@ -96,6 +111,7 @@ impl Histogram {
         Waits {
             jobs,
             mean_s: self.sum_s / float(jobs),
+            mean_error_s: None,
             p50_s: quantile(50),
             p90_s: quantile(90),
             p95_s: quantile(95),
@@ -110,6 +126,10 @@ impl Histogram {
         let mut below = u128::from(none);
         if rank <= below {
             return 0.0;
+        }
+        if self.waited == self.few.len() as u64 {
+            let at = usize::try_from(rank - below - 1).unwrap_or(usize::MAX);
+            return self.few.get(at).copied().unwrap_or(self.max_s);
         }
         for (index, count) in self.counts.iter().enumerate() {
             below += u128::from(*count);
@@ -149,38 +169,41 @@ mod tests {
 
     #[test]
     fn quantiles_are_right_within_the_stated_error() {
-        let mut waits: Vec<f64> = (1..=5000).map(|k| f64::from(k * k) / 37.0).collect();
-        let mut histogram = Histogram::new();
-        for wait in &waits {
-            histogram.record(*wait);
+        for (count, error) in [(5000_u32, 0.0), (100_000, RELATIVE_ERROR)] {
+            let mut waits: Vec<f64> = (1..=count).map(|k| f64::from(k).powi(2) / 37.0).collect();
+            let mut histogram = Histogram::new();
+            for wait in waits.iter().rev() {
+                histogram.record(*wait);
+            }
+            for _ in 0..count {
+                histogram.record(0.0);
+            }
+            waits.sort_by(f64::total_cmp);
+            let [all, waited] = histogram.summaries();
+            assert_eq!(histogram.relative_error().to_bits(), error.to_bits());
+            let last = waits.len() - 1;
+            for (found, percent) in
+                [(all.p90_s, 80), (all.p95_s, 90), (all.p99_s, 98), (waited.p50_s, 50), (waited.p99_s, 99)]
+            {
+                let exact = waits[waits.len() * percent / 100 - 1];
+                assert!((found / exact - 1.0).abs() <= error, "{found} for {exact}");
+            }
+            assert_eq!(
+                (all.p50_s, all.max_s.to_bits(), all.jobs),
+                (0.0, waits[last].to_bits(), u64::from(count) * 2)
+            );
+            assert!((all.mean_s * 2.0 / waited.mean_s - 1.0).abs() < 1e-12);
         }
-        for _ in 0..5000 {
-            histogram.record(0.0);
-        }
-        waits.sort_by(f64::total_cmp);
-        let all = histogram.all();
-        let waited = histogram.waited();
-        for (found, index) in [
-            (all.p90_s, 3999),
-            (all.p95_s, 4499),
-            (all.p99_s, 4899),
-            (waited.p50_s, 2499),
-            (waited.p99_s, 4949),
-        ] {
-            assert!((found / waits[index] - 1.0).abs() <= RELATIVE_ERROR, "{found} for {}", waits[index]);
-        }
-        assert_eq!((all.p50_s, all.max_s.to_bits(), all.jobs), (0.0, waits[4999].to_bits(), 10_000));
-        assert!((all.mean_s * 2.0 - waited.mean_s).abs() < 1e-9);
     }
 
     #[test]
     fn what_no_one_waits_for_is_no_panic() {
-        assert_eq!(Histogram::new().all(), Waits::default());
+        assert_eq!(Histogram::new().summaries(), [Waits::default(); 2]);
         let mut histogram = Histogram::new();
         for wait in [0.0, -0.0, 1e-300, 1e300, f64::MAX] {
             histogram.record(wait);
         }
-        assert_eq!(histogram.all().jobs, 5);
+        assert_eq!(histogram.summaries()[0].jobs, 5);
         assert!(histogram.curve().iter().all(|(at, share)| at.is_finite() && *share <= 1.0));
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{active::Place, engine::Engine, state::WHOLE, tally::float};
 use crate::{
-    policy::{Backfill, Burst, Policy},
+    policy::{Backfill, Policy},
     pool::Pool,
     price::Rates,
 };
@@ -98,7 +98,7 @@ impl Engine<'_> {
         }
     }
 
-    /// Whether so many pods at once fit on empty dedicated machines, and whether they can be rented.
+    /// Whether so many pods at once fit on empty dedicated machines, and whether they can be rented, where the policy lets them.
     pub(super) fn ever(&mut self, class: u32, kind: u32, pods: u32) -> (bool, bool) {
         if self.ever.len() <= class as usize {
             self.ever.resize(class as usize + 1, None);
@@ -106,15 +106,14 @@ impl Engine<'_> {
         if let Some(known) = self.ever[class as usize] {
             return known;
         }
-        let fits = self.policy.burst != Burst::Only && self.machines.ever_fit(kind, u64::from(pods));
+        let fits = self.machines.ever_fit(kind, u64::from(pods));
         let of = self.machines.of(kind);
         let serverless = &self.pool.serverless;
         let models = &of.request.models;
         let model = serverless.models.is_empty()
             || models.is_empty()
             || models.iter().any(|model| serverless.models.contains(model));
-        let rentable = self.policy.burst != Burst::Never
-            && model
+        let rentable = model
             && of.milli <= WHOLE
             && serverless.max_gpus_per_pod.is_none_or(|most| of.gpus <= most)
             && of.total_milli() * u64::from(pods) <= self.serverless_milli

@@ -28,7 +28,12 @@ pub struct Simulation {
     pub wait: Waits,
     /// The same, of those that waited at all.
     pub waited: Waits,
-    /// Percentiles of waits are right within this share.
+    /// So many batches of jobs, one after the other, were told apart to see how sure the means are: what ends in `_error` is one standard error by that. Two of them hold the mean of a longer time like this 19 times in 20.
+    /// Of a trace that is replayed once all numbers are exact; the error says how far they may be from what another such time brings. 0 where there are too few jobs.
+    pub batches: u64,
+    /// Where the run is too short for its answer.
+    pub warnings: Vec<String>,
+    /// Percentiles of waits are right within this share; 0 where they are exact.
     pub wait_relative_error: f64,
     /// The share of jobs that waited no longer than a time: points of the curve.
     pub wait_curve: Vec<WaitPoint>,
@@ -94,8 +99,12 @@ pub struct Cost {
     pub serverless_per_hour: f64,
     /// Both.
     pub total_per_hour: f64,
+    /// Its standard error, and that of serverless machines alone: dedicated ones cost what they cost.
+    pub total_per_hour_error: Option<f64>,
     /// Of an hour of work of one GPU.
     pub per_gpu_hour_of_work: f64,
+    /// Its standard error.
+    pub per_gpu_hour_of_work_error: Option<f64>,
     /// The least that any policy must cost which never lets a job wait, however it packs, moves and foresees; nothing where it wasn't asked for.
     pub least_without_waiting: Option<f64>,
     /// The least that any policy must cost: all work that the dedicated machines could do in the span is done by them.
@@ -116,10 +125,14 @@ pub struct WaitPoint {
 pub struct Spilled {
     /// Share of jobs of which a pod did.
     pub jobs_share: f64,
+    /// Its standard error.
+    pub jobs_share_error: Option<f64>,
     /// Work.
     pub gpu_hours: f64,
     /// Share of all work.
     pub gpu_hours_share: f64,
+    /// Its standard error.
+    pub gpu_hours_share_error: Option<f64>,
     /// What was billed: with cold starts, and rounded up.
     pub billed_gpu_hours: f64,
     /// The most GPUs at a time.

@@ -28,7 +28,8 @@ impl Engine<'_> {
         }
         self.changed.sort_unstable();
         self.changed.dedup();
-        let mut open: Vec<u32> = self.queue.classes().to_vec();
+        let mut open = std::mem::take(&mut self.open);
+        open.extend(self.queue.classes());
         if self.policy.preemption == Preemption::Off {
             open.retain(|class| {
                 let Some((_, id)) = self.queue.first(*class, None) else { return false };
@@ -46,6 +47,8 @@ impl Engine<'_> {
                 open.swap_remove(at);
             }
         }
+        open.clear();
+        self.open = open;
     }
 
     /// In order, until one doesn't fit, which is told.

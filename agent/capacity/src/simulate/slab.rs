@@ -41,6 +41,12 @@ impl<T> Slab<T> {
         self.slots[slot as usize].1.take().expect("a slot that is in use")
     }
 
+    /// Drops a value where it is.
+    pub(super) fn discard(&mut self, slot: u32) {
+        self.free.push(slot);
+        self.slots[slot as usize].1 = None;
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
         self.slots.iter().filter_map(|(_, value)| value.as_ref())
     }

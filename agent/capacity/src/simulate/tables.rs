@@ -5,6 +5,8 @@ use serde_json::Value;
 use super::{
     histogram::Waits,
     result::{Simulation, WorstJob},
+    series::Point,
+    tally::float,
 };
 use crate::output::{Column, Table};
 
@@ -14,6 +16,15 @@ impl Simulation {
         let mut tables = vec![self.cost_table(), self.wait_table(), self.facts()];
         if !self.worst.is_empty() {
             tables.push(worst(&self.worst));
+        }
+        tables
+    }
+
+    /// The same, and what happened over time.
+    pub fn wide_tables(&self) -> Vec<Table> {
+        let mut tables = self.tables();
+        if !self.over_time.is_empty() {
+            tables.push(over_time(&self.over_time));
         }
         tables
     }
@@ -54,14 +65,22 @@ impl Simulation {
     fn cost_table(&self) -> Table {
         let cost = &self.cost;
         let share = |part: f64| if cost.total > 0.0 { percent(part / cost.total) } else { "-".to_owned() };
-        let row = |name: &str, per_hour: f64, total: f64, what: String| {
-            vec![name.to_owned(), money(per_hour), money(total), share(total), what]
+        let row = |name: &str, per_hour: f64, error: Option<f64>, total: f64, what: String| {
+            vec![
+                name.to_owned(),
+                money(per_hour),
+                error_or_none(error, money),
+                money(total),
+                share(total),
+                what,
+            ]
         };
         Table {
             title: format!("Cost in {} over {}", cost.currency, duration(self.span_s)),
             columns: vec![
                 Column::text("MACHINES"),
                 Column::number("PER HOUR"),
+                Column::number("± STD ERROR"),
                 Column::number("IN ALL"),
                 Column::number("SHARE"),
                 Column::text("FOR"),
@@ -70,28 +89,32 @@ impl Simulation {
                 row(
                     "dedicated",
                     cost.dedicated_per_hour,
+                    None,
                     cost.dedicated,
                     format!(
-                        "{} GPUs in {} machines, {} used",
-                        self.dedicated_gpus,
-                        self.machines,
+                        "{} in {}, {} used",
+                        counted(self.dedicated_gpus, "GPU"),
+                        counted(self.machines, "machine"),
                         percent(self.used.share)
                     ),
                 ),
                 row(
                     "serverless",
                     cost.serverless_per_hour,
+                    cost.total_per_hour_error,
                     cost.serverless,
                     format!(
-                        "{} of the work, {} of the jobs; at most {} GPUs at a time",
-                        percent(self.spilled.gpu_hours_share),
-                        percent(self.spilled.jobs_share),
-                        number(self.spilled.peak_gpus)
+                        "{} of the work, {} of the jobs; at most {} in {} at a time",
+                        share_of(self.spilled.gpu_hours_share, self.spilled.gpu_hours_share_error),
+                        share_of(self.spilled.jobs_share, self.spilled.jobs_share_error),
+                        gpus(self.spilled.peak_gpus),
+                        counted(self.spilled.peak_pods, "pod")
                     ),
                 ),
                 row(
                     "both",
                     cost.total_per_hour,
+                    cost.total_per_hour_error,
                     cost.total,
                     format!("{} for each hour of work of a GPU", money(cost.per_gpu_hour_of_work)),
                 ),
@@ -101,13 +124,13 @@ impl Simulation {
 
     fn wait_table(&self) -> Table {
         let row = |name: &str, waits: &Waits| {
-            let mut row = vec![name.to_owned(), waits.jobs.to_string()];
-            row.extend(
-                [waits.mean_s, waits.p50_s, waits.p90_s, waits.p95_s, waits.p99_s, waits.max_s].map(duration),
-            );
+            let mut row = vec![name.to_owned(), waits.jobs.to_string(), duration(waits.mean_s)];
+            row.push(error_or_none(waits.mean_error_s, duration));
+            row.extend([waits.p50_s, waits.p90_s, waits.p95_s, waits.p99_s, waits.max_s].map(duration));
             row
         };
-        let numbers = ["NUMBER", "MEAN", "P50", "P90", "P95", "P99", "LONGEST"].map(Column::number);
+        let numbers =
+            ["NUMBER", "MEAN", "± STD ERROR", "P50", "P90", "P95", "P99", "LONGEST"].map(Column::number);
         Table {
             title: "Wait until work begins".to_owned(),
             columns: [Column::text("JOBS")].into_iter().chain(numbers).collect(),
@@ -126,12 +149,14 @@ impl Simulation {
         };
         told("rejected: they fit nowhere, ever", jobs.rejected);
         told("still waiting at the end", jobs.unfinished);
-        told("deadlines missed", self.deadlines.missed);
-        told("deadlines", self.deadlines.jobs);
         told("preempted pods", jobs.preemptions);
         told("asked in vain for serverless machines", jobs.provider_failures);
         told("held back by a cap", jobs.held_by_cap);
         told("out of order in the trace", jobs.out_of_order);
+        if self.deadlines.jobs > 0 {
+            let missed = format!("{} of {}", self.deadlines.missed, self.deadlines.jobs);
+            rows.push(("deadlines missed".to_owned(), missed));
+        }
         if self.used.lost_gpu_hours > 0.0 {
             rows.push(("GPU-hours lost to preemption".to_owned(), number(self.used.lost_gpu_hours)));
         }
@@ -148,6 +173,30 @@ impl Simulation {
             columns: vec![Column::text("WHAT"), Column::number("HOW MUCH")],
             rows: rows.into_iter().map(|(what, value)| vec![what, value]).collect(),
         }
+    }
+}
+
+/// No more rows tell of time.
+const ROWS: usize = 24;
+
+fn over_time(points: &[Point]) -> Table {
+    let rows = points.chunks(points.len().div_ceil(ROWS)).map(|part| {
+        let mean = |of: fn(&Point) -> f64| {
+            format!("{:.1}", part.iter().map(of).sum::<f64>() / float(part.len() as u64))
+        };
+        vec![
+            duration(part[0].at_s),
+            mean(|point| point.dedicated_gpus),
+            mean(|point| point.serverless_gpus),
+            mean(|point| point.waiting_gpus),
+            mean(|point| point.fragmented_gpus),
+        ]
+    });
+    let numbers = ["FROM", "DEDICATED", "SERVERLESS", "WAITED FOR", "FREE, NOT USABLE"];
+    Table {
+        title: "GPUs over time, on average".to_owned(),
+        columns: numbers.map(Column::number).to_vec(),
+        rows: rows.collect(),
     }
 }
 
@@ -206,6 +255,28 @@ fn money(amount: f64) -> String {
 
 fn number(amount: f64) -> String {
     if amount.fract().abs() < 1e-9 { format!("{amount:.0}") } else { format!("{amount:.2}") }
+}
+
+/// `1 machine`, `2 machines`.
+fn counted(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+fn gpus(amount: f64) -> String {
+    format!("{} GPU{}", number(amount), if (amount - 1.0).abs() < 1e-9 { "" } else { "s" })
+}
+
+/// The standard error of a mean, where it is known.
+fn error_or_none(error: Option<f64>, text: impl Fn(f64) -> String) -> String {
+    error.map_or_else(|| "-".to_owned(), text)
+}
+
+/// A share with its standard error, where that is known and shows.
+fn share_of(share: f64, error: Option<f64>) -> String {
+    match error {
+        Some(error) if error >= 0.0005 => format!("{:.1} ± {:.1} %", share * 100.0, error * 100.0),
+        _ => percent(share),
+    }
 }
 
 /// A time as people say it.

@@ -3,7 +3,8 @@
 use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc};
 
 use super::{
-    histogram::{Histogram, RELATIVE_ERROR},
+    batches::{Batches, Sums},
+    histogram::Histogram,
     result::{Cost, Deadlines, Jobs, Settlement, Simulation, Spilled, Used, WaitPoint, WorstJob},
     series::{Level, Series},
 };
@@ -24,6 +25,7 @@ pub(super) struct Tally {
     /// Nor after this.
     stop_s: f64,
     waits: Histogram,
+    batches: Batches,
     series: Series,
     worst: BinaryHeap<Reverse<Worst>>,
     each: Option<Vec<Settlement>>,
@@ -74,6 +76,8 @@ pub(super) struct Settled<'a> {
     pub(super) milli: u64,
     pub(super) submit_s: f64,
     pub(super) wait_s: f64,
+    /// When that became known.
+    pub(super) known_s: f64,
     pub(super) duration_s: f64,
     pub(super) end_s: f64,
     pub(super) deadline_s: Option<f64>,
@@ -88,6 +92,7 @@ impl Tally {
             warm_up_s,
             stop_s: f64::INFINITY,
             waits: Histogram::new(),
+            batches: Batches::new(warm_up_s),
             series: Series::new(),
             worst: BinaryHeap::new(),
             each: each.then(Vec::new),
@@ -159,6 +164,10 @@ impl Tally {
         if let Some(deadline_s) = job.deadline_s {
             self.deadlines.missed += u64::from(job.end_s > deadline_s);
         }
+        let (jobs, ..) = self.waits.sums();
+        if self.batches.is_due(jobs) {
+            self.batches.mark(self.sums(job.known_s));
+        }
         let key = (job.wait_s.max(0.0).to_bits(), Reverse(job.line));
         if job.wait_s <= 0.0 {
             return;
@@ -186,9 +195,23 @@ impl Tally {
         )));
     }
 
+    fn sums(&self, at_s: f64) -> Sums {
+        let (jobs, waited_jobs, wait_s) = self.waits.sums();
+        Sums {
+            at_s: at_s.min(self.stop_s),
+            jobs: float(jobs),
+            waited_jobs: float(waited_jobs),
+            spilled_jobs: float(self.jobs.spilled),
+            wait_s,
+            work_milli_s: self.work_milli_s,
+            spilled_milli_s: self.spilled_milli_s,
+            billed_milli_s: self.billed_milli_s,
+        }
+    }
+
     /// Everything that was counted, at the end.
     pub(super) fn finish(
-        self,
+        mut self,
         end_s: f64,
         seed: u64,
         pool: &Pool,
@@ -210,12 +233,15 @@ impl Tally {
         let rent = |milli_s: f64| dedicated + rates.serverless_per_gpu_hour * gpu_hours(milli_s);
         let mut worst: Vec<Worst> = self.worst.into_iter().map(|Reverse(worst)| worst).collect();
         worst.sort_by(|one, other| other.cmp(one));
-        Simulation {
+        let [wait, waited] = self.waits.summaries();
+        let mut found = Simulation {
             seed,
             policy: policy.clone(),
             machines: pool.machine_count(),
             dedicated_gpus: pool.gpu_count(),
             span_s,
+            batches: 0,
+            warnings: Vec::new(),
             jobs: self.jobs,
             cost: Cost {
                 currency: rates.currency.to_string(),
@@ -225,13 +251,15 @@ impl Tally {
                 dedicated_per_hour,
                 serverless_per_hour: per_hour(serverless),
                 total_per_hour: dedicated_per_hour + per_hour(serverless),
+                total_per_hour_error: None,
                 per_gpu_hour_of_work: share(total, gpu_hours(self.work_milli_s)),
+                per_gpu_hour_of_work_error: None,
                 least_without_waiting: self.excess_milli_s.map(rent),
                 least: rent(least_rented),
             },
-            wait: self.waits.all(),
-            waited: self.waits.waited(),
-            wait_relative_error: RELATIVE_ERROR,
+            wait,
+            waited,
+            wait_relative_error: self.waits.relative_error(),
             wait_curve: self
                 .waits
                 .curve()
@@ -240,8 +268,10 @@ impl Tally {
                 .collect(),
             spilled: Spilled {
                 jobs_share: share(float(self.jobs.spilled), float(self.jobs.submitted)),
+                jobs_share_error: None,
                 gpu_hours: gpu_hours(self.spilled_milli_s),
                 gpu_hours_share: share(self.spilled_milli_s, self.work_milli_s),
+                gpu_hours_share_error: None,
                 billed_gpu_hours: gpu_hours(self.billed_milli_s),
                 peak_gpus: float(self.peak_spilled_milli) / 1000.0,
                 peak_pods: self.peak_pods,
@@ -257,7 +287,9 @@ impl Tally {
             worst: worst.into_iter().map(|(_, _, Known(job))| job).collect(),
             over_time: self.series.finish(end_s, fragmented_milli),
             each: self.each.unwrap_or_default(),
-        }
+        };
+        found.weigh(self.batches.finish(), rates);
+        found
     }
 }
 

@@ -1,6 +1,7 @@
 //! Replays against simulators that are written plainly, and against queueing theory.
 
 mod brute;
+mod packing;
 mod theory;
 mod words;
 

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use crate::{
     job::{Job, Request},
-    policy::{Burst, Policy},
+    policy::{Backfill, Burst, NamespaceBurst, Order, Packing, Policy, Preemption},
     pool::Pool,
     simulate::tests::{rates, replay},
 };
@@ -62,6 +62,77 @@ fn plainly(jobs: &[Job], gpus: usize, burst: Burst, budget_s: f64) -> (Vec<f64>,
     (waits, rented_s)
 }
 
+/// Jobs of all kinds: shares, several GPUs, gangs, deadlines, priorities, two owners.
+fn mixed() -> impl Strategy<Value = Vec<Job>> {
+    let asks = (prop::sample::select(vec![250_u32, 400, 1000, 1000]), 0_u32..5, 1_u32..4, any::<bool>());
+    let rest = (0_i32..3, prop::option::of(0_u32..200), prop::sample::select(vec!["a", "b"]));
+    prop::collection::vec((asks, rest), 1..40).prop_flat_map(|jobs| {
+        let count = jobs.len();
+        (Just(jobs), prop::collection::vec((0_u32..40, 0_u32..200), count)).prop_map(|(jobs, times)| {
+            let mut now = 0;
+            let all = (1..).zip(jobs).zip(times);
+            all.map(
+                |((line, ((gpu_milli, gpus, pods, gang), (priority, deadline, owner))), (gap, duration))| {
+                    now += gap;
+                    let submit_s = f64::from(now) / 4.0;
+                    let gpus = if gpu_milli < 1000 { 1 } else { gpus };
+                    Job {
+                        request: Request { gpu_milli, ..Request::gpus(gpus) },
+                        pods,
+                        gang,
+                        priority,
+                        deadline_s: deadline.map(|after| submit_s + f64::from(after)),
+                        owner: owner.into(),
+                        ..single(line, submit_s, f64::from(duration) / 4.0)
+                    }
+                },
+            )
+            .collect()
+        })
+    })
+}
+
+fn any_policy() -> impl Strategy<Value = Policy> {
+    use prop::sample::select;
+    const BURSTS: [Burst; 6] =
+        [Burst::AtOnce, Burst::Wait, Burst::ShortWait, Burst::AllWait, Burst::Only, Burst::Never];
+    let packings = [
+        Packing::FirstFit,
+        Packing::BestFit,
+        Packing::Packing,
+        Packing::Clustering,
+        Packing::Fgd,
+        Packing::Random,
+    ];
+    let words = (
+        select(packings.to_vec()),
+        select(vec![Order::Fifo, Order::ShortestFirst, Order::EarliestDeadlineFirst]),
+        select(vec![Backfill::Never, Backfill::Greedy, Backfill::Easy]),
+        select(vec![Preemption::Off, Preemption::Restart, Preemption::Resume]),
+        select(BURSTS.to_vec()),
+        prop::option::of(select(BURSTS.to_vec())),
+    );
+    let numbers = (0_u32..40, prop::option::of(1_u32..8), 0_u32..20, prop::option::of(1_u32..60), 0_u32..2);
+    (words, numbers).prop_map(|((packing, order, backfill, preemption, burst, own), numbers)| {
+        let (wait, max_burst_pods, cold_start, billing, fails) = numbers;
+        let own = own.map(|burst| NamespaceBurst { namespace: "a".to_owned(), burst });
+        Policy {
+            packing,
+            order,
+            backfill,
+            preemption,
+            burst,
+            burst_by_namespace: own.into_iter().collect(),
+            wait_s: f64::from(wait),
+            max_burst_pods,
+            cold_start_s: f64::from(cold_start),
+            billing_s: billing.map(f64::from),
+            failure_rate: f64::from(fails) * 0.3,
+            ..Policy::default()
+        }
+    })
+}
+
 fn policy(burst: Burst, wait_s: f64) -> Policy {
     let wait_s = if matches!(burst, Burst::Wait | Burst::ShortWait) { wait_s } else { 0.0 };
     Policy { burst, wait_s, ..Policy::default() }
@@ -105,6 +176,27 @@ proptest! {
                 prop_assert!(result.cost.total + slack >= least, "{:?}: {:?}", burst, result.cost);
             }
         }
+    }
+
+    #[test]
+    fn whatever_the_policy_no_job_is_lost_and_none_is_free(jobs in mixed(), machines in 0_u32..4, policy in any_policy()) {
+        let result = replay(jobs.clone(), &Pool::of_gpus(machines, 4), &policy);
+        let slack = 1e-9 * (1.0 + result.cost.total);
+        prop_assert!(result.cost.total + slack >= result.cost.least, "{:?}", result.cost);
+        prop_assert_eq!(result.jobs.submitted, jobs.len() as u64);
+        prop_assert_eq!(result.wait.jobs + result.jobs.rejected + result.jobs.unfinished, jobs.len() as u64);
+        prop_assert_eq!(result.jobs.unfinished, 0, "every job ends, and so do those that wait for it");
+        prop_assert!(result.used.peak_gpus <= f64::from(machines * 4));
+        prop_assert!(result.spilled.billed_gpu_hours + 1e-9 >= result.spilled.gpu_hours);
+        prop_assert!(policy.max_burst_pods.is_none_or(|most| result.spilled.peak_pods <= u64::from(most)));
+        prop_assert!(result.worst.iter().all(|job| job.wait_s >= 0.0 && job.wait_s <= result.wait.max_s));
+        // What runs on dedicated machines and is not lost is what did not spill.
+        let work: f64 = jobs.iter().map(|job| f64::from(job.pods) * job.duration_s / 3600.0 * f64::from(u32::try_from(job.request.total_milli()).unwrap()) / 1000.0).sum();
+        let dedicated = result.used.gpus * result.span_s / 3600.0 - result.used.lost_gpu_hours;
+        if result.jobs.rejected == 0 && policy.preemption != Preemption::Resume {
+            prop_assert!((dedicated + result.spilled.gpu_hours - work).abs() < 1e-9, "{} and {} of {}", dedicated, result.spilled.gpu_hours, work);
+        }
+        prop_assert_eq!(&replay(jobs, &Pool::of_gpus(machines, 4), &policy), &result, "the same again");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::{brute::single, rates, replay};
 use crate::{
     job::{Job, Request},
-    policy::{Backfill, Burst, Order, Packing, Policy, Preemption},
+    policy::{Backfill, Burst, NamespaceBurst, Order, Packing, Policy, Preemption},
     pool::Pool,
     simulate::{Options, Simulation},
 };
@@ -170,6 +170,35 @@ fn patience_ends_after_wait() {
 }
 
 #[test]
+fn namespaces_burst_each_their_own_way() {
+    // One GPU, busy until 100. Those of a may not burst, those of b always do, the rest after 50 s.
+    let of = |owner: &str, line, submit_s| Job { owner: owner.into(), ..single(line, submit_s, 10.0) };
+    let jobs = [single(1, 0.0, 100.0), of("a", 2, 1.0), of("b", 3, 1.0), of("c", 4, 1.0), of("b", 5, 500.0)];
+    let own = |namespace: &str, burst| NamespaceBurst { namespace: namespace.to_owned(), burst };
+    let policy = Policy {
+        burst: Burst::Wait,
+        wait_s: 50.0,
+        burst_by_namespace: vec![own("a", Burst::Never), own("b", Burst::Only)],
+        ..Policy::default()
+    };
+    let result = replay(jobs.clone(), &Pool::of_gpus(1, 1), &policy);
+    assert_eq!((waits(&result), result.jobs.spilled), (vec![(2, 99.0), (4, 50.0)], 3));
+    // Those of b see that they would start at 100, those of a are before them in the queue, and c bursts at once.
+    let foresees = Policy {
+        burst: Burst::AtOnce,
+        wait_s: 105.0,
+        burst_by_namespace: vec![own("a", Burst::AllWait), own("b", Burst::ShortWait)],
+        ..Policy::default()
+    };
+    let result = replay(jobs, &Pool::of_gpus(1, 1), &foresees);
+    assert_eq!(
+        (waits(&result), result.jobs.spilled),
+        (vec![(2, 99.0)], 2),
+        "109 s are too long for the third"
+    );
+}
+
+#[test]
 fn higher_priority_takes_what_lower_has() {
     let urgent = |line, submit_s, duration_s| Job { priority: 5, ..single(line, submit_s, duration_s) };
     let jobs = [single(1, 0.0, 100.0), single(2, 10.0, 100.0), urgent(3, 40.0, 10.0)];
@@ -230,6 +259,8 @@ fn models_cpu_and_memory_are_looked_at() {
     assert_eq!(waiting(&ask(&["A100"], 8000, 1)), 2);
     assert_eq!(waiting(&ask(&["A100", "T4"], 1, 65_536)), 1);
     assert_eq!(replay([ask(&["H100"], 1, 1)], &pool, &never()).jobs.rejected, 1);
+    let any = replay([ask(&["H100"], 1, 1)], &Pool::of_gpus(1, 8), &never());
+    assert_eq!(any.jobs.rejected, 0, "machines without a model are of any");
 }
 
 #[test]
@@ -248,6 +279,17 @@ fn free_gpus_that_no_usual_job_can_use_are_fragments() {
         "{last:?} {:?}",
         result.used
     );
+}
+
+#[test]
+fn fragments_are_known_from_the_first_jobs_on() {
+    // Two machines of 4 have 1 GPU left each for 990 s, in which a job of 2 waits; it, and two of 3, could not use them.
+    let jobs = [job(1, 0.0, 1000.0, 3), job(2, 0.0, 1000.0, 3), job(3, 10.0, 10.0, 2)];
+    let result = replay(jobs, &Pool::of_gpus(2, 4), &never());
+    assert_eq!(waits(&result), [(3, 990.0)]);
+    let at = |at_s: f64| result.over_time.iter().rfind(|point| point.at_s <= at_s).unwrap().fragmented_gpus;
+    same(at(500.0), 2.0);
+    same(result.over_time.last().unwrap().fragmented_gpus, 0.0);
 }
 
 #[test]
