@@ -158,34 +158,32 @@ fn optimize(program: &Path, trace: &Path) -> anyhow::Result<Run> {
     ]))
 }
 
-/// Replays a million jobs, and gives how many of their submissions and ends it handles per second.
+/// What happens to a job that is replayed: it is submitted, it starts, it ends.
+const EVENTS: f64 = 3.0;
+
+/// Replays a million jobs of a trace, and gives how many events it handles per second, in the slower of two policies; the trace is read in that time, too.
 fn simulate(program: &Path, folder: &Path, rounds: u16) -> anyhow::Result<f64> {
     let trace = folder.join("jobs.csv");
     traces::jobs(&trace, MILLION)?;
-    let run = median(rounds, || {
-        measured(
-            Command::new(program)
-                .arg("simulate")
-                .arg(&trace)
-                .args([
-                    "--gpus",
-                    "480",
-                    "--gpus-per-machine",
-                    "8",
-                    "--dedicated-price",
-                    "1",
-                    "--serverless-price",
-                    RATIO,
-                ])
-                .args(["--output", "json"]),
-        )
-    })?;
-    let events_per_s = 2.0 * MILLION as f64 / run.seconds;
-    println!(
-        "\nkubectl spillway simulate, a million jobs on 60 machines of 8 GPUs: {:.2} s, {events_per_s:.0} submissions and ends per second, {:.0} MiB",
-        run.seconds, run.peak_mib
-    );
-    Ok(events_per_s)
+    println!("\nkubectl spillway simulate, a million jobs on 60 machines of 8 GPUs\n");
+    let mut slowest = f64::INFINITY;
+    for burst in ["at-once", "all-wait"] {
+        let run = median(rounds, || replay(program, &trace, burst))?;
+        let events_per_s = EVENTS * MILLION as f64 / run.seconds;
+        slowest = slowest.min(events_per_s);
+        println!(
+            "  {burst:10}{:>8.2} s{events_per_s:>12.0} events per second (submitted, started, ended){:>8.0} MiB",
+            run.seconds, run.peak_mib
+        );
+    }
+    Ok(slowest)
+}
+
+fn replay(program: &Path, trace: &Path, burst: &str) -> anyhow::Result<Run> {
+    let mut command = Command::new(program);
+    command.arg("simulate").arg(trace).args(["--burst", burst, "--output", "json"]);
+    command.args(["--gpus", "480", "--gpus-per-machine", "8"]);
+    measured(command.args(["--dedicated-price", "1", "--serverless-price", RATIO]))
 }
 
 /// Reports on a large cluster, and gives how long that takes from the start of the program, the lists' way over loopback and their reading included.
