@@ -337,3 +337,69 @@ fn bits(mut mask: u128) -> impl Iterator<Item = usize> {
         Some(next)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::{Machines, Spot};
+    use crate::{
+        job::Request,
+        policy::Packing,
+        pool::Pool,
+        simulate::dice::{Dice, Stream},
+    };
+
+    /// Each machine's state, worked out from what runs on it, is the one that its group tells.
+    fn check(machines: &Machines, running: &[(u32, Spot)]) {
+        for (number, node) in (0..).zip(&machines.nodes) {
+            let found = &machines.groups.of(node.group).state;
+            let mut free = vec![1000_u16; node.free.len()];
+            let mut expected = machines.empty[found.shape as usize].0.clone();
+            for (kind, spot) in running.iter().filter(|(_, spot)| spot.node == number) {
+                let of = machines.of(*kind);
+                super::bits(spot.gpus).for_each(|gpu| free[gpu] -= of.milli);
+                expected.cpu_milli -= of.request.cpu_milli;
+                expected.tags |= machines.tag(*kind);
+            }
+            expected.idle = free.iter().filter(|free| **free == 1000).map(|_| 1).sum();
+            expected.partial = free.iter().copied().filter(|free| (1..1000).contains(free)).collect();
+            expected.partial.sort_unstable();
+            assert_eq!((&*node.free, found), (&*free, &expected), "machine {number}");
+            assert!(machines.groups.of(node.group).nodes.contains(&number));
+        }
+        let grouped: usize = machines.active().map(|group| group.nodes.len()).sum();
+        assert_eq!(grouped, machines.nodes.len());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn what_is_remembered_of_states_is_so(
+            packing in prop::sample::select(vec![Packing::FirstFit, Packing::Packing, Packing::Clustering, Packing::Fgd, Packing::Random]),
+            steps in prop::collection::vec((0_u32..8, 1_u32..3, 0_u64..200, any::<prop::sample::Index>()), 1..3000),
+        ) {
+            let mut pool = Pool::of_gpus(3, 4);
+            pool.machines[0].cpu_milli = Some(1000);
+            let mut machines = Machines::new(&pool, packing, Dice::new(1, Stream::Ties));
+            let mut running: Vec<(u32, Spot)> = Vec::new();
+            for (step, (what, gpus, cpu_milli, which)) in steps.into_iter().enumerate() {
+                if what < 4 && !running.is_empty() {
+                    let (kind, spot) = running.swap_remove(which.index(running.len()));
+                    machines.release(kind, spot);
+                } else {
+                    // Most are few kinds, so that steps come again; others are of so many that states are forgotten.
+                    let cpu_milli = if what < 6 { 10 } else { cpu_milli };
+                    let gpu_milli = [1000, 250, 400, 1000][what as usize % 4];
+                    let kind = machines.kind(&Request { gpu_milli, cpu_milli, ..Request::gpus(gpus) });
+                    running.extend(machines.place(kind).map(|spot| (kind, spot)));
+                }
+                if step % 64 == 0 {
+                    check(&machines, &running);
+                }
+            }
+            check(&machines, &running);
+        }
+    }
+}

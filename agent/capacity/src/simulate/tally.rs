@@ -137,9 +137,12 @@ impl Tally {
     pub(super) fn pass(&mut self, mut from_s: f64, to_s: f64, level: &Level, fragmented: impl Fn() -> f64) {
         let length_s = self.counted_s(from_s, to_s);
         self.used_milli_s += float(level.dedicated_milli) * length_s;
+        // Fragmentation is dear to tell: once for each step of the series, and for every stretch of time that is longer.
+        if self.series.ends_before(to_s) {
+            self.fragmented_milli = fragmented();
+        }
         self.fragmented_milli_s += self.fragmented_milli * length_s;
         while self.series.ends_before(to_s) {
-            self.fragmented_milli = fragmented();
             from_s = self.series.step(from_s, level, self.fragmented_milli);
         }
         self.series.add(to_s - from_s, level);

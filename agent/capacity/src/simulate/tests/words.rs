@@ -283,13 +283,14 @@ fn free_gpus_that_no_usual_job_can_use_are_fragments() {
 
 #[test]
 fn fragments_are_known_from_the_first_jobs_on() {
-    // Two machines of 4 have 1 GPU left each for 990 s, in which a job of 2 waits; it, and two of 3, could not use them.
+    // Two machines of 4 have 1 GPU left each, which is of no use to jobs of 3; nor are the 2 beside the last job.
     let jobs = [job(1, 0.0, 1000.0, 3), job(2, 0.0, 1000.0, 3), job(3, 10.0, 10.0, 2)];
     let result = replay(jobs, &Pool::of_gpus(2, 4), &never());
     assert_eq!(waits(&result), [(3, 990.0)]);
     let at = |at_s: f64| result.over_time.iter().rfind(|point| point.at_s <= at_s).unwrap().fragmented_gpus;
     same(at(500.0), 2.0);
-    same(result.over_time.last().unwrap().fragmented_gpus, 0.0);
+    same(at(1005.0), 2.0);
+    same(result.used.fragmented_gpus, 2.0);
 }
 
 #[test]
