@@ -31,7 +31,7 @@ pub mod words;
 
 use serde::Serialize;
 
-pub use bootstrap::Interval;
+pub use bootstrap::{Band, Interval};
 pub use drift::Drift;
 use market::Market;
 pub use market::{BreakEven, Flat, RatioRange};
@@ -81,6 +81,8 @@ pub struct Optimization {
     pub by_model: Vec<Class>,
     /// Cost by number of GPUs owned.
     pub curve: Vec<Cost>,
+    /// How far that cost could be off, at some of the points of the curve, in ascending order of GPUs.
+    pub band: Vec<Band>,
     /// What to know before believing it.
     pub warnings: Vec<String>,
     /// Why it is so, in plain words.
@@ -191,7 +193,7 @@ pub fn optimize(series: Series, question: &Question) -> Result<Optimization, Err
     let by_gpu = |gpus| market.cost(gpus, menu.price_of(gpus));
     let regret = regret::folds(&series, &menu, prices.effective_serverless_per_gpu_hour);
     let drift = drift::test(&series, regret.first());
-    let interval =
+    let (interval, band) =
         bootstrap::interval(&series, &menu, prices.effective_serverless_per_gpu_hour, best, question);
     let flat = market.flat(&menu, advice.per_hour);
     let demand = Demand::of(&series, &curve, holes, question);
@@ -215,6 +217,7 @@ pub fn optimize(series: Series, question: &Question) -> Result<Optimization, Err
         search: None,
         by_model: Vec::new(),
         curve: market.points(&menu, best),
+        band,
         warnings: Vec::new(),
         reasons: Vec::new(),
     };

@@ -10,6 +10,7 @@ pub mod report;
 pub mod server;
 pub mod showback;
 pub mod simulate;
+pub mod what_if;
 
 #[cfg(test)]
 mod tests;

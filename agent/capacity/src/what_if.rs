@@ -10,13 +10,13 @@ use crate::{
     demand::Series,
     job::Job,
     optimize::{
-        self, Optimization, Question,
+        self, Cost, Optimization, Question,
         words::{count, number, percent, time},
     },
     output::{Column, Table},
     pool::{Machines, Pool},
     price::Rates,
-    simulate::Simulation,
+    simulate::{Simulation, WaitPoint},
 };
 
 /// What can't be changed.
@@ -200,6 +200,12 @@ pub struct Side {
     pub best_per_hour: Option<f64>,
     /// How long jobs wait; none where there are no jobs to wait.
     pub wait: Option<Wait>,
+    /// The share of jobs that waited no longer than a time; for plots.
+    #[serde(skip)]
+    pub wait_curve: Vec<WaitPoint>,
+    /// Cost by number of GPUs owned where no job waits; for plots.
+    #[serde(skip)]
+    pub cost_curve: Vec<Cost>,
 }
 
 /// How long jobs wait.
@@ -244,6 +250,8 @@ impl Side {
             best_gpus: Some(found.advice.gpus),
             best_per_hour: Some(found.advice.per_hour),
             wait: None,
+            wait_curve: Vec::new(),
+            cost_curve: found.curve.clone(),
         };
         Ok((side, found))
     }
@@ -285,8 +293,26 @@ impl Side {
                 p99_s: percentile(99),
                 not_run: both().map(|part| part.found.jobs.rejected + part.found.jobs.unfinished).sum(),
             }),
+            wait_curve: wait_curve(&waits),
+            cost_curve: Vec::new(),
         }
     }
+}
+
+/// The curve of waits has about so many points.
+const POINTS: usize = 200;
+
+/// The curve of waits in ascending order.
+fn wait_curve(waits: &[f64]) -> Vec<WaitPoint> {
+    #[expect(clippy::cast_precision_loss, reason = "counts of jobs")]
+    let share = |upto: usize| upto as f64 / waits.len() as f64;
+    let mut curve: Vec<WaitPoint> = Vec::new();
+    for &wait_s in waits.iter().step_by(waits.len().div_ceil(POINTS).max(1)).chain(waits.last()) {
+        if curve.last().is_none_or(|last| last.wait_s < wait_s) {
+            curve.push(WaitPoint { wait_s, share: share(waits.partition_point(|other| *other <= wait_s)) });
+        }
+    }
+    curve
 }
 
 /// A replay, and when it began.

@@ -21,6 +21,7 @@ pub(crate) const ALONE: &[Alone] = &[
     ("capacity_pages::pages_are_drawn_everywhere", pages_are_drawn_everywhere),
     ("capacity_pages::hostile_names_are_text", hostile_names_are_text),
     ("capacity_pages::a_live_page_is_made_anew", a_live_page_is_made_anew),
+    ("capacity_pages::an_overview_leads_to_its_pages", an_overview_leads_to_its_pages),
     ("capacity_pages::the_library_is_its_package_s", the_library_is_its_package_s),
 ];
 
@@ -75,7 +76,7 @@ const PAGES: &[(&str, &[&str], usize)] = &[
             "--serverless-price",
             "6.30",
         ],
-        4,
+        3,
     ),
     (
         "showback",
@@ -98,6 +99,12 @@ const PAGES: &[(&str, &[&str], usize)] = &[
         3,
     ),
     ("optimize", &["optimize", "demand.csv", "--ratio", "3", "--machine", "8", "--owned", "48"], 4),
+    (
+        "what-if-jobs",
+        &["what-if", "jobs.csv", "--gpus", "48", "--gpus-per-machine", "8", "--ratio", "3", "--add", "2"],
+        2,
+    ),
+    ("what-if", &["what-if", "demand.csv", "--gpus", "48", "--ratio", "3", "--grow", "20%"], 2),
 ];
 
 /// What the other tests look for is there to be found.
@@ -147,7 +154,25 @@ fn pages_are_drawn_everywhere() -> anyhow::Result<()> {
             paper.len()
         );
     }
+    // One that has lines, areas, steps and bars of several parts.
+    let html = fs::read_to_string(folder.join("simulate.html"))?;
+    for (sees, suffix) in [("grayscale(1)", "grey"), ("url(#deuteranopia)", "deuteranopia")] {
+        let copy = folder.join(format!("simulate-{suffix}.html"));
+        fs::write(&copy, seen_through(&html, sees))?;
+        browser::photograph(&url(&copy), Look::default(), 3000, &copy.with_extension("png"))?;
+        fs::remove_file(&copy)?;
+    }
     Ok(())
+}
+
+/// A copy of a page as others see it, to be looked at. Its policy would forbid the filter.
+fn seen_through(html: &str, filter: &str) -> String {
+    // Viénot, Brettel and Mollon, 1999, in linear light.
+    let filters = "<svg width='0' height='0' style='position:absolute'><filter id='deuteranopia'><feColorMatrix values='\
+        0.29275 0.70725 0 0 0 0.29275 0.70725 0 0 0 -0.02234 0.02234 1 0 0 0 0 0 1 0'/></filter></svg>";
+    html.replace("http-equiv=\"Content-Security-Policy\"", "name=\"was\"")
+        .replace("</head>", &format!("<style>body{{filter:{filter}}}</style></head>"))
+        .replace("<footer>", &format!("{filters}<footer>"))
 }
 
 /// The colour of the first text that is drawn.
@@ -238,6 +263,32 @@ fn a_live_page_is_made_anew() -> anyhow::Result<()> {
     }
     let ended = Command::new("kill").args(["-INT", &server.0.id().to_string()]).status()?;
     ensure!(ended.success() && server.0.wait()?.success(), "an interrupted server fails");
+    Ok(())
+}
+
+/// Without a cluster: the page of that says so, and the others are there.
+fn an_overview_leads_to_its_pages() -> anyhow::Result<()> {
+    browser::ensure()?;
+    let arguments = ["serve", "--address", "127.0.0.1:0", "--database", "history.db"];
+    let nowhere = ["--kubeconfig", "/dev/null"];
+    let child = program()?.args(arguments).args(nowhere).stdout(Stdio::piped()).spawn()?;
+    let mut server = Server(child);
+    let mut line = String::new();
+    BufReader::new(server.0.stdout.take().context("no output")?).read_line(&mut line)?;
+    let address = line.split_whitespace().next().context("no address")?.to_owned();
+    let visit = browser::visit(&address, Look::default())?;
+    ensure!(visit.console.is_empty(), "the page said {:?}", visit.console);
+    for part in
+        ["<h1>Overview</h1>", "href=\"/report\"", "href=\"/history\"", "href=\"/showback\"", "aria-current"]
+    {
+        ensure!(visit.dom.contains(part), "no {part} in {}", visit.dom);
+    }
+    let linked = browser::visit(&format!("{address}history"), Look::default())?;
+    ensure!(linked.dom.contains("Usage over time from history.db"), "this is no history: {}", linked.dom);
+    let refused = browser::visit(&format!("{address}report"), Look::default())?;
+    ensure!(refused.dom.contains("There is nothing to show"), "a cluster that is none is not told");
+    let both = ["serve", "--database", "history.db", "report"];
+    ensure!(!program()?.args(both).output()?.status.success(), "flags of the overview are ignored");
     Ok(())
 }
 

@@ -23,6 +23,9 @@ const EXAMPLES: &str = "Examples:
       -f simulation.html
   kubectl spillway html showback --database history.db --month 2026-10 \\
       --dedicated-price 0.40 --serverless-price 1.20 -f showback.html
+  kubectl spillway html what-if demand.csv --gpus 48 --gpus-per-machine 8 \\
+      --dedicated-price 2.80 --serverless-price 6.30 --remove 2 \\
+      -f comparison.html
   kubectl spillway html report -f report.html
 
 The file holds all that it needs: it can be mailed, printed, and opened without a network.";

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::ensure;
 use jiff::Timestamp;
 
-use super::{history, optimize, report, showback, simulate};
+use super::{history, optimize, report, showback, simulate, what_if};
 use crate::{
     args::Global,
     pages::{self, model::Page},
@@ -22,6 +22,8 @@ pub(super) enum Subject {
     Optimize(optimize::Args),
     /// Jobs replayed against a pool and a policy.
     Simulate(simulate::Args),
+    /// Before and after, side by side.
+    WhatIf(what_if::Args),
     /// Usage over time.
     History(history::Args),
     /// Who pays for a month.
@@ -35,6 +37,7 @@ impl Subject {
             Self::Report(_) => "report",
             Self::Optimize(_) => "optimize",
             Self::Simulate(_) => "simulate",
+            Self::WhatIf(_) => "what-if",
             Self::History(_) => "history",
             Self::Showback(_) => "showback",
         }
@@ -67,6 +70,7 @@ impl Subject {
                 };
                 Ok(pages::simulate::page(&found, &subject, &warnings, now))
             }
+            Self::WhatIf(args) => Ok(pages::what_if::page(&args.what_if()?, &files(&args.trace), now)),
             Self::History(args) => Ok(pages::history::page(&history::found(args, global)?, now)),
             Self::Showback(args) => Ok(pages::showback::page(&showback::of(args, global)?, now)),
         }

@@ -62,7 +62,7 @@ pub enum Error {
         limit_s: u64,
     },
     /// It answers with an error.
-    #[error("{address} answers {status}: {message}{}", hint(*.status))]
+    #[error("{address} answers {status}: {message}{}", hint(.address, *.status))]
     Status {
         /// Who was asked.
         address: String,
@@ -108,8 +108,12 @@ pub enum Error {
     },
 }
 
-fn hint(status: u16) -> &'static str {
+fn hint(address: &str, status: u16) -> &'static str {
     match status {
+        403 if transport::is_service(address) => {
+            "; the Kubernetes API lets you through with the right to get services/proxy in that namespace"
+        }
+        503 if transport::is_service(address) => "; does a pod of that service run, and is it ready?",
         401 | 403 => {
             "; give --prometheus-token-file or --prometheus-auth-file, or take an account that may ask"
         }

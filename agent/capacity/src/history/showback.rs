@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{
     Pool, Recorded, What,
-    view::{By, Gap, gap_table, gaps, pool_name, rfc3339},
+    view::{By, Seen, gap_table, pool_name},
 };
 use crate::output::{Column, Table};
 
@@ -55,18 +55,13 @@ pub struct Showback {
     pub source: String,
     /// What the period is called: `2026-10`.
     pub period: String,
-    /// Its begin, in RFC 3339, UTC.
-    pub since: String,
-    /// Its end.
-    pub until: String,
+    /// From when to when that is, and what of it was not seen: nobody pays for that here.
+    #[serde(flatten)]
+    pub seen: Seen,
     /// Who counts as the owner.
     pub by: By,
     /// Of all costs.
     pub currency: String,
-    /// How much of the period was recorded, from 0 to 1.
-    pub seen_share: f64,
-    /// What was not: nobody pays for it here.
-    pub gaps: Vec<Gap>,
     /// By cost, the highest first; what nobody held comes last.
     pub lines: Vec<Line>,
     /// The sum of all lines.
@@ -123,13 +118,12 @@ struct Share<'a> {
 impl Showback {
     /// Divides what was recorded of a period.
     pub fn of(source: String, recorded: &Recorded, tariff: &impl Tariff, question: &Question) -> Self {
-        let gaps = gaps(recorded, question.since_s, question.until_s, 3600);
-        let unseen_s: i64 = gaps.iter().map(|(since, until)| until - since).sum();
+        let seen = Seen::of(recorded, question.since_s, question.until_s, 3600);
         let mut warnings = Vec::new();
-        if unseen_s > 0 {
+        if !seen.gaps.is_empty() {
             warnings.push(format!(
                 "{:.1} hours of {} were not recorded: what was held, rented and idle then is not in here",
-                hours(unseen_s * 1000),
+                hours(seen.unseen_s() * 1000),
                 question.name
             ));
         }
@@ -138,20 +132,9 @@ impl Showback {
         Self {
             source,
             period: question.name.clone(),
-            since: rfc3339(question.since_s),
-            until: rfc3339(question.until_s),
+            seen,
             by: question.by,
             currency: tariff.currency(),
-            seen_share: 1.0
-                - hours(unseen_s) / hours(question.until_s - question.since_s).max(f64::MIN_POSITIVE),
-            gaps: gaps
-                .into_iter()
-                .map(|(since, until)| Gap {
-                    since: rfc3339(since),
-                    until: rfc3339(until),
-                    unseen_s: until - since,
-                })
-                .collect(),
             lines,
             total,
             warnings,
@@ -161,8 +144,8 @@ impl Showback {
     /// By owner, by owner and pool, and what was not recorded.
     pub fn tables(&self) -> Vec<Table> {
         let mut tables = vec![self.by_owner(), self.by_pool()];
-        if !self.gaps.is_empty() {
-            tables.push(gap_table(&self.gaps));
+        if !self.seen.gaps.is_empty() {
+            tables.push(gap_table(&self.seen.gaps));
         }
         tables
     }
@@ -189,7 +172,7 @@ impl Showback {
                 "{} by {}, {:.1} % of it recorded, costs in {}:",
                 self.period,
                 self.by.word(),
-                self.seen_share * 100.0,
+                self.seen.seen_share * 100.0,
                 self.currency
             ),
             columns: vec![

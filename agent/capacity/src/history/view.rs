@@ -35,7 +35,7 @@ impl By {
     }
 
     /// As it is said on the command line.
-    pub(super) fn word(self) -> &'static str {
+    pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Namespace => "namespace",
             Self::Label => "label",
@@ -104,20 +104,49 @@ pub struct View {
 pub struct History {
     /// Where it comes from: a file, or an address.
     pub source: String,
-    /// From when on, in RFC 3339.
-    pub since: String,
-    /// Until when.
-    pub until: String,
+    /// Of when, and what of it was not seen.
+    #[serde(flatten)]
+    pub seen: Seen,
     /// Seconds between points; where only longer steps were kept, points are further apart.
     pub step_s: i64,
-    /// How much of that time was seen, from 0 to 1.
-    pub seen_share: f64,
-    /// What was not seen: nothing is known of it, and it counts nowhere.
-    pub gaps: Vec<Gap>,
     /// By pool and owner.
     pub series: Vec<Series>,
     /// What should be known about it.
     pub warnings: Vec<String>,
+}
+
+/// A time, and what of it was not seen.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Seen {
+    /// From when on, in RFC 3339.
+    pub since: String,
+    /// Until when.
+    pub until: String,
+    /// How much of that time was seen, from 0 to 1.
+    pub seen_share: f64,
+    /// What was not seen: nothing is known of it, and it counts nowhere.
+    pub gaps: Vec<Gap>,
+}
+
+impl Seen {
+    /// What is known of a time of which all in steps of `step_s` was asked for.
+    pub(super) fn of(recorded: &Recorded, since_s: i64, until_s: i64, step_s: i64) -> Self {
+        let gaps = gaps(recorded, since_s, until_s, step_s);
+        let gaps = gaps.into_iter().map(|(since_s, until_s)| Gap {
+            since: rfc3339(since_s),
+            until: rfc3339(until_s),
+            unseen_s: until_s - since_s,
+        });
+        let gaps: Vec<Gap> = gaps.collect();
+        let mut seen = Self { since: rfc3339(since_s), until: rfc3339(until_s), seen_share: 1.0, gaps };
+        seen.seen_share -= gpus(seen.unseen_s() * 1000, until_s - since_s);
+        seen
+    }
+
+    /// How long nothing was seen, in seconds.
+    pub fn unseen_s(&self) -> i64 {
+        self.gaps.iter().map(|gap| gap.unseen_s).sum()
+    }
 }
 
 /// A time that nothing is known of.
@@ -166,7 +195,7 @@ pub struct Point {
 }
 
 /// Times that nothing is known of, within a period.
-pub(super) fn gaps(recorded: &Recorded, since_s: i64, until_s: i64, step_s: i64) -> Vec<(i64, i64)> {
+fn gaps(recorded: &Recorded, since_s: i64, until_s: i64, step_s: i64) -> Vec<(i64, i64)> {
     let shortest = SHORTEST_GAP_S.max(step_s / 100);
     let (mut gaps, mut known) = (Vec::new(), since_s);
     for step in &recorded.steps {
@@ -197,8 +226,6 @@ pub(super) fn rfc3339(at_s: i64) -> String {
 impl History {
     /// What is asked for of what was recorded.
     pub fn of(source: String, recorded: &Recorded, view: &View) -> Self {
-        let gaps = gaps(recorded, view.since_s, view.until_s, view.step_s);
-        let unseen_s: i64 = gaps.iter().map(|(since, until)| until - since).sum();
         let shown = match view.show {
             Some(shown) => vec![shown],
             None => vec![Shown::Capacity, Shown::Allocated, Shown::Waiting, Shown::Used],
@@ -209,18 +236,8 @@ impl History {
         }
         Self {
             source,
-            since: rfc3339(view.since_s),
-            until: rfc3339(view.until_s),
+            seen: Seen::of(recorded, view.since_s, view.until_s, view.step_s),
             step_s: view.step_s,
-            seen_share: 1.0 - gpus(unseen_s * 1000, view.until_s - view.since_s),
-            gaps: gaps
-                .into_iter()
-                .map(|(since, until)| Gap {
-                    since: rfc3339(since),
-                    until: rfc3339(until),
-                    unseen_s: until - since,
-                })
-                .collect(),
             series,
             warnings: Vec::new(),
         }
@@ -256,8 +273,8 @@ impl History {
                 .collect(),
         };
         let mut tables = vec![series];
-        if !self.gaps.is_empty() {
-            tables.push(gap_table(&self.gaps));
+        if !self.seen.gaps.is_empty() {
+            tables.push(gap_table(&self.seen.gaps));
         }
         tables
     }

@@ -30,7 +30,22 @@ pub struct Interval {
     pub resolution_gpus: u32,
 }
 
+/// Between which costs owning so many GPUs lies in as many of the same draws as [`Interval::confidence`] says: a point of the band around the cost curve.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Band {
+    /// Dedicated GPUs.
+    pub gpus: u32,
+    /// What they and what is rented beside them cost per hour: from.
+    pub from_per_hour: f64,
+    /// To.
+    pub to_per_hour: f64,
+}
+
+/// A band has about so many points.
+const BAND: usize = 100;
 const CONFIDENCE: f64 = 0.95;
+/// Beyond it on each side.
+const TAIL: f64 = (1.0 - CONFIDENCE) / 2.0;
 /// GPU-seconds beyond a size until a time are kept for so many pairs of them: 32 MB.
 const CELLS: usize = 4_000_000;
 /// Rows of them, where there are many sizes.
@@ -83,20 +98,26 @@ impl Sums {
 /// Rows from and to, all of one circle.
 type Block = (usize, usize);
 
-/// Draws demand again and again, and gives what the advice would be, and what `best` would cost.
+/// Draws demand again and again, and gives what the advice would be, what `best` would cost, and the band around the cost curve.
 pub(super) fn interval(
     series: &Series,
     menu: &Menu,
     rented_per_gpu_hour: f64,
     best: usize,
     question: &Question,
-) -> Interval {
+) -> (Interval, Vec<Band>) {
     let sums = Sums::of(series, menu, best);
     let rows_each = ((question.block_s / sums.width_s).round() as usize).min(sums.rows / LEAST_BLOCKS).max(1);
     let count = sums.rows.div_ceil(rows_each);
     let mut random = Pcg64Mcg::seed_from_u64(question.seed);
     let mut blocks: Vec<Block> = Vec::with_capacity(count * 2);
     let (mut sizes, mut costs) = (Vec::new(), Vec::new());
+    let advised = sums.columns.partition_point(|index| *index < best);
+    let every = sums.columns.len().div_ceil(BAND);
+    let mut band: Vec<(usize, Vec<f64>)> = (0..sums.columns.len())
+        .filter(|column| column % every == 0 || *column == advised || column + 1 == sums.columns.len())
+        .map(|column| (column, Vec::new()))
+        .collect();
     // Where most of the time is a gap, a draw may have nothing in it.
     for _ in 0..question.resamples {
         blocks.clear();
@@ -122,14 +143,32 @@ pub(super) fn interval(
         };
         let column = least(sums.columns.len(), menu.convex(), cost);
         sizes.push(menu.gpus(sums.columns[column]));
-        costs.push(cost(sums.columns.partition_point(|index| *index < best)));
+        costs.push(cost(advised));
+        for (column, costs) in &mut band {
+            costs.push(cost(*column));
+        }
     }
     let resolution_gpus = match sums.columns.get(..2) {
         Some(pair) => menu.gpus(pair[1]) - menu.gpus(pair[0]),
         None => 1,
     };
     let length_s = rows_each as f64 * sums.width_s;
-    Interval::of(sizes, costs, length_s, question.resamples, question.seed, resolution_gpus)
+    let band = band.into_iter().filter(|(_, costs)| !costs.is_empty()).map(|(column, mut costs)| {
+        costs.sort_by(f64::total_cmp);
+        Band {
+            gpus: menu.gpus(sums.columns[column]),
+            from_per_hour: quantile(&costs, TAIL),
+            to_per_hour: quantile(&costs, 1.0 - TAIL),
+        }
+    });
+    let band = band.collect();
+    (Interval::of(sizes, costs, length_s, question.resamples, question.seed, resolution_gpus), band)
+}
+
+/// A quantile of what is sorted; nothing's is 0.
+fn quantile<T: Copy + Default>(sorted: &[T], share: f64) -> T {
+    let at = ((share * sorted.len() as f64) as usize).min(sorted.len().saturating_sub(1));
+    sorted.get(at).copied().unwrap_or_default()
 }
 
 impl Interval {
@@ -144,16 +183,12 @@ impl Interval {
     ) -> Self {
         sizes.sort_unstable();
         costs.sort_by(f64::total_cmp);
-        let tail = (1.0 - CONFIDENCE) / 2.0;
-        let at = |share: f64, count: usize| ((share * count as f64) as usize).min(count.saturating_sub(1));
-        let size = |share| sizes.get(at(share, sizes.len())).copied().unwrap_or_default();
-        let cost = |share| costs.get(at(share, costs.len())).copied().unwrap_or_default();
         Self {
             confidence: CONFIDENCE,
-            from_gpus: size(tail),
-            to_gpus: size(1.0 - tail),
-            from_per_hour: cost(tail),
-            to_per_hour: cost(1.0 - tail),
+            from_gpus: quantile(&sizes, TAIL),
+            to_gpus: quantile(&sizes, 1.0 - TAIL),
+            from_per_hour: quantile(&costs, TAIL),
+            to_per_hour: quantile(&costs, 1.0 - TAIL),
             block_s,
             resamples,
             seed,

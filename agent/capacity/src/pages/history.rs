@@ -28,33 +28,71 @@ pub fn page(found: &History, generated_at: Timestamp) -> Page {
     // What waits has no pool yet: it is demand where there is only one pool that it could be of.
     let single = pools.iter().filter(|(serverless, _)| !serverless).count() == 1;
     let waiting = sum(found, |series| series.what == Shown::Waiting);
+    let waits = waiting.values().any(|values| values[2] > 0.0);
     let mut sections: Vec<Section> = pools
         .iter()
         .map(|&(serverless, name)| {
-            let with = if single && !serverless { Some(&waiting) } else { None };
+            // Where nobody ever waited, what is demanded is what is held.
+            let with = (single && !serverless && waits).then_some(&waiting);
             pool(found, serverless, name, with)
         })
         .collect();
-    if !single && !waiting.is_empty() {
+    if !single && waits {
         sections.push(wait(found, &waiting));
     }
     sections.extend(owners(found));
     if let Some(gaps) = found.tables().into_iter().nth(1) {
         sections.push(Section {
-            heading: "What was not seen".to_owned(),
+            name: "What was not seen".to_owned(),
+            heading: format!("{} of that time was not seen", percent(1.0 - found.seen.seen_share)),
             text: vec!["Nothing is known of these times, and they count nowhere.".to_owned()],
-            plot: None,
-            table: Table { title: String::new(), ..gaps },
+            table: readable(gaps),
+            ..Section::default()
         });
     }
     Page {
-        title: "Usage over time".to_owned(),
-        subtitle: format!("{}: {} to {}", found.source, day(&found.since), day(&found.until)),
+        title: title(found, &pools),
+        subtitle: format!(
+            "Usage over time from {}: {} to {}",
+            found.source,
+            day(&found.seen.since),
+            day(&found.seen.until)
+        ),
         generated_at,
         facts: facts(found, &pools),
         warnings: found.warnings.clone(),
         sections,
     }
+}
+
+/// Of one pool how full it is; several can't be added up.
+fn title(found: &History, pools: &BTreeSet<(bool, &str)>) -> String {
+    let mut owned = pools.iter().filter(|(serverless, _)| !serverless);
+    match (owned.next(), owned.next()) {
+        (Some(&(_, name)), None) => {
+            let (held, capacity) = (
+                mean(&level(found, Shown::Allocated, false, name)),
+                mean(&level(found, Shown::Capacity, false, name)),
+            );
+            if capacity > 0.0 {
+                return format!("{} of {name} is held on average", percent(held / capacity));
+            }
+            "Usage over time".to_owned()
+        }
+        (Some(_), Some(_)) => format!("Usage of {} pools over time", pools.len()),
+        _ => "Usage over time".to_owned(),
+    }
+}
+
+/// A table of times as RFC 3339 has them, with times as people read them.
+pub(super) fn readable(mut table: Table) -> Table {
+    for cell in table.rows.iter_mut().flatten() {
+        if let Ok(at) = cell.parse::<Timestamp>() {
+            *cell = at.strftime("%Y-%m-%d %H:%M").to_string();
+        }
+    }
+    table.title.clear();
+    table
 }
 
 /// The day of an RFC 3339 time.
@@ -75,6 +113,29 @@ fn sum(found: &History, of: impl Fn(&view::Series) -> bool) -> Level {
         }
     }
     level
+}
+
+fn level(found: &History, what: Shown, serverless: bool, name: &str) -> Level {
+    sum(found, |series| series.what == what && series.serverless == serverless && series.pool == name)
+}
+
+/// The mean of the means; 0 where there is none.
+fn mean(level: &Level) -> f64 {
+    level.values().map(|values| values[0]).sum::<f64>() / seconds(count(level.len()).max(1))
+}
+
+/// GPUs on average: whole where they are, finer where there are few.
+fn amount(gpus: f64) -> String {
+    let digits = match gpus {
+        _ if (gpus - gpus.round()).abs() < 0.005 => 0,
+        _ if gpus < 1.0 => 2,
+        _ => 1,
+    };
+    number(gpus, digits)
+}
+
+fn count(length: usize) -> i64 {
+    i64::try_from(length).unwrap_or(i64::MAX)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "seconds since 1970")]
@@ -103,33 +164,29 @@ fn line(found: &History, name: &str, role: Role, level: &Level) -> Series {
 }
 
 fn facts(found: &History, pools: &BTreeSet<(bool, &str)>) -> Vec<Fact> {
-    let mut facts =
-        vec![Fact::new("Seen", percent(found.seen_share), "of that time").alarming(found.seen_share < 0.99)];
+    let mut facts = vec![
+        Fact::new("Seen", percent(found.seen.seen_share), "of that time")
+            .alarming(found.seen.seen_share < 0.99),
+    ];
     for &(serverless, name) in pools.iter().take(4) {
         let of = |what: Shown| {
-            let level = sum(found, |series| {
-                series.what == what && series.serverless == serverless && series.pool == name
-            });
-            let mean = level.values().map(|values| values[0]).sum::<f64>()
-                / seconds(level.len().try_into().unwrap_or(1).max(1));
+            let level = level(found, what, serverless, name);
             let most = level.values().map(|values| values[2]).fold(0.0, f64::max);
-            (mean, most)
+            (mean(&level), most)
         };
         let ((held, most), (capacity, _)) = (of(Shown::Allocated), of(Shown::Capacity));
         let detail = if serverless {
             format!("rented on average, {} at most", number(most, 0))
         } else {
-            format!("of {} held on average, {} at most", number(capacity, 1), number(most, 0))
+            format!("of {} held on average, {} at most", amount(capacity), number(most, 0))
         };
-        facts.push(Fact::new(name, format!("{} GPUs", number(held, 1)), detail));
+        facts.push(Fact::new(name, format!("{} GPUs", amount(held)), detail));
     }
     facts
 }
 
 fn pool(found: &History, serverless: bool, name: &str, waiting: Option<&Level>) -> Section {
-    let of = |what: Shown| {
-        sum(found, |series| series.what == what && series.serverless == serverless && series.pool == name)
-    };
+    let of = |what: Shown| level(found, what, serverless, name);
     let (capacity, held) = (of(Shown::Capacity), of(Shown::Allocated));
     let mut series = vec![line(
         found,
@@ -148,14 +205,40 @@ fn pool(found: &History, serverless: bool, name: &str, waiting: Option<&Level>) 
         }
         series.push(line(found, "demanded: held and waited for", Role::Demand, &demand));
     }
+    let used = of(Shown::Used);
+    if !used.is_empty() {
+        series.push(line(found, "at work, as measured", Role::Other, &used));
+    }
     // A virtual node's capacity is a limit that somebody wrote down: drawn, it would only make all else small.
     if !serverless && !capacity.is_empty() {
         series.push(line(found, "there is", Role::Capacity, &capacity));
     }
-    let kind = if serverless { "rented by the second" } else { "owned" };
+    let most = held.values().map(|values| values[2]).fold(0.0, f64::max);
+    let full = capacity
+        .iter()
+        .filter(|(at_s, there)| {
+            there[0] > 0.0 && held.get(at_s).is_some_and(|held| held[0] >= there[0] - 1e-9)
+        })
+        .count();
+    let full = seconds(count(full)) / seconds(count(capacity.len()).max(1));
     Section {
-        heading: format!("{name} ({kind})"),
-        text: Vec::new(),
+        name: format!("{name} ({})", if serverless { "rented" } else { "owned" }),
+        heading: match (serverless, capacity.is_empty()) {
+            (true, _) => {
+                format!("{name}: {} GPUs rented on average, {} at most", amount(mean(&held)), number(most, 0))
+            }
+            (false, true) => format!("{name}: {} GPUs held on average", amount(mean(&held))),
+            (false, false) => format!(
+                "{name}: {} of {} GPUs held on average, {}",
+                amount(mean(&held)),
+                amount(mean(&capacity)),
+                if full > 0.0 {
+                    format!("all of them for {} of the time", percent(full))
+                } else {
+                    "never all of them".to_owned()
+                }
+            ),
+        },
         plot: (!held.is_empty() || !capacity.is_empty()).then(|| Plot {
             caption: format!(
                 "GPUs of {name} over time, in steps of {}. Grey is time of which nothing is known.",
@@ -168,6 +251,7 @@ fn pool(found: &History, serverless: bool, name: &str, waiting: Option<&Level>) 
             }),
         }),
         table: by_period(&demand, &held, if serverless { &none } else { &capacity }),
+        ..Section::default()
     }
 }
 
@@ -210,8 +294,8 @@ fn wait(found: &History, waiting: &Level) -> Section {
     table.columns[1] = Column::number("MEAN");
     table.columns[2] = Column::number("MOST");
     Section {
-        heading: "What waits".to_owned(),
-        text: Vec::new(),
+        name: "What waits".to_owned(),
+        heading: format!("{} GPUs are waited for on average", amount(mean(waiting))),
         plot: Some(Plot {
             caption: "GPUs that pods wait for, of all pools.".to_owned(),
             drawing: Drawing::Lines(Lines {
@@ -221,6 +305,7 @@ fn wait(found: &History, waiting: &Level) -> Section {
             }),
         }),
         table,
+        ..Section::default()
     }
 }
 
@@ -253,8 +338,8 @@ fn owners(found: &History) -> Option<Section> {
     };
     bars.greatest_first();
     Some(Section {
-        heading: "Who held how much".to_owned(),
-        text: Vec::new(),
+        name: "Who held how much".to_owned(),
+        heading: format!("{} held most", named(order[0].0)),
         plot: Some(Plot { caption: "GPU-hours held by owner.".to_owned(), drawing: Drawing::Bars(bars) }),
         table: Table {
             title: "GPU-hours".to_owned(),
@@ -264,5 +349,6 @@ fn owners(found: &History) -> Option<Section> {
                 .map(|(owner, hours)| vec![named(owner), number(hours[0], 1), number(hours[1], 1)])
                 .collect(),
         },
+        ..Section::default()
     })
 }

@@ -7,10 +7,6 @@ use crate::output::Table;
 
 /// How many points a line may have: a screen has no more columns, and a page stays quick.
 pub const POINTS: usize = 2000;
-/// How many rows a heat map may have.
-pub const HEAT_ROWS: usize = 100;
-/// How many columns a heat map may have.
-pub const HEAT_COLUMNS: usize = 72;
 /// How many bars there may be; what is beyond is added up in one.
 pub const BARS: usize = 30;
 
@@ -60,10 +56,14 @@ impl Fact {
 /// A part of a page under a heading.
 #[derive(Debug, Clone, Default)]
 pub struct Section {
-    /// Its heading.
+    /// What it is called in the list of contents; the heading's words where it is empty.
+    pub name: String,
+    /// Its heading: what was found, where there is something to find.
     pub heading: String,
     /// Paragraphs below it.
     pub text: Vec<String>,
+    /// Where there is more of it, and what that is called.
+    pub link: Option<(String, String)>,
     /// A plot, where there is something to draw.
     pub plot: Option<Plot>,
     /// The same in numbers; none where it has no columns.
@@ -317,36 +317,6 @@ pub struct Heat {
     pub cells: Vec<Vec<Option<f64>>>,
 }
 
-impl Heat {
-    /// Keeps the [`HEAT_ROWS`] rows with the greatest mean, greatest first, and means over neighbouring columns where there are more than [`HEAT_COLUMNS`]. Tells how many rows were left out.
-    pub fn worst_first(&mut self) -> usize {
-        let mut order: Vec<usize> = (0..self.rows.len()).collect();
-        let means: Vec<f64> = self.cells.iter().map(|row| mean(row).unwrap_or(f64::NEG_INFINITY)).collect();
-        order.sort_by(|&a, &b| means[b].total_cmp(&means[a]).then_with(|| self.rows[a].cmp(&self.rows[b])));
-        let left_out = order.len().saturating_sub(HEAT_ROWS);
-        order.truncate(HEAT_ROWS);
-        self.rows = order.iter().map(|&row| std::mem::take(&mut self.rows[row])).collect();
-        self.cells = order.iter().map(|&row| std::mem::take(&mut self.cells[row])).collect();
-        let width = self.columns.len().div_ceil(HEAT_COLUMNS);
-        if width > 1 && self.column_names.is_empty() {
-            self.columns = self.columns.chunks(width).map(|part| part[0]).collect();
-            for row in &mut self.cells {
-                *row = row.chunks(width).map(mean).collect();
-            }
-        }
-        left_out
-    }
-}
-
-fn mean(cells: &[Option<f64>]) -> Option<f64> {
-    let (mut sum, mut count) = (0.0, 0.0);
-    for value in cells.iter().flatten().filter(|value| value.is_finite()) {
-        sum += value;
-        count += 1.0;
-    }
-    (count > 0.0).then(|| sum / count)
-}
-
 /// Amounts side by side.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Bars {
@@ -392,9 +362,7 @@ impl Bars {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        Axis, BARS, Bars, HEAT_COLUMNS, HEAT_ROWS, Heat, POINTS, Part, Role, Series, Unit, cumulative,
-    };
+    use super::{Axis, BARS, Bars, POINTS, Part, Role, Series, cumulative};
 
     #[test]
     fn a_long_line_keeps_its_extremes_and_gaps() {
@@ -419,28 +387,6 @@ mod tests {
         let points = cumulative(&many);
         assert!(points.len() <= POINTS && points.is_sorted_by(|a, b| a.0 < b.0 && a.1 < b.1));
         assert_eq!(points.last().unwrap().1, Some(100.0));
-    }
-
-    #[test]
-    fn a_heat_map_shows_the_worst() {
-        let mut heat = Heat {
-            x: Axis::new("time", Unit::Time),
-            columns: (0..300).map(f64::from).collect(),
-            column_names: Vec::new(),
-            rows: (0..5000).map(|row| format!("node-{row:04}")).collect(),
-            value: Axis::new("stranded", Unit::Percent),
-            cells: (0..5000).map(|row| [Some(f64::from(row % 777)), None].repeat(150)).collect(),
-        };
-        assert_eq!(heat.worst_first(), 4900);
-        assert_eq!(
-            (heat.rows.len(), heat.cells.len(), heat.rows[0].as_str()),
-            (HEAT_ROWS, HEAT_ROWS, "node-0776")
-        );
-        assert!(
-            heat.columns.len() <= HEAT_COLUMNS
-                && heat.cells.iter().all(|row| row.len() == heat.columns.len())
-        );
-        assert_eq!(heat.cells[0][0], Some(776.0));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! How much to own, as a page: the cost curve, demand against what is owned, how often how much is demanded, and what the advice would have cost later.
 
+mod search;
+
 use jiff::Timestamp;
 
 use super::model::{
@@ -21,16 +23,17 @@ const DATED_S: f64 = 3e8;
 
 /// The page on `subject`, which is the trace.
 pub fn page(found: &Optimization, subject: &str, generated_at: Timestamp) -> Page {
-    let mut sections = vec![cost(found), demand(found), load(found)];
+    let mut sections: Vec<Section> = found.search.iter().map(|tried| search::section(found, tried)).collect();
+    sections.extend([cost(found), demand(found), load(found)]);
     sections.extend(regret(found));
     sections.push(reasons(found));
     Page {
-        title: "How many GPUs to own".to_owned(),
+        title: title(found),
         subtitle: format!(
-            "{subject}: {} over {} from {}",
-            found.demand.meaning,
+            "How many GPUs to own for {subject}: {} from {} of {}",
             time(found.demand.observed_s),
-            when(found.demand.span.from_s)
+            when(found.demand.span.from_s),
+            found.demand.meaning
         ),
         generated_at,
         facts: facts(found),
@@ -39,7 +42,24 @@ pub fn page(found: &Optimization, subject: &str, generated_at: Timestamp) -> Pag
     }
 }
 
+fn title(found: &Optimization) -> String {
+    if let Some(best) = found.search.as_ref().and_then(|tried| tried.best.as_ref()) {
+        return search::title(found, best);
+    }
+    let cost = money(found.advice.per_hour, &found.currency);
+    match (found.advice.gpus, found.advice.rented_share > 0.0) {
+        (0, _) => format!("Own no GPU and rent all: {cost}"),
+        (owned, true) => format!("Own {} and rent the rest: {cost}", gpus(owned)),
+        (owned, false) => format!("Own {} and rent none: {cost}", gpus(owned)),
+    }
+}
+
 fn facts(found: &Optimization) -> Vec<Fact> {
+    if let Some(tried) = &found.search
+        && let Some(best) = &tried.best
+    {
+        return search::facts(found, tried, best);
+    }
     let currency = &found.currency;
     let interval = &found.interval;
     let mut facts = vec![
@@ -47,7 +67,7 @@ fn facts(found: &Optimization) -> Vec<Fact> {
             "Own",
             gpus(found.advice.gpus),
             if found.machines.iter().all(|kind| kind.gpus_each == 1) {
-                String::new()
+                format!("{} of GPU-hours rented", percent(found.advice.rented_share))
             } else {
                 machines(found)
             },
@@ -84,12 +104,12 @@ fn facts(found: &Optimization) -> Vec<Fact> {
     }
     facts.push(Fact::new(
         "Nearly as good",
-        format!(
-            "{} to {}",
-            number(f64::from(found.flat.from_gpus), 0),
-            number(f64::from(found.flat.to_gpus), 0)
-        ),
-        format!("GPUs cost within {}", percent(found.flat.within)),
+        if is_flat(found) { flat(found) } else { "nothing".to_owned() },
+        if is_flat(found) {
+            format!("GPUs cost at most {} more", percent(found.flat.within))
+        } else {
+            format!("any other number costs over {} more", percent(found.flat.within))
+        },
     ));
     if let Some(rent) = found.break_even.rent_everything_up_to {
         let prices = &found.prices;
@@ -114,14 +134,46 @@ fn facts(found: &Optimization) -> Vec<Fact> {
     facts
 }
 
+fn range(from: u32, to: u32) -> String {
+    if from == to {
+        number(f64::from(from), 0)
+    } else {
+        format!("{} to {}", number(f64::from(from), 0), number(f64::from(to), 0))
+    }
+}
+
+fn flat(found: &Optimization) -> String {
+    range(found.flat.from_gpus, found.flat.to_gpus)
+}
+
+/// Whether any other number is nearly as good.
+fn is_flat(found: &Optimization) -> bool {
+    found.flat.from_gpus < found.flat.to_gpus
+}
+
+/// The cost curve. What is owned today may be more than is ever needed: the curve goes on to it.
+fn curve(found: &Optimization) -> Vec<Cost> {
+    let mut curve = found.curve.clone();
+    if let Some(today) = found.today
+        && !curve.iter().any(|cost| cost.gpus == today.gpus)
+    {
+        curve.push(today);
+        curve.sort_by_key(|cost| cost.gpus);
+    }
+    curve
+}
+
 fn cost(found: &Optimization) -> Section {
+    let curve = curve(found);
     let line = |name: &str, role, of: fn(&Cost) -> f64| {
-        Series::new(
-            name,
-            role,
-            found.curve.iter().map(|cost| (f64::from(cost.gpus), Some(of(cost)))).collect(),
-        )
+        Series::new(name, role, curve.iter().map(|cost| (f64::from(cost.gpus), Some(of(cost)))).collect())
     };
+    let mut all = line("in all", Role::Total, |cost| cost.per_hour);
+    all.band = found
+        .band
+        .iter()
+        .map(|point| (f64::from(point.gpus), point.from_per_hour, point.to_per_hour))
+        .collect();
     let mut marks = vec![Mark {
         label: format!("least: {}", number(f64::from(found.advice.gpus), 0)),
         at: f64::from(found.advice.gpus),
@@ -134,37 +186,41 @@ fn cost(found: &Optimization) -> Section {
             main: false,
         });
     }
-    let (flat, interval) = (&found.flat, &found.interval);
-    let range =
-        |from: u32, to: u32| format!("{} to {}", number(f64::from(from), 0), number(f64::from(to), 0));
+    let interval = &found.interval;
+    let within = percent(found.flat.within);
+    let near = if is_flat(found) {
+        format!("{} cost at most {within} more", flat(found))
+    } else {
+        format!("any other number costs over {within} more")
+    };
     Section {
-        heading: "What it costs to own so many".to_owned(),
+        name: "What it costs".to_owned(),
+        heading: if found.search.is_some() {
+            format!("Where no job waits, {} cost least; {near}", gpus(found.advice.gpus))
+        } else {
+            format!("{} cost least; {near}", gpus(found.advice.gpus))
+        },
         text: found.reasons.first().cloned().into_iter().collect(),
         plot: Some(Plot {
             caption: format!(
-                "Cost per hour by number of GPUs owned, the rest being rented. {} cost least; {} cost within {} of that, and the best lies between {} in {} of what could have been demanded instead.",
-                gpus(found.advice.gpus),
-                range(flat.from_gpus, flat.to_gpus),
-                percent(flat.within),
-                range(interval.from_gpus, interval.to_gpus),
+                "Cost per hour by number of GPUs owned, the rest being rented. Demand is one of many that could have been: in {} of {} others, drawn from blocks of {} of it, the cost lies in the band and the best number is {}.",
                 percent(interval.confidence),
+                number(f64::from(interval.resamples), 0),
+                time(interval.block_s),
+                range(interval.from_gpus, interval.to_gpus),
             ),
             drawing: Drawing::Curve(Curve {
                 x: Axis::new("GPUs owned", Unit::Gpus),
                 y: Axis::money("Cost per hour", &found.currency),
                 series: vec![
-                    line("in all", Role::Total, |cost| cost.per_hour),
+                    all,
                     line("owned", Role::Owned, |cost| cost.owned_per_hour),
                     line("rented", Role::Rented, |cost| cost.rented_per_hour),
                 ],
-                flat: Some(Range {
-                    label: format!(
-                        "{} cost within {}",
-                        range(flat.from_gpus, flat.to_gpus),
-                        percent(flat.within)
-                    ),
-                    from: f64::from(flat.from_gpus),
-                    to: f64::from(flat.to_gpus),
+                flat: is_flat(found).then(|| Range {
+                    label: format!("{} cost within {within}", flat(found)),
+                    from: f64::from(found.flat.from_gpus),
+                    to: f64::from(found.flat.to_gpus),
                 }),
                 interval: Some(Range {
                     label: format!(
@@ -179,12 +235,30 @@ fn cost(found: &Optimization) -> Section {
             }),
         }),
         table: cost_table(found),
+        ..Section::default()
     }
+}
+
+/// The band at a number of GPUs, straight between its points.
+fn band_at(found: &Optimization, gpus: u32) -> Option<(f64, f64)> {
+    let after = found.band.partition_point(|point| point.gpus < gpus);
+    let right = found.band.get(after)?;
+    if right.gpus == gpus {
+        return Some((right.from_per_hour, right.to_per_hour));
+    }
+    let left = found.band.get(after.checked_sub(1)?)?;
+    let share = f64::from(gpus - left.gpus) / f64::from(right.gpus - left.gpus);
+    let at = |left: f64, right: f64| left + share * (right - left);
+    Some((at(left.from_per_hour, right.from_per_hour), at(left.to_per_hour, right.to_per_hour)))
 }
 
 /// The curve in a few rows, and all that has a name.
 fn cost_table(found: &Optimization) -> Table {
     let every = found.curve.len().div_ceil(ROWS).max(1);
+    let between = |gpus: u32| {
+        let (from, to) = band_at(found, gpus)?;
+        Some(format!("{} – {}", number(from, 2), number(to, 2)))
+    };
     let mut shown: Vec<(Cost, Vec<&str>)> =
         found.curve.iter().step_by(every).map(|cost| (*cost, Vec::new())).collect();
     let mut name = |cost: &Cost, what: &'static str| {
@@ -205,12 +279,13 @@ fn cost_table(found: &Optimization) -> Table {
     let rows = shown.iter().map(|(cost, names)| {
         vec![
             number(f64::from(cost.gpus), 0),
-            number(cost.per_hour, 2),
             if least > 0.0 {
-                format!("+{}", percent((cost.per_hour / least - 1.0).max(0.0)))
+                let above = percent((cost.per_hour / least - 1.0).max(0.0));
+                format!("{} (+{above})", number(cost.per_hour, 2))
             } else {
-                String::new()
+                number(cost.per_hour, 2)
             },
+            between(cost.gpus).unwrap_or_else(|| "–".to_owned()),
             names.join(", "),
         ]
     });
@@ -222,8 +297,8 @@ fn cost_table(found: &Optimization) -> Table {
         },
         columns: vec![
             Column::number("GPUS"),
-            Column::number("COST/H"),
-            Column::number("ABOVE LEAST"),
+            Column::number("COST/H (ABOVE LEAST)"),
+            Column::number("95 % BAND"),
             Column::text("WHICH IS"),
         ],
         rows: rows.collect(),
@@ -263,7 +338,12 @@ fn demand(found: &Optimization) -> Section {
         text.push(format!("{which}: {}.", span(*first)));
     }
     Section {
-        heading: "Demand against what is owned".to_owned(),
+        name: "Demand".to_owned(),
+        heading: format!(
+            "{} of the GPU-hours demanded are above the {} advised",
+            percent(found.advice.rented_share),
+            gpus(found.advice.gpus)
+        ),
         text,
         plot: Some(Plot {
             caption: format!(
@@ -274,6 +354,7 @@ fn demand(found: &Optimization) -> Section {
             drawing: Drawing::Lines(Lines { x: over_time(from), y: Axis::new("GPUs", Unit::Gpus), series }),
         }),
         table: demand_table(points),
+        ..Section::default()
     }
 }
 
@@ -342,8 +423,15 @@ fn load(found: &Optimization) -> Section {
     let row = |what: &str, gpus: String, time: &str| vec![what.to_owned(), gpus, time.to_owned()];
     let count = |gpus: u32| number(f64::from(gpus), 0);
     Section {
-        heading: "How often so much is demanded".to_owned(),
-        text: Vec::new(),
+        name: "How often how much".to_owned(),
+        heading: match (found.break_even.advice.from, demand.max_gpus) {
+            (Some(from), 1..) if from > 0.0 && found.advice.gpus > 0 => format!(
+                "The last {} advised is busy for {} of the time",
+                if found.machines.iter().all(|kind| kind.gpus_each == 1) { "GPU" } else { "machine" },
+                percent(1.0 / from)
+            ),
+            _ => "For how much of the time how much is demanded".to_owned(),
+        },
         plot: Some(Plot {
             caption,
             drawing: Drawing::Lines(Lines {
@@ -363,6 +451,7 @@ fn load(found: &Optimization) -> Section {
                 row("most", count(demand.max_gpus), "never"),
             ],
         },
+        ..Section::default()
     }
 }
 
@@ -387,7 +476,14 @@ fn regret(found: &Optimization) -> Option<Section> {
         ));
     }
     Some(Section {
-        heading: "What the advice would have cost on later time".to_owned(),
+        name: "What the advice would have cost later".to_owned(),
+        heading: match found.regret.first() {
+            Some(half) if half.regret >= 0.0005 => format!(
+                "Advised on the first half, the second costs {} more than the best there",
+                percent(half.regret)
+            ),
+            _ => "What was best in the first half was best in the second, too".to_owned(),
+        },
         text,
         plot: Some(Plot {
             caption: "Cost per hour on the time that followed each advice: what the best choice for that time would have cost, and what the advice cost more.".to_owned(),
@@ -412,6 +508,7 @@ fn regret(found: &Optimization) -> Option<Section> {
                 })
                 .collect(),
         },
+        ..Section::default()
     })
 }
 
@@ -434,11 +531,11 @@ fn reasons(found: &Optimization) -> Section {
     Section {
         heading: "Why".to_owned(),
         text: found.reasons.clone(),
-        plot: None,
         table: Table {
             title: "Prices, and at which the answer is another".to_owned(),
             columns: vec![Column::text("WHAT"), Column::number("PRICE OR RATIO")],
             rows,
         },
+        ..Section::default()
     }
 }

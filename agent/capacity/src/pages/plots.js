@@ -92,7 +92,7 @@ const plots = (() => {
       case "percent": return `${plain(value, Math.abs(value) < 10 || value > 99 ? 2 : 1)} %`;
       case "duration": return duration(value);
       case "time": return `${moment(value, { day: "numeric", month: "short", year: "numeric", hour: "2-digit", minute: "2-digit" })} UTC`;
-      case "money": return `${plain(value, Math.abs(value) < 1000 ? 2 : 0)} ${axis.currency}`.trim();
+      case "money": return `${Math.abs(value) < 1000 ? value.toLocaleString("en", { minimumFractionDigits: 2, maximumFractionDigits: 2 }) : plain(value, 0)} ${axis.currency}`.trim();
       default: return number(value);
     }
   };
@@ -145,8 +145,11 @@ const plots = (() => {
     series: [],
   });
 
+  /** What can only be whole has no ticks between. */
+  const whole = (axis) => axis.unit === "gpus" || axis.unit === "number" ? { minInterval: 1 } : {};
   const side = (axis, more) => ({
     type: "value",
+    ...whole(axis),
     axisLabel: { ...text(), formatter: atTick(axis), hideOverlap: true },
     axisLine: { show: true, lineStyle: { color: color("rule") } },
     axisTick: { show: false },
@@ -169,7 +172,7 @@ const plots = (() => {
     const common = { name: titled(axis), nameLocation: "middle", nameGap: 26, min: extent[0], max: extent[1], splitLine: { show: false }, ...more };
     if (axis.unit === "time") {
       const at = { ...text(), hideOverlap: true, formatter: { year: "{yyyy}", month: "{MMM} {yyyy}", day: "{d} {MMM}", hour: "{HH}:{mm}", minute: "{HH}:{mm}", second: "{HH}:{mm}:{ss}" } };
-      return side(axis, { ...common, type: "time", axisLabel: at, min: extent[0] * 1000, max: extent[1] * 1000, axisTick: { show: true, lineStyle: { color: color("rule") } } });
+      return side(axis, { ...common, type: "time", axisLabel: at, splitNumber: Math.max(2, Math.floor(width / 130)), min: extent[0] * 1000, max: extent[1] * 1000, axisTick: { show: true, lineStyle: { color: color("rule") } } });
     }
     if (axis.unit === "duration") {
       const ticks = Math.max(3, width / 90);
@@ -188,7 +191,8 @@ const plots = (() => {
 
   /** From the least to the greatest behind a line, without what is between two pieces. */
   const band = (series, style, scale) => {
-    const far = series.points.length > 1 ? 2.5 * (series.points[series.points.length - 1][0] - series.points[0][0]) / (series.points.length - 1) : Infinity;
+    const apart = series.band.slice(1).map(([x], at) => x - series.band[at][0]).sort((a, b) => a - b);
+    const far = 2.5 * (apart[Math.floor(apart.length / 2)] || Infinity);
     const pieces = [];
     for (const point of series.band) {
       const piece = pieces[pieces.length - 1];
@@ -300,7 +304,56 @@ const plots = (() => {
     },
   });
 
-  const list = (styled, names, x, y) => (params) => {
+  /** Each line's name beside it, where it is furthest from all others; one that is near another everywhere is told by the legend alone. */
+  const names = (plot, styled, scale, width) => {
+    const shown = plot.series.map((series, at) => ({ series, color: styled[at].color, points: series.points.filter(([, y]) => y != null) })).filter(({ points }) => points.length > 1);
+    if (width < 560 || shown.length < 2 || shown.length > 4) return [];
+    const value = ({ points, series }, x) => {
+      let at = points.findIndex(([px]) => px >= x);
+      if (at < 0) return null;
+      if (at === 0) return points[0][0] <= x ? points[0][1] : null;
+      const [[x0, y0], [x1, y1]] = [points[at - 1], points[at]];
+      return series.stepped ? (x1 === x ? y1 : y0) : y0 + (y1 - y0) * (x - x0) / (x1 - x0);
+    };
+    const [begin, end] = extent(shown.flatMap(({ points }) => [points[0][0], points[points.length - 1][0]]));
+    return [{
+      type: "custom", name: "names", silent: true, clip: false, z: 6, tooltip: { show: false }, data: [[begin * scale, shown[0].points[0][1]]],
+      renderItem: (params, api) => {
+        const { x: left, y: top, width: across, height } = params.coordSys;
+        const [from, to] = [begin, end].map((one) => api.coord([one * scale, 0])[0]);
+        const taken = [];
+        const children = [];
+        for (const line of shown) {
+          const half = wide(line.series.name) / 2;
+          let best = null;
+          for (let pixel = left + half + 4; pixel <= left + across - half - 4; pixel += 8) {
+            // The name stands above its line, so nothing may pass through where it stands.
+            const spot = Array.from({ length: Math.ceil(half / 2) + 1 }, (_, step) => pixel - half + 4 * step);
+            const x = (at) => begin + (at - from) / (to - from) * (end - begin);
+            const ys = (of) => spot.map((at) => { const y = value(of, x(at)); return y == null ? null : api.coord([begin * scale, y])[1]; });
+            const own = ys(line);
+            if (own.some((y) => y == null)) continue;
+            const y = Math.min(...own) - 10;
+            if (y < top + 6 || y > top + height - 6) continue;
+            const others = shown.filter((other) => other !== line).flatMap(ys).filter((at) => at != null).map((at) => Math.abs(at - y));
+            const free = Math.min(60, ...others, ...taken.filter(([at, on, reach]) => Math.abs(at - pixel) < reach + half + 8).map(([, on]) => Math.abs(on - y)));
+            const slope = Math.max(...own) - Math.min(...own);
+            const worth = free - slope;
+            if (free >= 15 && slope < 30 && (!best || worth > best.worth)) best = { worth, pixel, y };
+          }
+          if (!best) continue;
+          taken.push([best.pixel, best.y, half]);
+          children.push({
+            type: "text", x: best.pixel, y: best.y,
+            style: { text: line.series.name, fill: color("ink"), font: `600 12px ${font}`, textAlign: "center", textVerticalAlign: "middle", stroke: color("card"), lineWidth: 3 },
+          });
+        }
+        return { type: "group", children };
+      },
+    }];
+  };
+
+  const list = (x, y) => (params) => {
     const points = (Array.isArray(params) ? params : [params]).filter((point) => point.seriesType === "line");
     if (!points.length) return "";
     const at = points[0].value[0] / scaled(x);
@@ -317,16 +370,17 @@ const plots = (() => {
       const points = Math.max(0, ...plot.series.map((series) => series.points.length));
       const span = extent(plot.series.flatMap((series) => series.points.map(([x]) => x)));
       option.xAxis = along(plot.x, span, width);
-      option.yAxis = upward(plot.y, { min: 0 });
-      option.tooltip = { ...option.tooltip, trigger: "axis", axisPointer: { lineStyle: { color: color("soft") } }, formatter: list(styled, null, plot.x, plot.y) };
+      option.yAxis = upward(plot.y, plot.y.unit === "percent" ? { min: 0, max: 100 } : { min: 0, boundaryGap: [0, "5%"] });
+      option.tooltip = { ...option.tooltip, trigger: "axis", axisPointer: { lineStyle: { color: color("soft") } }, formatter: list(plot.x, plot.y) };
       plot.series.forEach((series, at) => {
         if (series.band.length) option.series.push(band(series, styled[at], scale));
         option.series.push(line(series, styled[at], scale));
       });
+      option.series.push(...names(plot, styled, scale, width));
       const gaps = holes(plot, scale);
       if (gaps.length && option.series.length) {
         const broad = (span[1] - span[0]) * scale * 0.06;
-        option.series[option.series.length - 1].markArea = {
+        option.series.find(({ type }) => type === "line").markArea = {
           silent: true,
           itemStyle: { color: faded("soft", 0.14) },
           label: { ...text(), position: "insideTop" },
@@ -354,12 +408,12 @@ const plots = (() => {
       const option = base(plot, 4);
       option.xAxis = along(plot.x, span, width);
       option.yAxis = upward(plot.y, { min: 0, nameGap: 14 + rows * room });
-      option.tooltip = { ...option.tooltip, trigger: "axis", axisPointer: { lineStyle: { color: color("soft") } }, formatter: list(styled, null, plot.x, plot.y) };
+      option.tooltip = { ...option.tooltip, trigger: "axis", axisPointer: { lineStyle: { color: color("soft") } }, formatter: list(plot.x, plot.y) };
       plot.series.forEach((series, at) => {
         if (series.band.length) option.series.push(band(series, styled[at], 1));
         option.series.push(line(series, styled[at], 1));
       });
-      option.series.push(notes(plot, [span[0], 0]));
+      option.series.push(notes(plot, [span[0], 0]), ...names(plot, styled, 1, width));
       return option;
     },
 
@@ -460,7 +514,7 @@ const plots = (() => {
       };
       plot.parts.forEach((part, at) => option.series.push({
         type: "bar", name: part.name, stack: "all", barMaxWidth: 32, data: part.values, emphasis: { disabled: true },
-        itemStyle: { color: styled[at].color, decal: decal(styled[at].pattern), borderColor: color("card"), borderWidth: 1 },
+        itemStyle: { color: styled[at].color, decal: plot.parts.length > 1 ? decal(styled[at].pattern) : null, borderColor: color("card"), borderWidth: 1 },
       }));
       option.series.push({
         type: "bar", name: "in all", stack: "all", silent: true, data: totals.map(() => 0), tooltip: { show: false },

@@ -20,12 +20,16 @@ const STYLE: &str = include_str!("page.css");
 const ICON: &str = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Crect y='9' width='16' height='7' rx='1' fill='%230b63b0'/%3E%3Cpath d='M0 8c4-6 6-6 8-3s5 3 8-3v5H0z' fill='%23d1620a'/%3E%3C/svg%3E";
 /// How many rows of a table a page shows: `-o csv` has all of them.
 const ROWS: usize = 500;
+/// A table of no more is never scrolled.
+const WHOLE: usize = 20;
 /// How many warnings are shown at once.
 const WARNINGS: usize = 5;
 /// Cells of no more characters are not broken: dates, names.
 const SHORT: usize = 18;
 /// A table with more columns has no room beside its plot.
 const BESIDE: usize = 4;
+/// Nor one whose widest cells have more characters together.
+const BESIDE_WIDTH: usize = 40;
 
 /// How a page is served while it changes.
 #[derive(Debug, Clone)]
@@ -187,7 +191,8 @@ fn contents(html: &mut String, sections: &[Section]) {
     }
     html.push_str("<nav class=\"contents\" aria-label=\"On this page\"><ol>");
     for (index, section) in sections.iter().enumerate() {
-        let _ = write!(html, "<li><a href=\"#s{}\">{}</a></li>", index + 1, escaped(&section.heading));
+        let name = if section.name.is_empty() { &section.heading } else { &section.name };
+        let _ = write!(html, "<li><a href=\"#s{}\">{}</a></li>", index + 1, escaped(name));
     }
     html.push_str("</ol></nav>\n");
 }
@@ -201,10 +206,14 @@ fn section(html: &mut String, number: usize, section: &Section) {
     for text in &section.text {
         let _ = writeln!(html, "<p>{}</p>", escaped(text));
     }
+    if let Some((path, name)) = &section.link {
+        let _ = writeln!(html, "<p><a href=\"{}\">{}</a></p>", escaped(path), escaped(name));
+    }
     let columns: Vec<usize> = (0..section.table.columns.len())
         .filter(|&column| section.plot.is_none() || !section.table.columns[column].wide)
         .collect();
-    let layout = if section.plot.is_some() && columns.len() <= BESIDE { "pair beside" } else { "pair" };
+    let fits = columns.len() <= BESIDE && widths(&section.table, &columns) <= BESIDE_WIDTH;
+    let layout = if section.plot.is_some() && fits { "pair beside" } else { "pair" };
     let _ = writeln!(html, "<div class=\"{layout}\">");
     if let Some(shown) = &section.plot {
         plot(html, number, shown);
@@ -213,6 +222,13 @@ fn section(html: &mut String, number: usize, section: &Section) {
         table(html, number, &section.heading, &section.table, &columns);
     }
     html.push_str("</div>\n</section>\n");
+}
+
+/// How wide the columns are together, in characters.
+fn widths(table: &Table, columns: &[usize]) -> usize {
+    let cell = |row: &Vec<String>, column: usize| row.get(column).map_or(0, |cell| cell.chars().count());
+    let width = |&column: &usize| table.rows.iter().map(|row| cell(row, column)).max().unwrap_or(0);
+    columns.iter().map(width).sum()
 }
 
 fn plot(html: &mut String, number: usize, plot: &Plot) {
@@ -246,9 +262,10 @@ fn table(html: &mut String, number: usize, heading: &str, table: &Table, columns
     } else {
         (table.title.as_str(), "")
     };
+    let whole = if table.rows.len() <= WHOLE { " whole" } else { "" };
     let _ = write!(
         html,
-        "<div class=\"scroll\" role=\"region\" aria-labelledby=\"c{number}\" tabindex=\"0\"><table><caption id=\"c{number}\"{class}>{}</caption>\n<thead><tr>",
+        "<div class=\"scroll{whole}\" role=\"region\" aria-labelledby=\"c{number}\" tabindex=\"0\"><table><caption id=\"c{number}\"{class}>{}</caption>\n<thead><tr>",
         escaped(title)
     );
     let class = |column: usize| {
@@ -269,7 +286,8 @@ fn table(html: &mut String, number: usize, heading: &str, table: &Table, columns
     for row in table.rows.iter().take(ROWS) {
         html.push_str("<tr>");
         for (at, &column) in columns.iter().enumerate() {
-            let cell = escaped(row.get(column).map_or("", String::as_str));
+            let cell = row.get(column).map_or("", String::as_str);
+            let cell = escaped(&if table.columns[column].right { grouped(cell) } else { cell.to_owned() });
             // The first column names the row.
             let _ = if at == 0 && !table.columns[column].right {
                 write!(html, "<th scope=\"row\"{}>{cell}</th>", classes[column])
@@ -287,6 +305,24 @@ fn table(html: &mut String, number: usize, heading: &str, table: &Table, columns
         let _ = write!(html, "<p class=\"more\">{more} more rows: <code>-o csv</code> has all of them.</p>");
     }
     html.push_str("</div>\n");
+}
+
+/// A number whose digits are many, with its thousands set apart; any other text as it is.
+fn grouped(cell: &str) -> String {
+    let digits = cell.bytes().take_while(u8::is_ascii_digit).count();
+    // What begins with a date, or isn't a number alone, stays.
+    let (whole, rest) = cell.split_at(digits);
+    if digits < 5 || !(rest.is_empty() || rest.starts_with(['.', ' '])) {
+        return cell.to_owned();
+    }
+    let mut text = String::with_capacity(cell.len() + digits / 3);
+    for (at, digit) in whole.char_indices() {
+        if at > 0 && (digits - at) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text + rest
 }
 
 /// `text` as HTML text or the value of an attribute in quotes.

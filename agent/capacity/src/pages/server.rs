@@ -20,9 +20,10 @@ use jiff::Timestamp;
 use tokio::sync::Mutex;
 
 use super::{
-    model::Page,
+    model::{Page, Section},
     render::{self, Live},
 };
+use crate::output::{Column, Table};
 
 /// Makes a page, or says why it can't.
 pub type Make = Box<dyn Fn() -> Result<Page, String> + Send + Sync>;
@@ -50,19 +51,27 @@ struct Served {
     latest: Mutex<Option<(Instant, StatusCode, Arc<Page>)>>,
 }
 
-/// The pages, each at its path; the root leads to the first.
+/// The pages, each at its path. The root tells what each has found; of one alone it leads there.
 pub fn router(entries: Vec<Entry>, refresh_s: u32) -> Router {
-    let links = entries.iter().map(|entry| (entry.path.clone(), entry.name.clone())).collect();
-    let live = Live { refresh_s, links };
-    let mut router = Router::new();
-    if let Some(first) = entries.first() {
-        let to = first.path.clone();
-        router = router.route("/", get(|| async move { Redirect::to(&to) }));
+    let mut links: Vec<_> = entries.iter().map(|entry| (entry.path.clone(), entry.name.clone())).collect();
+    if links.len() > 1 {
+        links.insert(0, ("/".to_owned(), "Overview".to_owned()));
     }
-    for entry in entries {
-        let path = entry.path.clone();
-        let served = Arc::new(Served { entry, live: live.clone(), latest: Mutex::new(None) });
-        router = router.route(&path, get(page).with_state(served));
+    let live = Live { refresh_s, links };
+    let all: Vec<Arc<Served>> = entries
+        .into_iter()
+        .map(|entry| Arc::new(Served { entry, live: live.clone(), latest: Mutex::new(None) }))
+        .collect();
+    let mut router = Router::new();
+    for served in &all {
+        router = router.route(&served.entry.path, get(page).with_state(Arc::clone(served)));
+    }
+    match all.as_slice() {
+        [only] => {
+            let to = only.entry.path.clone();
+            router = router.route("/", get(|| async move { Redirect::to(&to) }));
+        }
+        _ => router = router.route("/", get(overview).with_state(Arc::new(Overview { all, live }))),
     }
     router
         .fallback(|| async {
@@ -71,13 +80,53 @@ pub fn router(entries: Vec<Entry>, refresh_s: u32) -> Router {
         .layer(middleware::from_fn(guard))
 }
 
+/// All pages, and the one that leads to them.
+struct Overview {
+    all: Vec<Arc<Served>>,
+    live: Live,
+}
+
+async fn overview(State(overview): State<Arc<Overview>>, RawQuery(query): RawQuery) -> Response {
+    let mut page = Page {
+        title: "Overview".to_owned(),
+        subtitle: "What is known of this cluster".to_owned(),
+        generated_at: Timestamp::now(),
+        facts: Vec::new(),
+        warnings: Vec::new(),
+        sections: Vec::new(),
+    };
+    for served in &overview.all {
+        let (_, found) = served.latest().await;
+        page.sections.push(summary(&served.entry, &found));
+    }
+    answer(StatusCode::OK, &page, &overview.live, query.as_deref())
+}
+
+/// A page in short: what it found, and its numbers.
+fn summary(entry: &Entry, page: &Page) -> Section {
+    let rows = page.facts.iter().map(|fact| {
+        let mark = if fact.alarming { "▲ " } else { "" };
+        vec![format!("{mark}{}", fact.label), fact.value.clone(), fact.detail.clone()]
+    });
+    let columns = vec![Column::text("WHAT"), Column::number("HOW MUCH"), Column::text("WHICH IS")];
+    let rows: Vec<_> = rows.collect();
+    Section {
+        name: entry.name.clone(),
+        heading: format!("{}: {}", entry.name, page.title),
+        text: if rows.is_empty() { page.warnings.clone() } else { vec![page.subtitle.clone()] },
+        link: Some((entry.path.clone(), format!("All of {}", entry.name.to_lowercase()))),
+        plot: None,
+        table: if rows.is_empty() { Table::default() } else { Table { title: String::new(), columns, rows } },
+    }
+}
+
 async fn page(State(served): State<Arc<Served>>, RawQuery(query): RawQuery) -> Response {
     let (status, page) = served.latest().await;
-    let html = if query.as_deref() == Some("part=main") {
-        render::part(&page)
-    } else {
-        render::live(&page, &served.live)
-    };
+    answer(status, &page, &served.live, query.as_deref())
+}
+
+fn answer(status: StatusCode, page: &Page, live: &Live, query: Option<&str>) -> Response {
+    let html = if query == Some("part=main") { render::part(page) } else { render::live(page, live) };
     (status, Html(html)).into_response()
 }
 
@@ -107,8 +156,8 @@ impl Served {
 /// A page that tells why there is none; it refreshes, too.
 fn failed(name: &str, error: String) -> Page {
     Page {
-        title: name.to_owned(),
-        subtitle: "There is nothing to show at the moment; it is tried again and again.".to_owned(),
+        title: "There is nothing to show".to_owned(),
+        subtitle: format!("{name}: it is tried again and again."),
         generated_at: Timestamp::now(),
         facts: Vec::new(),
         warnings: vec![error],
@@ -224,7 +273,26 @@ mod tests {
         let policy = response.headers()["content-security-policy"].to_str().unwrap();
         assert!(policy.starts_with("default-src 'none'") && policy.contains("frame-ancestors 'none'"));
         assert!(response.headers().get("access-control-allow-origin").is_none());
-        let (response, _) = asked(&site, "GET", "/", &[HOST]).await;
+    }
+
+    #[tokio::test]
+    async fn the_root_tells_of_all_pages_and_leads_to_a_single_one() {
+        let (response, html) = asked(&site(), "GET", "/", &[HOST]).await;
+        assert_eq!(response.status(), 200);
+        for part in [
+            "<a href=\"/report\">All of report</a>",
+            "<a href=\"/broken\">",
+            "<a href=\"/\">Overview</a>",
+            "panicked",
+        ] {
+            assert!(html.contains(part), "no {part} in {html}");
+        }
+        let only = Entry {
+            path: "/report".to_owned(),
+            name: "Report".to_owned(),
+            make: Box::new(|| Err("nothing".to_owned())),
+        };
+        let (response, _) = asked(&router(vec![only], 15), "GET", "/", &[HOST]).await;
         assert_eq!(
             (response.status().as_u16(), &response.headers()["location"]),
             (303, &"/report".parse().unwrap())

@@ -1,9 +1,9 @@
 //! Who pays for a period, as a page: by owner, owned and rented apart, and what nobody held.
 
-use jiff::Timestamp;
+use jiff::{Timestamp, civil::Date};
 
 use super::{
-    history::day,
+    history::{day, readable},
     model::{Axis, Bars, Drawing, Fact, Page, Part, Plot, Role, Section, Unit},
 };
 use crate::{
@@ -14,21 +14,25 @@ use crate::{
 
 /// The page.
 pub fn page(found: &Showback, generated_at: Timestamp) -> Page {
-    let mut sections = vec![cost(found), hours(found)];
-    let mut tables = found.tables().into_iter().skip(1);
-    if let Some(pools) = tables.next() {
-        sections.push(plain("By pool", &[], pools));
-    }
-    if let Some(gaps) = tables.next() {
-        sections.push(plain(
-            "What was not recorded",
-            &["Nobody pays here for what was held or rented then."],
-            gaps,
-        ));
+    let mut sections = vec![cost(found), hours(found), by_pool(found)];
+    if let Some(gaps) = found.tables().into_iter().nth(2) {
+        sections.push(Section {
+            name: "What was not recorded".to_owned(),
+            heading: format!("{} of the period was not recorded", percent(1.0 - found.seen.seen_share)),
+            text: vec!["Nobody pays here for what was held or rented then.".to_owned()],
+            table: readable(gaps),
+            ..Section::default()
+        });
     }
     Page {
-        title: format!("Showback for {}", found.period),
-        subtitle: format!("{}: {} to {}", found.source, day(&found.since), day(&found.until)),
+        title: title(found),
+        subtitle: format!(
+            "Showback by {} from {}: {} to {}",
+            found.by.word(),
+            found.source,
+            day(&found.seen.since),
+            day(&found.seen.until)
+        ),
         generated_at,
         facts: facts(found),
         warnings: found.warnings.clone(),
@@ -36,23 +40,71 @@ pub fn page(found: &Showback, generated_at: Timestamp) -> Page {
     }
 }
 
-fn plain(heading: &str, text: &[&str], table: Table) -> Section {
+fn amount(found: &Showback, amount: f64) -> String {
+    let digits = if amount.abs() < 1000.0 { 2 } else { 0 };
+    format!("{} {}", number(amount, digits), found.currency)
+}
+
+/// What of the costs is of machines that nobody held.
+fn unheld(found: &Showback) -> f64 {
+    found.lines.iter().filter(|line| line.idle).map(|line| line.cost).sum()
+}
+
+/// A part of all costs, in per cent.
+fn of_all(found: &Showback, part: f64) -> String {
+    percent(if found.total.cost > 0.0 { part / found.total.cost } else { 0.0 })
+}
+
+fn title(found: &Showback) -> String {
+    let cost = amount(found, found.total.cost);
+    let month = format!("{}-01", found.period).parse::<Date>();
+    let period = month.map_or_else(|_| found.period.clone(), |month| month.strftime("%B %Y").to_string());
+    match unheld(found) {
+        idle if idle > 0.0 => {
+            format!("{period} cost {cost}, {} of it for GPUs that nobody held", of_all(found, idle))
+        }
+        _ => format!("{period} cost {cost}"),
+    }
+}
+
+/// Who pays most, of those who held anything.
+fn first(found: &Showback, of: fn(&Line) -> f64) -> Option<&Line> {
+    let held = found.lines.iter().filter(|line| !line.idle && of(line) > 0.0);
+    held.max_by(|a, b| of(a).total_cmp(&of(b)))
+}
+
+fn by_pool(found: &Showback) -> Section {
+    let rows = found.lines.iter().flat_map(|line| line.parts.iter().map(move |part| (line, part)));
+    let rows = rows.map(|(line, part)| {
+        vec![
+            line.owner.clone(),
+            part.pool.clone(),
+            if part.serverless { "rented" } else { "owned" }.to_owned(),
+            number(part.gpu_hours, 1),
+            part.cost.map_or_else(|| "no price".to_owned(), |cost| number(cost, 2)),
+        ]
+    });
     Section {
-        heading: heading.to_owned(),
-        text: text.iter().map(|text| (*text).to_owned()).collect(),
-        plot: None,
-        table: Table { title: String::new(), ..table },
+        heading: "By pool".to_owned(),
+        table: Table {
+            title: format!("GPU-hours, and cost in {}", found.currency),
+            columns: vec![
+                Column::text("OWNER"),
+                Column::text("POOL"),
+                Column::text("WHICH IS"),
+                Column::number("GPU-HOURS"),
+                Column::number("COST"),
+            ],
+            rows: rows.collect(),
+        },
+        ..Section::default()
     }
 }
 
 fn facts(found: &Showback) -> Vec<Fact> {
     let total = &found.total;
     let idle: Vec<&Line> = found.lines.iter().filter(|line| line.idle).collect();
-    let unheld: f64 = idle.iter().map(|line| line.cost).sum();
-    let of_all = |part: f64| if total.cost > 0.0 { percent(part / total.cost) } else { percent(0.0) };
-    let money = |amount: f64| {
-        format!("{} {}", number(amount, if amount.abs() < 1000.0 { 2 } else { 0 }), found.currency)
-    };
+    let money = |cost: f64| amount(found, cost);
     let mut facts = vec![
         Fact::new("In all", money(total.cost), format!("for {} owners", found.lines.len() - idle.len())),
         Fact::new(
@@ -67,22 +119,23 @@ fn facts(found: &Showback) -> Vec<Fact> {
         ),
     ];
     if !idle.is_empty() {
-        facts.push(Fact::new("Held by nobody", money(unheld), format!("{} of all", of_all(unheld))));
+        facts.push(Fact::new(
+            "Held by nobody",
+            money(unheld(found)),
+            format!("{} of all", of_all(found, unheld(found))),
+        ));
     }
     facts.push(
         Fact::new(
             "Recorded",
-            percent(found.seen_share),
-            if found.gaps.is_empty() {
+            percent(found.seen.seen_share),
+            if found.seen.gaps.is_empty() {
                 "of the period".to_owned()
             } else {
-                format!(
-                    "of the period; {} missing",
-                    time(found.gaps.iter().map(|gap| seconds(gap.unseen_s)).sum())
-                )
+                format!("of the period; {} missing", time(seconds(found.seen.unseen_s())))
             },
         )
-        .alarming(found.seen_share < 0.99),
+        .alarming(found.seen.seen_share < 0.99),
     );
     facts
 }
@@ -131,8 +184,11 @@ fn rows(found: &Showback, row: impl Fn(&Line) -> Vec<String>) -> Vec<Vec<String>
 
 fn cost(found: &Showback) -> Section {
     Section {
-        heading: "Who pays what".to_owned(),
-        text: Vec::new(),
+        name: "Who pays what".to_owned(),
+        heading: match first(found, |line| line.cost) {
+            Some(line) => format!("{} pays most: {}", line.owner, amount(found, line.cost)),
+            None => "Nobody pays anything".to_owned(),
+        },
         plot: (!found.lines.is_empty()).then(|| Plot {
             caption: "Cost by owner: the share of owned machines, by GPU-hours held, and rented ones by the second.".to_owned(),
             drawing: bars(found, Axis::money("Cost", &found.currency), |line| line.owned_cost, |line| line.rented_cost),
@@ -144,13 +200,17 @@ fn cost(found: &Showback) -> Section {
                 vec![line.owner.clone(), number(line.owned_cost, 2), number(line.rented_cost, 2), number(line.cost, 2)]
             }),
         },
+        ..Section::default()
     }
 }
 
 fn hours(found: &Showback) -> Section {
     Section {
-        heading: "Who held how much".to_owned(),
-        text: Vec::new(),
+        name: "Who held how much".to_owned(),
+        heading: match first(found, |line| line.owned_gpu_hours + line.rented_gpu_s / 3600.0) {
+            Some(line) => format!("{} held most GPU-hours", line.owner),
+            None => "Nobody held a GPU".to_owned(),
+        },
         plot: (!found.lines.is_empty()).then(|| Plot {
             caption: "GPU-hours by owner.".to_owned(),
             drawing: bars(
@@ -166,6 +226,7 @@ fn hours(found: &Showback) -> Section {
                 Column::text("OWNER"),
                 Column::number("OWNED"),
                 Column::number("RENTED"),
+                Column::number("RENTED GPU-S"),
                 Column::number("OWNED SHARE"),
             ],
             rows: rows(found, |line| {
@@ -173,9 +234,11 @@ fn hours(found: &Showback) -> Section {
                     line.owner.clone(),
                     number(line.owned_gpu_hours, 1),
                     number(line.rented_gpu_s / 3600.0, 1),
+                    number(line.rented_gpu_s, 0),
                     percent(line.owned_share),
                 ]
             }),
         },
+        ..Section::default()
     }
 }

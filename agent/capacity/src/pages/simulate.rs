@@ -26,9 +26,9 @@ pub fn page(found: &Simulation, subject: &str, warnings: &[String], generated_at
     sections.push(worst(found));
     sections.push(policy(found));
     Page {
-        title: "Simulation".to_owned(),
+        title: title(found),
         subtitle: format!(
-            "{subject}: {} jobs over {} on {} machines with {} GPUs",
+            "Simulation of {subject}: {} jobs over {} on {} machines with {} GPUs",
             count(found.jobs.submitted),
             time(found.span_s),
             count(found.machines),
@@ -44,6 +44,19 @@ pub fn page(found: &Simulation, subject: &str, warnings: &[String], generated_at
 #[expect(clippy::cast_precision_loss, reason = "written with all digits up to 2^53")]
 fn count(value: u64) -> String {
     number(value as f64, 0)
+}
+
+fn title(found: &Simulation) -> String {
+    let cost = money(found.cost.total_per_hour, &found.cost.currency);
+    if found.wait.jobs == 0 {
+        return format!("No job ran; the pool costs {cost}");
+    }
+    let waits = if found.wait.p95_s > 0.0 {
+        format!("95 % of jobs start within {}", time(found.wait.p95_s))
+    } else {
+        "95 % of jobs start at once".to_owned()
+    };
+    format!("{cost}, and {waits}")
 }
 
 fn facts(found: &Simulation) -> Vec<Fact> {
@@ -126,8 +139,17 @@ fn over_time(found: &Simulation) -> Section {
         ]
     });
     Section {
-        heading: "Demand against capacity".to_owned(),
-        text: Vec::new(),
+        name: "Demand against capacity".to_owned(),
+        heading: format!(
+            "{} of the {} dedicated GPUs are used; {}",
+            percent(found.used.share),
+            count(found.dedicated_gpus),
+            if found.spilled.peak_gpus > 0.0 {
+                format!("up to {} are rented beside them", number(found.spilled.peak_gpus, 0))
+            } else {
+                "none is rented".to_owned()
+            }
+        ),
         plot: (!points.is_empty()).then(|| Plot {
             caption: format!(
                 "GPUs over time since the first job was submitted: {} dedicated ones in use on average, {} serverless ones at most, and what waits above them.",
@@ -150,6 +172,7 @@ fn over_time(found: &Simulation) -> Section {
             ],
             rows: rows.collect(),
         },
+        ..Section::default()
     }
 }
 
@@ -167,12 +190,15 @@ fn waits(found: &Simulation) -> Section {
         vec![name.to_owned(), time(of(&found.wait)), time(of(&found.waited))]
     };
     Section {
-        heading: "How long jobs wait".to_owned(),
-        text: Vec::new(),
+        name: "How long jobs wait".to_owned(),
+        heading: format!(
+            "{} of jobs start at once; the longest wait is {}",
+            percent(at_once),
+            time(found.wait.max_s)
+        ),
         plot: Some(Plot {
             caption: format!(
-                "The share of jobs that had started within a time: {} at once, half within {}, 95 % within {}. The time is on a logarithmic scale.",
-                percent(at_once),
+                "The share of jobs that had started within a time: half within {}, 95 % within {}. The time is on a logarithmic scale.",
                 time(found.wait.p50_s),
                 time(found.wait.p95_s)
             ),
@@ -199,6 +225,7 @@ fn waits(found: &Simulation) -> Section {
                 row("longest", |waits| waits.max_s),
             ],
         },
+        ..Section::default()
     }
 }
 
@@ -254,8 +281,20 @@ fn fragmentation(found: &Simulation) -> Option<Section> {
         ]
     });
     let table_rows: Vec<_> = table_rows.collect();
+    let most = cells.iter().flatten().flatten().copied().fold(0.0, f64::max);
+    if most <= 0.0 {
+        return Some(Section {
+            name: "Fragmentation".to_owned(),
+            heading: "No free GPU was ever of no use".to_owned(),
+            ..Section::default()
+        });
+    }
     Some(Section {
-        heading: "Free, but of no use".to_owned(),
+        name: "Fragmentation".to_owned(),
+        heading: format!(
+            "{} GPUs on average are free, but of no use",
+            number(found.used.fragmented_gpus, 1)
+        ),
         text: vec![
             "GPUs that are free where the job that comes next can't use them: too few on one machine, or without the CPU and memory beside them.".to_owned(),
         ],
@@ -278,6 +317,7 @@ fn fragmentation(found: &Simulation) -> Option<Section> {
             columns: vec![Column::text("TIME"), Column::number("MEAN"), Column::number("MOST")],
             rows: table_rows,
         },
+        ..Section::default()
     })
 }
 
@@ -315,7 +355,16 @@ fn cost(found: &Simulation) -> Section {
     least("least of any policy", cost.least);
     let part = |name: &str, role, values| Part { name: name.to_owned(), role, values };
     Section {
-        heading: "What it costs".to_owned(),
+        name: "What it costs".to_owned(),
+        heading: if cost.total > 0.0 {
+            format!(
+                "{} of the cost is for rented GPUs; {} is the least that any policy could cost",
+                percent(cost.serverless / cost.total),
+                money(per_hour(cost.least), &cost.currency)
+            )
+        } else {
+            "It costs nothing".to_owned()
+        },
         text: vec![format!(
             "An hour of work of one GPU costs {}.",
             money(cost.per_gpu_hour_of_work, &cost.currency).trim_end_matches("/h")
@@ -337,6 +386,7 @@ fn cost(found: &Simulation) -> Section {
             columns: vec![Column::text("WHAT"), Column::number("PER HOUR"), Column::number("IN ALL")],
             rows,
         },
+        ..Section::default()
     }
 }
 
@@ -353,7 +403,11 @@ fn worst(found: &Simulation) -> Section {
         ]
     });
     Section {
-        heading: "Jobs that waited longest".to_owned(),
+        name: "Jobs that waited longest".to_owned(),
+        heading: match found.worst.first() {
+            Some(job) => format!("The job that waited longest: line {}, {}", job.line, time(job.wait_s)),
+            None => "No job waited".to_owned(),
+        },
         table: Table {
             title: String::new(),
             columns: vec![
@@ -390,11 +444,11 @@ fn policy(found: &Simulation) -> Section {
         text: vec![
             "The same words as in a policy file; the same seed gives the same result again.".to_owned(),
         ],
-        plot: None,
         table: Table {
             title: String::new(),
             columns: vec![Column::text("POLICY"), Column::number("VALUE")],
             rows,
         },
+        ..Section::default()
     }
 }

@@ -3,7 +3,10 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{model::Page, optimize, render, simulate};
+use super::{
+    model::{Drawing, Page},
+    optimize, render, simulate,
+};
 use crate::{
     demand,
     job::{Demand, Job, Request},
@@ -11,8 +14,11 @@ use crate::{
     policy::{Burst, Policy},
     pool::Pool,
     price::{Currency, Rates},
-    simulate::{Simulation, run},
+    simulate::{Options, Simulation, run_with},
 };
+
+mod usage;
+mod what_if;
 
 fn at() -> Timestamp {
     "2026-11-22T08:00:00Z".parse().unwrap()
@@ -73,8 +79,26 @@ fn an_optimisation() {
     let found = crate::optimize::optimize(series, &question).unwrap();
     let page = optimize::page(&found, "demand.csv", at());
     let html = checked("optimize", &page);
-    assert!(html.contains("What it costs to own so many") && html.contains("looks like missing data"));
+    assert!(page.title.starts_with("Own ") && html.contains("looks like missing data"), "{}", page.title);
     assert_eq!(page.sections.iter().filter(|section| section.plot.is_some()).count(), 4);
+    // The band is around the cost, from the first number of GPUs to the last.
+    let Some(Drawing::Curve(curve)) = page.sections[0].plot.as_ref().map(|plot| &plot.drawing) else {
+        panic!("no cost curve");
+    };
+    let (all, band) = (&curve.series[0].points, &curve.series[0].band);
+    assert!(band.len() > 50 && band.iter().all(|&(_, low, high)| low <= high));
+    assert_eq!(
+        (band[0].0, band[band.len() - 1].0),
+        (0.0, all[all.len() - 1].0),
+        "today is more than ever needed"
+    );
+    let is_advised = |gpus: f64| (gpus - f64::from(found.advice.gpus)).abs() < 0.5;
+    let advised = all.iter().find(|point| is_advised(point.0)).unwrap().1.unwrap();
+    let around = band.iter().find(|point| is_advised(point.0)).unwrap();
+    assert!(around.1 < advised && advised < around.2, "{around:?} around {advised}");
+    assert_eq!((around.1, around.2), (found.interval.from_per_hour, found.interval.to_per_hour));
+    let flat = curve.flat.as_ref().unwrap();
+    assert!(flat.from < f64::from(found.advice.gpus) && f64::from(found.advice.gpus) < flat.to);
 }
 
 #[test]
@@ -110,7 +134,8 @@ fn replayed(jobs: u32, gpus: u32, burst: Burst) -> Simulation {
     });
     let policy = Policy { burst, wait_s: 1800.0, ..Policy::default() };
     let rates = Rates::new(Currency::USD, 2.0, 6.0).unwrap();
-    let Ok(found) = run(jobs, &Pool::of_gpus(gpus / 8, 8), &policy, &rates, 7);
+    let options = Options { seed: 7, each: true, ..Options::default() };
+    let Ok(found) = run_with(jobs, &Pool::of_gpus(gpus / 8, 8), &policy, &rates, &options);
     found
 }
 
@@ -124,7 +149,7 @@ fn a_simulation() {
     );
     let html = checked("simulate", &page);
     assert_eq!(page.sections.iter().filter(|section| section.plot.is_some()).count(), 4);
-    assert!(html.contains("&lt;/script&gt;&lt;img") && html.contains("Free, but of no use"));
+    assert!(html.contains("&lt;/script&gt;&lt;img") && html.contains("are free, but of no use"));
     assert!(html.contains("3 rows were left out"));
 }
 

@@ -70,7 +70,7 @@ fn what_nobody_held_is_a_line_of_its_own() {
     insta::assert_snapshot!(printed(&told, Format::Table));
     let sum: f64 = told.lines.iter().map(|line| line.cost).sum();
     assert!((sum - (10.0 * 720.0 * 3.84 + 0.5 * 720.0 * 9.6)).abs() < 1e-6);
-    assert!(told.warnings.is_empty() && told.gaps.is_empty());
+    assert!(told.warnings.is_empty() && told.seen.gaps.is_empty());
 }
 
 #[test]
@@ -84,8 +84,8 @@ fn or_it_is_divided() {
 #[test]
 fn what_was_not_recorded_is_told_and_nobody_pays_for_it() {
     let told = showback(MIXED, 72, &question());
-    assert!((told.seen_share - 0.9).abs() < 1e-9);
-    assert_eq!(told.gaps[0].unseen_s, 72 * 3600);
+    assert!((told.seen.seen_share - 0.9).abs() < 1e-9);
+    assert_eq!(told.seen.gaps[0].unseen_s, 72 * 3600);
     assert!(told.warnings[0].contains("72.0 hours of 2026-11 were not recorded"), "{:?}", told.warnings);
     assert_eq!(hundredths(told.total.owned_cost), 2_488_320);
 }

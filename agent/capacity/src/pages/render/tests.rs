@@ -23,6 +23,7 @@ fn section(heading: &str, drawing: Drawing, table: Table) -> Section {
             drawing,
         }),
         table,
+        ..Section::default()
     }
 }
 
@@ -103,7 +104,7 @@ fn distribution() -> Drawing {
 }
 
 fn heat() -> Drawing {
-    let mut heat = Heat {
+    let heat = Heat {
         x: Axis::new("Time", Unit::Time),
         column_names: Vec::new(),
         columns: (0..168).map(|hour| 1_588_291_200.0 + f64::from(hour) * 3600.0).collect(),
@@ -127,7 +128,6 @@ fn heat() -> Drawing {
             })
             .collect(),
     };
-    heat.worst_first();
     Drawing::Heat(heat)
 }
 
@@ -241,4 +241,82 @@ fn nothing_is_asked_of_a_network() {
     let live =
         live(&example(), &Live { refresh_s: 10, links: vec![("/report".to_owned(), "Report".to_owned())] });
     assert!(live.contains(&policy(true)) && live.contains("href=\"/report\""));
+}
+
+/// Red, green and blue in linear light.
+type Light = [f64; 3];
+
+fn light(hex: &str) -> Light {
+    [1, 3, 5].map(|at| {
+        let value = f64::from(u8::from_str_radix(&hex[at..at + 2], 16).unwrap()) / 255.0;
+        if value <= 0.040_45 { value / 12.92 } else { ((value + 0.055) / 1.055).powf(2.4) }
+    })
+}
+
+/// As who lacks the middle cones sees it (Viénot, Brettel and Mollon, 1999).
+fn deuteranopia([red, green, blue]: Light) -> Light {
+    let yellow = 0.292_75 * red + 0.707_25 * green;
+    [yellow, yellow, -0.022_34 * red + 0.022_34 * green + blue].map(|value| value.clamp(0.0, 1.0))
+}
+
+/// WCAG's contrast, which sees grey alone.
+fn contrast(one: Light, other: Light) -> f64 {
+    let [one, other] =
+        [one, other].map(|[red, green, blue]| 0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05);
+    one.max(other) / one.min(other)
+}
+
+/// The colours of a name, light and dark.
+fn colours(name: &str) -> [Light; 2] {
+    let rest = super::STYLE.split(&format!("--{name}: light-dark(")).nth(1).unwrap();
+    let (both, _) = rest.split_once(')').unwrap();
+    let (bright, dark) = both.split_once(", ").unwrap();
+    [light(bright), light(dark)]
+}
+
+#[test]
+fn all_that_is_drawn_is_seen_in_grey_and_without_green() {
+    let drawn = [
+        "demand", "owned", "rented", "total", "used", "idle", "stranded", "free", "waiting", "other", "flat",
+    ];
+    let text = ["ink", "soft", "link", "alarm"];
+    for (names, least) in [(&drawn[..], 3.0), (&text[..], 4.5)] {
+        for name in names {
+            for (colour, ground) in colours(name).into_iter().zip(colours("card")) {
+                let seen = contrast(colour, ground);
+                let without_green = contrast(deuteranopia(colour), deuteranopia(ground));
+                assert!(seen.min(without_green) >= least, "{name}: {seen:.2}, {without_green:.2}");
+            }
+        }
+    }
+    // A heat map goes one way: its middle is no darker than its end, and no brighter than its begin.
+    for [cold, warm, hot] in [0, 1].map(|mode| ["cold", "warm", "hot"].map(|name| colours(name)[mode])) {
+        for sees in [|light: Light| light, deuteranopia] {
+            let (cold, warm, hot) = (sees(cold), sees(warm), sees(hot));
+            let whole = contrast(cold, hot);
+            assert!(contrast(cold, warm) < whole && contrast(warm, hot) < whole && whole > 9.0, "{whole}");
+        }
+    }
+}
+
+/// Parts of one bar touch, and may look alike without colours: each has a pattern of its own, and at most one has none.
+#[test]
+fn what_touches_differs_by_more_than_colour() {
+    let script = super::SCRIPT;
+    let look = |role: &str| {
+        let line =
+            script.lines().find(|line| line.trim_start().starts_with(&format!("{role}: {{ "))).unwrap();
+        line.split("pattern: \"").nth(1).map(|rest| rest.split('"').next().unwrap())
+    };
+    for together in [
+        &["used", "idle", "free", "stranded", "waiting"][..],
+        &["owned", "rented", "idle"],
+        &["owned", "rented", "free"],
+        &["stranded", "waiting", "idle", "rented", "demand"],
+    ] {
+        let mut patterns: Vec<_> = together.iter().map(|role| look(role)).collect();
+        patterns.sort_unstable();
+        patterns.dedup();
+        assert_eq!(patterns.len(), together.len(), "{together:?}");
+    }
 }
