@@ -117,6 +117,16 @@ pub enum Error {
         /// The currency of that.
         to: Currency,
     },
+    /// A number on the command line beside a price in another currency than usual.
+    #[error("in which currency is {given}? {other} is in {currency}; say it with --currency")]
+    Which {
+        /// The flag and its number.
+        given: String,
+        /// The price beside it.
+        other: String,
+        /// The currency of that.
+        currency: Currency,
+    },
     /// No currency has that name.
     #[error("{0:?} is no currency: three letters, such as USD")]
     Currency(String),

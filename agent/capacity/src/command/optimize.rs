@@ -82,6 +82,8 @@ pub struct Asked {
     #[arg(
         long,
         value_name = "R",
+        value_parser = ratio,
+        allow_negative_numbers = true,
         help_heading = "Prices",
         conflicts_with_all = ["prices", "dedicated_price", "serverless_price", "accelerator", "currency"]
     )]
@@ -110,6 +112,13 @@ pub struct Asked {
     /// What it is drawn with: the same seed gives the same interval.
     #[arg(long, value_name = "NUMBER", default_value_t = 1, help_heading = "How sure")]
     pub seed: u64,
+}
+
+fn ratio(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(ratio) if ratio.is_finite() && ratio > 0.0 => Ok(ratio),
+        _ => Err("a number above 0 was expected, such as 3".to_owned()),
+    }
 }
 
 fn budget(text: &str) -> Result<f64, String> {
@@ -145,9 +154,12 @@ impl Asked {
                 rates.warnings.clear();
                 Ok(rates)
             }
-            None => {
-                self.prices.rates(price::today()).context("no prices to reckon with; --ratio R does without")
-            }
+            None => match self.prices.rates(price::today()) {
+                Err(error @ price::Error::None { .. }) => {
+                    Err(error).context("no prices to reckon with; --ratio R does without")
+                }
+                rates => Ok(rates?),
+            },
         }
     }
 

@@ -120,7 +120,11 @@ impl Optimization {
         let how = if search.exact { "every number of machines was tried" } else { "found by search" };
         let mut lines = vec![("Wanted", format!("{wanted}; {how}, in {replays}"))];
         let Some(best) = &search.best else {
-            lines.push(("Own", "nothing that was tried is allowed: ask for less".to_owned()));
+            let cheapest = search.trials.iter().min_by(|one, other| one.per_hour.total_cmp(&other.per_hour));
+            let least = cheapest.map(|trial| {
+                format!(": the cheapest is {} for {}", owning(trial), money(trial.per_hour, &self.currency))
+            });
+            lines.push(("Own", format!("nothing that was tried is allowed{}", least.unwrap_or_default())));
             return lines;
         };
         let interval = search.interval.as_ref();

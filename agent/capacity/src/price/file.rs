@@ -205,7 +205,9 @@ pub(super) fn parse(file: &str, bytes: &[u8], today: Date) -> Result<Prices, Err
     let document: Document = serde_saphyr::from_str(text).map_err(|error| {
         // The parser adds an excerpt of the file below its message.
         let message = error.to_string();
-        wrong(message.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned())
+        let line = message.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        // What a programmer could set is no help here.
+        wrong(line.split(", set DuplicateKeyPolicy").next().unwrap_or_default().to_owned())
     })?;
     let mut prices = BTreeMap::new();
     for (name, entry) in document.prices {

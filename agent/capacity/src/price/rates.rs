@@ -76,10 +76,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     pub prices: Option<PathBuf>,
     /// What an owned GPU costs for an hour: a number, or the name of a price.
-    #[arg(long, value_name = "NUMBER|NAME")]
+    #[arg(long, value_name = "NUMBER|NAME", allow_negative_numbers = true)]
     pub dedicated_price: Option<String>,
     /// What a rented GPU costs for an hour: a number, or the name of a price.
-    #[arg(long, value_name = "NUMBER|NAME")]
+    #[arg(long, value_name = "NUMBER|NAME", allow_negative_numbers = true)]
     pub serverless_price: Option<String>,
     /// The model whose cheapest known prices are taken where none are given.
     #[arg(long, value_name = "MODEL")]
@@ -132,13 +132,10 @@ impl Args {
                 None if self.currency.is_none()
                     && named(other).is_some_and(|other| other != Currency::USD) =>
                 {
-                    return Err(Error::Flag {
-                        flag: "--currency",
-                        given: String::new(),
-                        what: format!(
-                            "say in which currency {} is; {} is in {currency}",
-                            found.name, other.name
-                        ),
+                    return Err(Error::Which {
+                        given: found.name.clone(),
+                        other: other.name.clone(),
+                        currency,
                     });
                 }
                 None => currency,

@@ -51,6 +51,8 @@ fn the_built_in_prices_are_the_published_ones() {
 
 #[test]
 fn what_can_be_no_price_is_told_with_its_line() {
+    let twice = parsed(&entry("    kind: dedicated\n    gpuHour: 1\n  x: {}\n")).unwrap_err();
+    assert_eq!(twice, "p.yaml: line 8 column 3: duplicate mapping key: x");
     for (lines, told) in [
         ("    kind: dedicated\n    gpuHour: -1\n", "p.yaml:7: x: gpuHour is -1: a price may not be negative"),
         ("    kind: dedicated\n    gpuHour: .nan\n", "p.yaml:7: x: gpuHour is NaN: not a number"),
