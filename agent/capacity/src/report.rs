@@ -5,6 +5,7 @@
 pub mod condition;
 mod fit;
 mod holders;
+mod near;
 mod pools;
 mod pricing;
 pub(crate) mod quantity;

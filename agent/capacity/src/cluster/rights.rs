@@ -318,45 +318,86 @@ async fn ask(
     }
 }
 
+/// What grants such rights, for a `ClusterRole` or, where `namespaced`, for a Role.
+fn rules(namespaced: bool) -> String {
+    let rights = Right::of_report().into_iter().chain(Right::of_watch());
+    let rights = rights.filter(|right| !namespaced || right.is_namespaced());
+    rights.map(|right| format!("{}   # {}\n", right.rule(), right.purpose)).collect()
+}
+
 /// The manifest that grants all of it, or what can be granted in one namespace.
 pub fn manifest(namespace: Option<&str>) -> String {
-    let rights = Right::of_report().into_iter().chain(Right::of_watch());
-    if let Some(namespace) = namespace {
-        let rules = rights.filter(Right::is_namespaced);
-        let rules = rules.map(|right| format!("{}   # {}\n", right.rule(), right.purpose));
-        return format!(
-            "# What `kubectl spillway report -n {namespace}` reads there. What it can't see without the ClusterRole of --show-rbac alone it says.
+    let (kind, place, about) = match namespace {
+        Some(namespace) => (
+            "Role",
+            format!(", namespace: {namespace}"),
+            format!("# What `kubectl spillway report -n {namespace}` reads there. What can't be seen from one namespace, it says.\n"),
+        ),
+        None => (
+            "ClusterRole",
+            String::new(),
+            "# What `kubectl spillway report` reads. Without the first two it can't; without another it says what it could not see. watch is for --watch.\n".to_owned(),
+        ),
+    };
+    let rules = rules(namespace.is_some());
+    format!(
+        "{about}# pods/proxy reaches every HTTP port of every pod: leave it out where Prometheus has the metrics, or grant it in the agent's namespace alone.
 apiVersion: rbac.authorization.k8s.io/v1
-kind: Role
-metadata: {{name: spillway-report, namespace: {namespace}}}
+kind: {kind}
+metadata: {{name: spillway-report{place}}}
 rules:
-{}---
+{rules}---
 apiVersion: rbac.authorization.k8s.io/v1
-kind: RoleBinding
-metadata: {{name: spillway-report, namespace: {namespace}}}
-roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: Role, name: spillway-report}}
+kind: {kind}Binding
+metadata: {{name: spillway-report{place}}}
+roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: {kind}, name: spillway-report}}
 subjects:
 - {{apiGroup: rbac.authorization.k8s.io, kind: Group, name: spillway-planners}}   # whom you want
-",
-            rules.collect::<String>()
+"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_chart_grants_what_is_used() {
+        let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/chart/files/report-rules.yaml");
+        assert_eq!(
+            std::fs::read_to_string(chart).unwrap(),
+            rules(false),
+            "put the right-hand side into {chart}"
         );
     }
-    let rules = rights.map(|right| format!("{}   # {}\n", right.rule(), right.purpose));
-    format!(
-        "# What `kubectl spillway report` reads. Without the first two it can't; without another it says what it could not see. watch is for --watch.
-# pods/proxy reaches every HTTP port of every pod: leave it out where Prometheus has the metrics, or grant it in the agent's namespace alone.
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata: {{name: spillway-report}}
-rules:
-{}---
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {{name: spillway-report}}
-roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: spillway-report}}
-subjects:
-- {{apiGroup: rbac.authorization.k8s.io, kind: Group, name: spillway-planners}}   # whom you want
-",
-        rules.collect::<String>()
-    )
+
+    #[test]
+    fn a_role_of_one_namespace_has_nothing_of_the_whole_cluster() {
+        let role = manifest(Some("team"));
+        assert!(
+            role.contains("kind: RoleBinding\nmetadata: {name: spillway-report, namespace: team}"),
+            "{role}"
+        );
+        assert!(!role.contains("nodes") && !role.contains("persistentvolumes]"), "{role}");
+        assert!(manifest(None).contains("resources: [nodes], verbs: [watch]"));
+    }
+
+    #[test]
+    fn what_is_missing_is_said_of_the_namespace_that_was_asked_for() {
+        let granted = |namespace: &str, rights| Granted { rights, namespace: namespace.to_owned() };
+        assert!(
+            granted("", Vec::new())
+                .lacking(&Right::PODS)
+                .starts_with("you may not list pods in all namespaces")
+        );
+        assert!(
+            granted("a", Vec::new())
+                .lacking(&Right::EVENTS)
+                .starts_with("you may not list events in the namespace a")
+        );
+        assert!(granted("a", Vec::new()).lacking(&Right::NODES).starts_with("you may not list nodes ("));
+        let only = granted("a", vec![(Right::PODS, Where::Namespace)]);
+        assert!(only.lacking(&Right::PODS).starts_with("you may not list pods in all namespaces"));
+        assert_eq!((only.only_in(&Right::PODS), only.only_in(&Right::NODES)), (Some("a"), None));
+    }
 }

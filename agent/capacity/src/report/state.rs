@@ -3,7 +3,8 @@
 use std::{collections::HashMap, sync::Arc};
 
 use super::{
-    fit::{Bars, Neighbours},
+    fit::Bars,
+    near::Neighbours,
     selector::Demands,
     snapshot::{Amounts, ClaimState, Node, Phase, Pod, ResourceId, Snapshot},
 };
@@ -63,15 +64,13 @@ impl Machine<'_> {
 pub(super) struct Cluster<'a> {
     pub(super) snapshot: &'a Snapshot,
     pub(super) machines: Vec<Machine<'a>>,
-    /// Pods that refuse to have others near, with the place of their machine.
-    pub(super) refusing: Vec<(usize, &'a Pod)>,
     /// Pods that wait for a node.
     pub(super) waiting: Vec<Group<'a>>,
     /// Pods on nodes that were not seen.
     pub(super) elsewhere: Vec<&'a Pod>,
     /// Extended resources that are accelerators.
     pub(super) accelerators: Vec<ResourceId>,
-    /// Pods that have a machine, by label; empty where none that waits says anything of others.
+    /// Pods that have a machine, by what those that wait may ask of them.
     pub(super) neighbours: Neighbours<'a>,
 }
 
@@ -130,16 +129,10 @@ impl<'a> Cluster<'a> {
             })
             .collect();
         machines.sort_by_cached_key(|machine| natural(&machine.node.name));
-        let on = |at: usize| {
-            machines[at].pods.iter().filter(|pod| !pod.refuses.is_empty()).map(move |pod| (at, *pod))
-        };
-        let refusing = (0..machines.len()).flat_map(on).collect();
         let waiting = alike(snapshot, &waiting);
         let elsewhere = by_node.into_values().flatten().collect();
-        let sociable = |group: &Group<'_>| group.first().is_some_and(minds_others);
-        let neighbours =
-            if waiting.iter().any(sociable) { Neighbours::of(&machines) } else { Neighbours::default() };
-        let mut cluster = Self { snapshot, machines, refusing, waiting, elsewhere, accelerators, neighbours };
+        let neighbours = Neighbours::of(&machines, &waiting);
+        let mut cluster = Self { snapshot, machines, waiting, elsewhere, accelerators, neighbours };
         cluster.classify();
         cluster
     }
@@ -205,12 +198,6 @@ impl<'a> Cluster<'a> {
             .filter(|(resource, amount)| *amount > 0 && self.accelerators.contains(resource));
         asked.max_by_key(|(_, amount)| *amount)
     }
-}
-
-/// Whether where a pod may go depends on where others are.
-fn minds_others(pod: &Pod) -> bool {
-    let Some(wish) = &pod.wish else { return false };
-    wish.affinity.pod_affinity.is_some() || !pod.refuses.is_empty() || !wish.spread.is_empty()
 }
 
 /// So that gpu-10 comes after gpu-9.

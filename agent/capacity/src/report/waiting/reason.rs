@@ -2,7 +2,8 @@
 
 use super::{
     super::{
-        fit::{Near, Obstacles, obstacles},
+        fit::{Obstacles, obstacles},
+        near::Near,
         quantity::{bytes, cores},
         selector::{has, required, told},
         snapshot::{Names, Pod, ResourceId, Wish},
@@ -43,13 +44,10 @@ impl Question<'_> {
         if !snapshot.machines_seen {
             return self.scheduler_says(Reason::Scheduler);
         }
-        let near = Near::of(self.pod, self.wish, self.cluster);
-        let spots: Vec<Spot<'_>> = self
-            .cluster
-            .machines
-            .iter()
-            .map(|machine| (machine, obstacles(self.cluster, self.group, self.pod, machine, &near)))
-            .collect();
+        let near = Near::of(self.group, self.pod, self.wish, self.cluster);
+        let found = |at| obstacles(self.cluster, self.group, self.pod, at, &near);
+        let machines = self.cluster.machines.iter().enumerate();
+        let spots: Vec<Spot<'_>> = machines.map(|(at, machine)| (machine, found(at))).collect();
         if spots.iter().any(|(_, found)| found.none()) {
             // What pods that can't be seen hold may be the whole reason.
             let blind = snapshot.pods_only_in.is_some();

@@ -1,5 +1,7 @@
 //! What would let a pod start: whose end, or what the admin or its owner could change.
 
+use std::cmp::Reverse;
+
 use super::{
     super::{
         Holder,
@@ -13,6 +15,8 @@ use super::{
 
 /// So many pods are named whose end would help; with more that is no advice.
 const NAMED: usize = 3;
+/// So many machines are looked at pod by pod.
+const CLOSELY: usize = 100;
 
 impl Question<'_> {
     /// Whose end would make room: those that end anyway, else those that hold and do nothing.
@@ -26,6 +30,9 @@ impl Question<'_> {
                 named(&pods),
                 machine.node.name
             ));
+            return options;
+        }
+        if self.idle.is_empty() {
             return options;
         }
         if let Some((machine, pods)) = self.fewest(open, |pod| self.holder(pod).is_some()) {
@@ -68,11 +75,21 @@ impl Question<'_> {
     ) -> Option<(&'m Machine<'m>, Vec<&'m Pod>)> {
         let key = self.key.map_or(ResourceId::CPU, |(resource, _)| resource);
         let mut best: Option<(&Machine<'_>, Vec<&Pod>)> = None;
-        for (machine, _) in open {
-            let machine: &'m Machine<'m> = machine;
+        // Where most is free, the fewest have to end.
+        let with = |machine: &&Machine<'_>| machine.pods.iter().any(|pod| such(pod) && self.may_end(pod));
+        let mut machines: Vec<&'m Machine<'m>> =
+            open.iter().map(|(machine, _)| *machine).filter(with).collect();
+        if machines.len() > CLOSELY {
+            machines.select_nth_unstable_by_key(CLOSELY, |machine| {
+                (Reverse(machine.free(key)), &machine.node.name)
+            });
+            machines.truncate(CLOSELY);
+        }
+        machines.sort_by_key(|machine| (Reverse(machine.free(key)), &machine.node.name));
+        for machine in machines {
             let mut pods: Vec<&'m Pod> =
-                machine.pods.iter().copied().filter(|pod| self.may_end(pod) && such(pod)).collect();
-            pods.sort_by_key(|pod| (std::cmp::Reverse(pod.requests.get(key)), &pod.name));
+                machine.pods.iter().copied().filter(|pod| such(pod) && self.may_end(pod)).collect();
+            pods.sort_by_key(|pod| (Reverse(pod.requests.get(key)), &pod.name));
             let mut free = machine.free.clone();
             let mut gone = Vec::new();
             for pod in pods {
