@@ -322,7 +322,8 @@ async fn ask(
 fn rules(namespaced: bool) -> String {
     let rights = Right::of_report().into_iter().chain(Right::of_watch());
     let rights = rights.filter(|right| !namespaced || right.is_namespaced());
-    rights.map(|right| format!("{}   # {}\n", right.rule(), right.purpose)).collect()
+    let lines: Vec<_> = rights.map(|right| format!("{}   # {}", right.rule(), right.purpose)).collect();
+    lines.join("\n") + "\n"
 }
 
 /// The manifest that grants all of it, or what can be granted in one namespace.

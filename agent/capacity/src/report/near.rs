@@ -42,13 +42,18 @@ impl Topology {
 /// A pod that has a machine, and the place of that.
 type Placed<'a> = (usize, &'a Pod);
 
+/// A label's key and value.
+type Label<'a> = (&'a str, &'a str);
+/// Whose rule it is, and what it says.
+type Rule<'a> = (Placed<'a>, &'a PodAffinityTerm);
+
 /// Pods that have a machine, by what may be asked of them.
 #[derive(Debug, Default)]
 pub(super) struct Neighbours<'a> {
     all: Vec<Placed<'a>>,
-    by_label: HashMap<(&'a str, &'a str), Vec<usize>>,
+    by_label: HashMap<Label<'a>, Vec<usize>>,
     /// Rules of those that refuse others, by a label that the others must have; by none where any may be meant.
-    refusing: HashMap<Option<(&'a str, &'a str)>, Vec<(Placed<'a>, &'a PodAffinityTerm)>>,
+    refusing: HashMap<Option<Label<'a>>, Vec<Rule<'a>>>,
     topologies: HashMap<&'a str, Topology>,
 }
 
@@ -101,7 +106,7 @@ impl<'a> Neighbours<'a> {
     }
 
     /// The rules of others that mean `pod`.
-    fn refusing<'n>(&'n self, pod: &'n Pod) -> impl Iterator<Item = (Placed<'a>, &'a PodAffinityTerm)> + 'n {
+    fn refusing<'n>(&'n self, pod: &'n Pod) -> impl Iterator<Item = Rule<'a>> + 'n {
         let labels = pod.labels.iter().map(|(key, value)| Some((&**key, &**value)));
         let rules = std::iter::once(None).chain(labels).filter_map(|label| self.refusing.get(&label));
         rules.flatten().copied().filter(|((_, other), term)| concerns(term, other, pod))
@@ -109,7 +114,7 @@ impl<'a> Neighbours<'a> {
 }
 
 /// A label that everybody has whom the selector means.
-fn first_label(selector: &LabelSelector) -> Option<(&str, &str)> {
+fn first_label(selector: &LabelSelector) -> Option<Label<'_>> {
     selector.match_labels.iter().flatten().next().map(|(key, value)| (&**key, &**value))
 }
 
@@ -123,10 +128,8 @@ fn minds_others(pod: &Pod) -> bool {
 fn keys(pod: &Pod) -> impl Iterator<Item = &str> {
     let apart = pod.refuses.iter().map(|term| &*term.topology_key);
     let wish = pod.wish.as_deref();
-    let together = wish.into_iter().flat_map(|wish| together(wish)).map(|term| &*term.topology_key);
-    apart
-        .chain(together)
-        .chain(wish.into_iter().flat_map(|wish| spread(wish)).map(|rule| &*rule.topology_key))
+    let together = wish.into_iter().flat_map(together).map(|term| &*term.topology_key);
+    apart.chain(together).chain(wish.into_iter().flat_map(spread).map(|rule| &*rule.topology_key))
 }
 
 fn together(wish: &Wish) -> &[PodAffinityTerm] {
