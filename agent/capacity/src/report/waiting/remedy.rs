@@ -75,17 +75,18 @@ impl Question<'_> {
     ) -> Option<(&'m Machine<'m>, Vec<&'m Pod>)> {
         let key = self.key.map_or(ResourceId::CPU, |(resource, _)| resource);
         let mut best: Option<(&Machine<'_>, Vec<&Pod>)> = None;
-        // Where most is free, the fewest have to end.
         let with = |machine: &&Machine<'_>| machine.pods.iter().any(|pod| such(pod) && self.may_end(pod));
         let mut machines: Vec<&'m Machine<'m>> =
             open.iter().map(|(machine, _)| *machine).filter(with).collect();
+        // Where most is free, the fewest have to end; what is rented comes last.
+        let rank = |machine: &&'m Machine<'m>| {
+            (machine.is_virtual(), Reverse(machine.free(key)), machine.node.name.clone())
+        };
         if machines.len() > CLOSELY {
-            machines.select_nth_unstable_by_key(CLOSELY, |machine| {
-                (Reverse(machine.free(key)), &machine.node.name)
-            });
+            machines.select_nth_unstable_by_key(CLOSELY, rank);
             machines.truncate(CLOSELY);
         }
-        machines.sort_by_key(|machine| (Reverse(machine.free(key)), &machine.node.name));
+        machines.sort_by_key(rank);
         for machine in machines {
             let mut pods: Vec<&'m Pod> =
                 machine.pods.iter().copied().filter(|pod| such(pod) && self.may_end(pod)).collect();
