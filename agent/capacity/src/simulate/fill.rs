@@ -25,8 +25,8 @@ pub struct Filling {
     pub asked_share: f64,
     /// Share of the GPUs that pods got, on average over the seeds.
     pub allocated_share: f64,
-    /// Its standard error.
-    pub allocated_share_error: f64,
+    /// Its standard error; nothing of one seed.
+    pub allocated_share_error: Option<f64>,
     /// Each seed by itself.
     pub seeds: Vec<Filled>,
 }
@@ -72,7 +72,7 @@ pub fn fill(
         dedicated_gpus: pool.gpu_count(),
         asked_share: share(asked, capacity_milli),
         allocated_share: mean,
-        allocated_share_error: (squares / (count - 1.0).max(1.0) / count).sqrt(),
+        allocated_share_error: (filled.len() > 1).then(|| (squares / (count - 1.0) / count).sqrt()),
         seeds: filled,
     }
 }
@@ -141,12 +141,12 @@ impl Filling {
                 ),
                 columns: vec![
                     Column::number("ALLOCATED"),
-                    Column::number("± ERROR"),
+                    Column::number("± STD ERROR"),
                     Column::number("SEEDS"),
                 ],
                 rows: vec![vec![
                     percent(self.allocated_share),
-                    percent(self.allocated_share_error),
+                    self.allocated_share_error.map_or_else(|| "-".to_owned(), percent),
                     self.seeds.len().to_string(),
                 ]],
             },

@@ -150,7 +150,6 @@ fn fgds_table_comes_out() {
     for (packing, golden) in golden {
         let filling = fill(&pods, &pool, packing, 1.3, 42, if cfg!(debug_assertions) { 1 } else { 10 });
         let percent = filling.allocated_share * 100.0;
-        println!("{packing:?}: {percent:.2} ± {:.2}, golden {golden}", filling.allocated_share_error * 100.0);
         assert!((percent - golden).abs() < 1.0, "{packing:?}: {percent:.2} is not {golden}");
     }
 }
