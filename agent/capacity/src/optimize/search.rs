@@ -126,7 +126,8 @@ pub struct Kinds {
 const FIRST: u32 = 9;
 
 impl Objective {
-    pub(super) fn allows(self, trial: &Trial) -> bool {
+    /// Whether a trial keeps to what was asked.
+    pub(crate) fn allows(self, trial: &Trial) -> bool {
         self.excess(trial) <= 0.0
     }
 

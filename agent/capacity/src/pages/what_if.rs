@@ -148,7 +148,7 @@ fn waits(found: &WhatIf) -> Option<Section> {
     let drawn = !found.before.wait_curve.is_empty() && !found.after.wait_curve.is_empty();
     Some(Section {
         name: "How long jobs wait".to_owned(),
-        heading: format!("How long jobs wait: {}", waiting(&was, &is)),
+        heading: format!("With that, {}", waiting(&was, &is)),
         plot: drawn.then(|| Plot {
             caption: "The share of jobs that had started within a time, before and after. The time is on a logarithmic scale.".to_owned(),
             drawing: Drawing::Distribution(Distribution {

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     optimize::{
-        Optimization, Search, Trial,
+        Objective, Optimization, Search, Trial,
         words::{gpus, money, number, percent, time},
     },
     output::{Column, Table},
@@ -48,6 +48,18 @@ pub(super) fn facts(found: &Optimization, search: &Search, best: &Trial) -> Vec<
     facts
 }
 
+fn wanted(found: &Optimization, search: &Search) -> String {
+    match search.objective {
+        Objective::Cost => "The least cost where jobs may wait".to_owned(),
+        Objective::CostWithinWait { wait_p95_s } => {
+            format!("The least cost at which 95 % of jobs start within {}", time(wait_p95_s))
+        }
+        Objective::WaitWithinCost { per_hour } => {
+            format!("The shortest waits for {}", money(per_hour, &found.currency))
+        }
+    }
+}
+
 /// How a trial's jobs burst, as on the command line.
 fn burst(trial: &Trial) -> String {
     let word = serde_json::to_value(trial.burst).ok();
@@ -57,7 +69,8 @@ fn burst(trial: &Trial) -> String {
 pub(super) fn section(found: &Optimization, search: &Search) -> Section {
     // Of each number of GPUs and way of bursting the cheapest.
     let mut lines: BTreeMap<String, BTreeMap<u32, f64>> = BTreeMap::new();
-    for trial in &search.trials {
+    let allowed = |trial: &&Trial| search.objective.allows(trial);
+    for trial in search.trials.iter().filter(allowed) {
         let least = lines.entry(burst(trial)).or_default().entry(trial.gpus).or_insert(f64::INFINITY);
         *least = least.min(trial.per_hour);
     }
@@ -73,11 +86,11 @@ pub(super) fn section(found: &Optimization, search: &Search) -> Section {
     Section {
         name: "Where jobs may wait".to_owned(),
         heading: match best {
-            Some(best) => format!("Where jobs may wait, {} are best", gpus(best.gpus)),
-            None => "Nothing that was tried is allowed".to_owned(),
+            Some(best) => format!("{}: {}", wanted(found, search), gpus(best.gpus)),
+            None => format!("{}: nothing that was tried", wanted(found, search)),
         },
-        plot: (!search.trials.is_empty()).then(|| Plot {
-            caption: "Cost per hour of what was tried by replaying the jobs, by number of GPUs owned and way of bursting."
+        plot: best.map(|_| Plot {
+            caption: "Cost per hour by number of GPUs owned and way of bursting, by replaying the jobs. What does not keep to the limit is in the table alone."
                 .to_owned(),
             drawing: Drawing::Curve(Curve {
                 x: Axis::new("GPUs owned", Unit::Gpus),
@@ -112,6 +125,7 @@ pub(super) fn section(found: &Optimization, search: &Search) -> Section {
                 Column::number("MEAN WAIT"),
                 Column::number("P95 WAIT"),
                 Column::number("RENTED"),
+                Column::text("WITHIN LIMIT"),
             ],
             rows: rows
                 .into_iter()
@@ -124,6 +138,7 @@ pub(super) fn section(found: &Optimization, search: &Search) -> Section {
                         time(trial.wait_mean_s),
                         time(trial.wait_p95_s),
                         percent(trial.rented_share),
+                        if allowed(&trial) { "yes" } else { "no" }.to_owned(),
                     ]
                 })
                 .collect(),
