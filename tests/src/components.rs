@@ -36,6 +36,7 @@ const TOOLS: &[(&str, &str)] = &[
 ];
 
 struct Module {
+    /// Its folder under `tests/cluster`; what is behind a slash tells two apart that have the same one.
     name: &'static str,
     packages: &'static [&'static str],
     tags: &'static str,
@@ -120,6 +121,15 @@ const METRICS_SERVER: Module = Module {
     tags: "",
     cgo: false,
     minutes_cold: "2 min",
+};
+
+/// What history is read from, which only tests need. It is made of nearly the same packages as promtool.
+const PROMETHEUS: Module = Module {
+    name: "prometheus/server",
+    packages: &["github.com/prometheus/prometheus/cmd/prometheus"],
+    tags: "",
+    cgo: false,
+    minutes_cold: "1 min",
 };
 
 /// What images are pulled from, which only tests need.
@@ -224,6 +234,15 @@ pub fn ensure_metrics_server() -> anyhow::Result<()> {
     build(&METRICS_SERVER, &go_version()?, &folder())
 }
 
+/// Makes Prometheus ready.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_prometheus() -> anyhow::Result<()> {
+    require_root()?;
+    build(&PROMETHEUS, &go_version()?, &folder())
+}
+
 /// Makes the image registry ready.
 ///
 /// # Errors
@@ -296,7 +315,7 @@ pub fn ensure_youki() -> anyhow::Result<PathBuf> {
 fn sources(module: &Module, dependency: &str) -> anyhow::Result<PathBuf> {
     let output = Command::new("go")
         .args(["list", "-m", "-f", "{{.Dir}}", dependency])
-        .current_dir(crate::repository().join("tests/cluster").join(module.name))
+        .current_dir(crate::repository().join("tests/cluster").join(folder_of(module)))
         .output()
         .context("can't run go list")?;
     if !output.status.success() {
@@ -411,8 +430,12 @@ fn linker_flags(module: &Module) -> String {
     variables.iter().fold("-s -w".to_owned(), |flags, variable| flags + " -X " + variable)
 }
 
+fn folder_of(module: &Module) -> &str {
+    module.name.split('/').next().unwrap_or(module.name)
+}
+
 fn build(module: &Module, go: &str, out: &Path) -> anyhow::Result<()> {
-    let source = crate::repository().join("tests/cluster").join(module.name);
+    let source = crate::repository().join("tests/cluster").join(folder_of(module));
     let mut digest = Sha256::new();
     for file in ["go.mod", "go.sum"] {
         let path = source.join(file);
@@ -420,7 +443,7 @@ fn build(module: &Module, go: &str, out: &Path) -> anyhow::Result<()> {
     }
     digest.update(format!("{go}\n{}\n{}\n{}", module.packages.join(" "), module.tags, linker_flags(module)));
     let key = format!("{:x}", digest.finalize());
-    let stamp = out.join(format!(".{}.stamp", module.name));
+    let stamp = out.join(format!(".{}.stamp", module.name.replace('/', "-")));
     if fs::read_to_string(&stamp).is_ok_and(|found| found == key) {
         return Ok(());
     }

@@ -188,6 +188,18 @@ pub fn metrics_server(components: &Path, out: &Path) -> anyhow::Result<Image> {
     oci::build(&spec, out)
 }
 
+/// Builds the image of Prometheus, which few tests want, into `out`.
+///
+/// # Errors
+/// When the program is missing or can't be read, or a file can't be written.
+pub fn prometheus(components: &Path, out: &Path) -> anyhow::Result<Image> {
+    let spec = Spec::new("spillway.test/prometheus:dev", ["/prometheus"])
+        .entry("/prometheus", Entry::program(&components.join("prometheus")))
+        .entry("/etc/nsswitch.conf", Entry::text("hosts: files dns\n"))
+        .entry("/tmp", Entry::Folder { mode: 0o1777 });
+    oci::build(&spec, out)
+}
+
 /// Builds the image of the chart's recorder, which few tests want, into `out`. `binaries` is Cargo's folder with `kubectl-spillway`.
 ///
 /// # Errors

@@ -243,6 +243,7 @@ fn test(filter: Option<&str>) -> anyhow::Result<()> {
         components::ensure_peer()?;
         components::ensure_conformance()?;
         components::ensure_metrics_server()?;
+        components::ensure_prometheus()?;
     }
     if filter.is_none() {
         eprintln!("checking format and lints");

@@ -27,12 +27,12 @@ fn kubectl(pool: &Pool) -> anyhow::Result<Command> {
     Ok(command)
 }
 
-fn spillway(pool: &Pool, arguments: &[&str]) -> anyhow::Result<Output> {
+pub(crate) fn spillway(pool: &Pool, arguments: &[&str]) -> anyhow::Result<Output> {
     kubectl(pool)?.arg("spillway").args(arguments).output().context("can't run kubectl")
 }
 
 /// What it prints; its exit code has to be this one.
-fn told(pool: &Pool, arguments: &[&str], code: i32) -> anyhow::Result<String> {
+pub(crate) fn told(pool: &Pool, arguments: &[&str], code: i32) -> anyhow::Result<String> {
     let output = spillway(pool, arguments)?;
     let said =
         [output.stdout.as_slice(), &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned());

@@ -6,6 +6,7 @@ mod beside;
 mod capacity;
 mod capacity_history;
 mod capacity_pages;
+mod capacity_prometheus;
 mod chart;
 mod clock;
 mod cluster;
@@ -91,6 +92,7 @@ fn main() -> ExitCode {
         vk_volumes::TESTS,
         usage::TESTS,
         capacity_history::TESTS,
+        capacity_prometheus::TESTS,
         capacity::TESTS,
         recovery::TESTS,
         vk_chaos::TESTS,
