@@ -186,15 +186,23 @@ pub struct Price {
     pub billed_s: f64,
     /// When it was asked.
     pub as_of: AsOf,
-    /// How old it is.
-    #[serde(flatten)]
-    pub age: Age,
+    /// How many days old it is at least.
+    pub age_days: i32,
+    /// At most: a year or a month is no day.
+    pub age_days_at_most: i32,
     /// Surely older than [`STALE_DAYS`].
     pub stale: bool,
     /// Where it stands.
     pub source: String,
     /// The file that has it.
     pub file: String,
+}
+
+impl Price {
+    /// How old it is.
+    pub fn age(&self) -> Age {
+        Age { least_days: self.age_days, most_days: self.age_days_at_most }
+    }
 }
 
 /// All prices in force.
@@ -305,8 +313,8 @@ impl Prices {
                 amount(price.gib_per_hour),
                 price.billed_s.to_string(),
                 price.as_of.to_string(),
-                price.age.to_string(),
-                price.age.verdict().to_owned(),
+                price.age().to_string(),
+                price.age().verdict().to_owned(),
                 text(&price.provider),
                 price.source.clone(),
                 price.file.clone(),

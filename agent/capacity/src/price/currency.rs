@@ -57,15 +57,23 @@ pub struct Exchange {
     pub rate: f64,
     /// When it was asked.
     pub as_of: AsOf,
-    /// How old it is.
-    #[serde(flatten)]
-    pub age: Age,
+    /// How many days old it is at least.
+    pub age_days: i32,
+    /// At most: a year or a month is no day.
+    pub age_days_at_most: i32,
     /// Surely older than [`super::STALE_DAYS`].
     pub stale: bool,
     /// Where it stands.
     pub source: String,
     /// The file that has it.
     pub file: String,
+}
+
+impl Exchange {
+    /// How old it is.
+    pub(super) fn age(&self) -> Age {
+        Age { least_days: self.age_days, most_days: self.age_days_at_most }
+    }
 }
 
 /// All of them.
@@ -86,8 +94,8 @@ pub(super) fn table(exchange: &[Exchange]) -> Table {
             rate.to.to_string(),
             rounded(rate.rate),
             rate.as_of.to_string(),
-            rate.age.to_string(),
-            rate.age.verdict().to_owned(),
+            rate.age().to_string(),
+            rate.age().verdict().to_owned(),
             rate.source.clone(),
             rate.file.clone(),
         ]

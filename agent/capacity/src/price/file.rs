@@ -62,23 +62,23 @@ impl AsOf {
 }
 
 /// How old a price is: at least and at most, since a year or a month is no day.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Age {
     /// At least so many days.
-    pub age_days: i32,
+    pub least_days: i32,
     /// At most so many.
-    pub age_days_at_most: i32,
+    pub most_days: i32,
 }
 
 impl Age {
     /// Surely older than [`STALE_DAYS`].
     pub fn is_stale(self) -> bool {
-        self.age_days > STALE_DAYS
+        self.least_days > STALE_DAYS
     }
 
     /// Perhaps older than [`STALE_DAYS`]: its date doesn't tell.
     pub fn may_be_stale(self) -> bool {
-        self.age_days_at_most > STALE_DAYS
+        self.most_days > STALE_DAYS
     }
 
     /// Its word in a table.
@@ -93,11 +93,11 @@ impl Age {
 
 impl fmt::Display for Age {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { age_days, age_days_at_most } = self;
-        if age_days == age_days_at_most {
-            write!(f, "{age_days}")
+        let Self { least_days, most_days } = self;
+        if least_days == most_days {
+            write!(f, "{least_days}")
         } else {
-            write!(f, "{age_days}-{age_days_at_most}")
+            write!(f, "{least_days}-{most_days}")
         }
     }
 }
@@ -302,7 +302,8 @@ impl Reader<'_> {
             gib_per_hour,
             billed_s,
             as_of,
-            age,
+            age_days: age.least_days,
+            age_days_at_most: age.most_days,
             stale: age.is_stale(),
             source: entry.source,
             file: self.file.to_owned(),
@@ -324,7 +325,8 @@ impl Reader<'_> {
             to,
             rate: value,
             as_of,
-            age,
+            age_days: age.least_days,
+            age_days_at_most: age.most_days,
             stale: age.is_stale(),
             source: rate.source,
             file: self.file.to_owned(),
@@ -343,7 +345,7 @@ impl Reader<'_> {
                 self.wrong(as_of.referenced, format!("asOf is {}, which is yet to come", as_of.value))
             );
         }
-        Ok((as_of.value, Age { age_days: least.max(0), age_days_at_most: most.max(0) }))
+        Ok((as_of.value, Age { least_days: least.max(0), most_days: most.max(0) }))
     }
 
     /// A price by the hour, or by the second.

@@ -149,12 +149,12 @@ impl Args {
                 })?;
             *amount = converted;
             if let Some(price) = found.price {
-                old.extend(doubtful(&price.name, &price.as_of, price.age));
+                old.extend(doubtful(&price.name, &price.as_of, price.age()));
             }
             if let Some(rate) = exchange {
                 let name = format!("the exchange rate of {} to {}, {}", rate.from, rate.to, rate.rate);
                 notes.push(format!("{} was converted with {name} of {}", found.name, rate.as_of));
-                old.extend(doubtful(&name, &rate.as_of, rate.age));
+                old.extend(doubtful(&name, &rate.as_of, rate.age()));
             }
         }
         let mut rates = Rates::new(currency, amounts[0], amounts[1])?;
@@ -218,10 +218,7 @@ fn doubtful(name: &str, as_of: &AsOf, age: Age) -> Option<String> {
     if age.is_stale() {
         Some(format!("{name} is of {as_of}, {age} days ago"))
     } else if age.may_be_stale() {
-        Some(format!(
-            "{name} is of {as_of}, without a day: it may be up to {} days old",
-            age.age_days_at_most
-        ))
+        Some(format!("{name} is of {as_of}, without a day: it may be up to {} days old", age.most_days))
     } else {
         None
     }

@@ -46,7 +46,7 @@ fn the_built_in_prices_are_the_published_ones() {
     let l4 = prices.of_model(Kind::Serverless, "l4").unwrap();
     assert!((l4.gpu_per_hour.unwrap() - 1.04652).abs() < 1e-9);
     // Any day of the year may be meant.
-    assert_eq!((l4.age.to_string().as_str(), l4.stale, l4.age.may_be_stale()), ("0-325", false, true));
+    assert_eq!((l4.age().to_string().as_str(), l4.stale, l4.age().may_be_stale()), ("0-325", false, true));
 }
 
 #[test]

@@ -95,7 +95,7 @@ impl Pricing {
         let prices = models.filter_map(|model| self.prices.of_model(Kind::Dedicated, model));
         let mut notes: Vec<_> = prices
             .filter(|price| price.stale)
-            .map(|price| format!("the price {} is of {}, {} days ago", price.name, price.as_of, price.age))
+            .map(|price| format!("the price {} is of {}, {} days ago", price.name, price.as_of, price.age()))
             .collect();
         notes.sort();
         notes.dedup();

@@ -316,7 +316,7 @@ impl<'a> Header<'a> {
         match self.bare.iter().enumerate().find(|(column, name)| gpu(name) && !used(*column)) {
             Some((column, _)) => Err(Error::Gpus {
                 file: self.rows.file.to_string(),
-                column: self.rows.header[column].clone(),
+                column: self.rows.header[column].chars().take(60).collect(),
             }),
             None => Ok(()),
         }
