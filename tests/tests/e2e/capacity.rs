@@ -9,11 +9,14 @@ use spillway_tests::{cluster, components};
 use crate::{
     Test,
     harness::{DEDICATED, Namespace, Pool, VIRTUAL, wait, wait_gpus},
+    vk_metrics::with_metrics_server,
 };
 
 pub(crate) const TESTS: &[Test] = &[
     ("capacity::a_report_says_who_has_what_and_why_a_pod_waits", reported),
     ("capacity::who_lacks_rights_is_told_which", refused),
+    ("capacity::a_member_of_one_namespace_sees_that_and_is_told_the_rest", member),
+    ("capacity::exporters_and_metrics_server_are_asked", sources),
     ("capacity::the_examples_of_report_run_as_they_stand", examples),
 ];
 
@@ -40,7 +43,7 @@ pub(crate) fn told(pool: &Pool, arguments: &[&str], code: i32) -> anyhow::Result
     Ok(said.concat())
 }
 
-fn json(pool: &Pool, arguments: &[&str]) -> anyhow::Result<Value> {
+pub(crate) fn json(pool: &Pool, arguments: &[&str]) -> anyhow::Result<Value> {
     let output = spillway(pool, &[&["report", "-o", "json"], arguments].concat())?;
     ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).context("the report is no JSON")
@@ -156,21 +159,120 @@ fn conditions(pool: &Pool) -> anyhow::Result<()> {
     contains(&nowhere, &["nowhere"])
 }
 
-fn refused(pool: &Pool) -> anyhow::Result<()> {
-    let namespace = pool.namespace("planners")?;
+/// A kubeconfig whose context `planner` is a new service account of that name.
+fn planner(pool: &Pool, namespace: &Namespace<'_>) -> anyhow::Result<tempfile::NamedTempFile> {
     namespace.kubectl(&["create", "serviceaccount", "planner"])?;
     let token = namespace.kubectl(&["create", "token", "planner"])?;
-    let admin = std::fs::read_to_string(pool.cluster.kubeconfig())?;
-    let folder = tempfile::tempdir()?;
-    let kubeconfig = folder.path().join("kubeconfig");
-    std::fs::write(&kubeconfig, admin)?;
-    let kubeconfig = kubeconfig.to_str().context("a temporary path is text")?;
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::copy(pool.cluster.kubeconfig(), file.path())?;
+    let kubeconfig = path_of(&file)?;
     for arguments in [
         &["config", "set-credentials", "planner", "--token", token.trim()][..],
         &["config", "set-context", "planner", "--user", "planner", "--cluster", &clusters_name(pool)?],
     ] {
         pool.cluster.kubectl(&[&["--kubeconfig", kubeconfig], arguments].concat())?;
     }
+    Ok(file)
+}
+
+fn path_of(file: &tempfile::NamedTempFile) -> anyhow::Result<&str> {
+    file.path().to_str().context("a temporary path is text")
+}
+
+fn member(pool: &Pool) -> anyhow::Result<()> {
+    wait_gpus(pool, 2)?;
+    let namespace = pool.namespace("member")?;
+    let others = pool.namespace("others")?;
+    others.holder("other", "nvidia.com/gpu", 1)?;
+    namespace.holder("lazy", "nvidia.com/gpu", 1)?;
+    namespace.wait_ready("lazy")?;
+    waiting(&namespace, "pair", 2, "")?;
+    let file = planner(pool, &namespace)?;
+    let as_member = ["report", "-n", "member", "--kubeconfig", path_of(&file)?, "--context", "planner"];
+    let refusal = told(pool, &as_member, 1)?;
+    contains(&refusal, &["kubectl auth can-i list pods -n member", "--show-rbac -n member"])?;
+    // What it prints for one namespace is enough for a report of it.
+    let manifest = told(pool, &["report", "--show-rbac", "-n", "member"], 0)?;
+    let ours = manifest.replace(
+        "{apiGroup: rbac.authorization.k8s.io, kind: Group, name: spillway-planners}",
+        "{kind: ServiceAccount, name: planner, namespace: member}",
+    );
+    pool.cluster.apply(&ours)?;
+    let text = wait("the rights to be there", || {
+        let output = spillway(pool, &as_member)?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        // The scheduler has its say once.
+        Ok((output.status.success() && text.contains("default-scheduler says: ")).then_some(text))
+    })?;
+    contains(
+        &text,
+        &[
+            "Insufficient nvidia.com/gpu",
+            "NOT SEEN",
+            "machines, and with them what is free and whether a pod fits: you may not list nodes",
+            "pods of other namespaces than member",
+        ],
+    )?;
+    ensure!(!text.contains("DEDICATED") && !text.contains("others"), "{text}");
+    // Without -n it is told what is missing, and that -n would do.
+    let everywhere = ["report", "--kubeconfig", path_of(&file)?, "--context", "planner"];
+    contains(&told(pool, &everywhere, 1)?, &["-n NAMESPACE reports what can be seen from there"])?;
+    // Nothing to complete is no error, and nothing is said.
+    let complete =
+        ["__complete", "--", "report", "--kubeconfig", path_of(&file)?, "--context", "planner", "-n", ""];
+    ensure!(told(pool, &complete, 0)? == ":4\n", "a member who may list no namespaces is offered some");
+    contains(&told(pool, &["__complete", "--", "report", "-n", "memb"], 0)?, &["member\n"])
+}
+
+/// MIG devices that nobody but the DCGM exporter tells of, and a metrics-server.
+fn sources(pool: &Pool) -> anyhow::Result<()> {
+    const PARTITIONS: &str =
+        r#"[{"op": "add", "path": "/status/capacity/nvidia.com~1mig-1g.5gb", "value": "2"}]"#;
+    const NONE: &str = r#"[{"op": "remove", "path": "/status/capacity/nvidia.com~1mig-1g.5gb"}]"#;
+    let patch = |patch: &str| {
+        let status = ["patch", "node", DEDICATED, "--subresource=status", "--type=json", "-p", patch];
+        pool.cluster.kubectl(&status).map(drop)
+    };
+    patch(PARTITIONS)?;
+    let outcome = with_metrics_server(pool, || asked(pool));
+    patch(NONE)?;
+    outcome
+}
+
+fn asked(pool: &Pool) -> anyhow::Result<()> {
+    let namespace = pool.namespace("sources")?;
+    let manifest = spillway_tests::repository().join("tests/cluster/manifests/standin-dcgm-exporter.yaml");
+    namespace.apply(&std::fs::read_to_string(manifest)?)?;
+    for pod in ["busy", "lazy"] {
+        // By the scheduler: a kubelet that is handed a pod directly refuses it until it knows of the new resource itself.
+        namespace.pod(pod, "  terminationGracePeriodSeconds: 0
+  containers: [{name: main, image: spillway.test/busybox:dev, imagePullPolicy: Never, command: [sleep, '100000'], resources: {limits: {nvidia.com/mig-1g.5gb: 1}}}]
+")?;
+        namespace.wait_ready(pod)?;
+    }
+    namespace.wait_ready("standin-dcgm-exporter")?;
+    wait("the report to tell what the exporter and metrics-server know", || {
+        let report = json(pool, &["--idle-after", "0"])?;
+        let seen = report["seen"].to_string();
+        let all = ["the DCGM exporter on 1 node", "spillway-agent on 1 node", "metrics-server"];
+        let pools = report["dedicated"].as_array().context("no pools")?;
+        let Some(slices) = pools.iter().find(|pool| pool["resource"] == "nvidia.com/mig-1g.5gb") else {
+            return Ok(None);
+        };
+        let idle = report["idle"].as_array().context("no holders")?;
+        let idle: Vec<_> = idle.iter().filter(|one| one["namespace"] == "sources").collect();
+        let right = all.iter().all(|source| seen.contains(source))
+            && slices["used"] == 0.75
+            && slices["allocated"] == 2
+            && matches!(idle.as_slice(), [one] if one["pod"] == "lazy");
+        Ok(right.then_some(()))
+    })
+}
+
+fn refused(pool: &Pool) -> anyhow::Result<()> {
+    let namespace = pool.namespace("planners")?;
+    let file = planner(pool, &namespace)?;
+    let kubeconfig = path_of(&file)?;
     let as_planner = ["report", "--kubeconfig", kubeconfig, "--context", "planner"];
     let refusal = told(pool, &as_planner, 1)?;
     contains(

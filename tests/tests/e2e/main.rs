@@ -7,6 +7,7 @@ mod capacity;
 mod capacity_history;
 mod capacity_pages;
 mod capacity_prometheus;
+mod capacity_reasons;
 mod chart;
 mod clock;
 mod cluster;
@@ -94,6 +95,7 @@ fn main() -> ExitCode {
         capacity_history::TESTS,
         capacity_prometheus::TESTS,
         capacity::TESTS,
+        capacity_reasons::TESTS,
         recovery::TESTS,
         vk_chaos::TESTS,
     ]

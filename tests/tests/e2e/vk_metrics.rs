@@ -46,6 +46,14 @@ spec:
 ";
 
 fn a_deployment_is_scaled_by_what_its_pods_use(pool: &Pool) -> anyhow::Result<()> {
+    with_metrics_server(pool, || scaled(pool))
+}
+
+/// Runs `test` while metrics-server runs on the dedicated node.
+pub(crate) fn with_metrics_server(
+    pool: &Pool,
+    test: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let cluster = &pool.cluster;
     components::ensure_metrics_server()?;
     let image = image::metrics_server(&components::folder(), &spillway_tests::target().join("images"))?;
@@ -53,7 +61,7 @@ fn a_deployment_is_scaled_by_what_its_pods_use(pool: &Pool) -> anyhow::Result<()
     let manifest = spillway_tests::repository().join(SERVER);
     let manifest = manifest.to_string_lossy();
     cluster.kubectl(&["apply", "-f", &manifest])?;
-    let outcome = scaled(pool);
+    let outcome = test();
     let removed = cluster.kubectl(&["delete", "--wait=true", "-f", &manifest]);
     outcome.and(removed.map(drop).context("can't remove metrics-server"))
 }

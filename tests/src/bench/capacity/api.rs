@@ -13,6 +13,15 @@ use anyhow::Context as _;
 
 const GPUS_EACH: usize = 8;
 
+/// Who waits in the cluster that is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Waiting {
+    /// One in five hundred.
+    Few,
+    /// One in ten, each with a shape of its own and with rules about machines and other pods, and none fits anywhere: each has to be looked for on each machine.
+    Many,
+}
+
 /// What is served.
 #[derive(Debug)]
 struct Lists {
@@ -21,13 +30,19 @@ struct Lists {
 }
 
 /// Serves a cluster of so many nodes and pods for as long as this process runs, and gives the kubeconfig that leads there.
-pub(super) fn serve(folder: &Path, nodes: usize, pods: usize) -> anyhow::Result<PathBuf> {
+pub(super) fn serve(folder: &Path, nodes: usize, pods: usize, waiting: Waiting) -> anyhow::Result<PathBuf> {
     let lists = Arc::new(Lists {
         nodes: (0..nodes).map(node).collect(),
-        pods: (0..pods).map(|index| pod(index, nodes)).collect(),
+        pods: (0..pods)
+            .map(|index| match waiting {
+                Waiting::Many if index.is_multiple_of(10) => picky(index),
+                Waiting::Many => holder(index, nodes),
+                Waiting::Few => pod(index, nodes),
+            })
+            .collect(),
     });
     let listener = TcpListener::bind("127.0.0.1:0").context("can't listen on loopback")?;
-    let kubeconfig = folder.join("kubeconfig");
+    let kubeconfig = folder.join(format!("kubeconfig-{waiting:?}"));
     let text = format!(
         "{{apiVersion: v1, kind: Config, current-context: b, clusters: [{{name: b, cluster: {{server: 'http://{}'}}}}], contexts: [{{name: b, context: {{cluster: b, user: b}}}}], users: [{{name: b, user: {{}}}}]}}\n",
         listener.local_addr()?
@@ -111,7 +126,43 @@ fn node(index: usize) -> String {
         r#"{{"cpu":"96","memory":"768Gi","pods":"110","ephemeral-storage":"1Ti","hugepages-1Gi":"0","nvidia.com/gpu":"{GPUS_EACH}"}}"#
     );
     format!(
-        r#"{{"metadata":{{"name":"node-{index:05}","uid":"00000000-0000-0000-0000-{index:012}","labels":{{"kubernetes.io/hostname":"node-{index:05}","kubernetes.io/arch":"amd64","nvidia.com/gpu.product":"NVIDIA-H100-80GB-HBM3"}}}},"spec":{{}},"status":{{"capacity":{amounts},"allocatable":{amounts},"conditions":[{{"type":"Ready","status":"True","lastHeartbeatTime":"2026-11-01T00:00:00Z","lastTransitionTime":"2026-11-01T00:00:00Z"}}],"nodeInfo":{{"architecture":"amd64","bootID":"","containerRuntimeVersion":"containerd://2.1","kernelVersion":"6.12","kubeProxyVersion":"","kubeletVersion":"v1.35.0","machineID":"","operatingSystem":"linux","osImage":"Debian","systemUUID":""}}}}}}"#
+        r#"{{"metadata":{{"name":"node-{index:05}","uid":"00000000-0000-0000-0000-{index:012}","labels":{{"kubernetes.io/hostname":"node-{index:05}","kubernetes.io/arch":"amd64","topology.kubernetes.io/zone":"zone-{}","nvidia.com/gpu.product":"NVIDIA-H100-80GB-HBM3"}}}},"spec":{{}},"status":{{"capacity":{amounts},"allocatable":{amounts},"conditions":[{{"type":"Ready","status":"True","lastHeartbeatTime":"2026-11-01T00:00:00Z","lastTransitionTime":"2026-11-01T00:00:00Z"}}],"nodeInfo":{{"architecture":"amd64","bootID":"","containerRuntimeVersion":"containerd://2.1","kernelVersion":"6.12","kubeProxyVersion":"","kubeletVersion":"v1.35.0","machineID":"","operatingSystem":"linux","osImage":"Debian","systemUUID":""}}}}}}"#,
+        index % 10
+    )
+}
+
+/// Nine of these are on each machine of ten, and hold all of its GPUs but one.
+fn holder(index: usize, nodes: usize) -> String {
+    let asked = match index % 10 {
+        1..=7 => r#"{"cpu":"8","memory":"64Gi","nvidia.com/gpu":"1"}"#,
+        _ => r#"{"cpu":"500m","memory":"512Mi"}"#,
+    };
+    running(index, index / 10 % nodes, asked)
+}
+
+fn running(index: usize, node: usize, asked: &str) -> String {
+    format!(
+        r#"{{"metadata":{{"name":"pod-{index:06}","namespace":"team-{}","uid":"00000000-0000-0000-0001-{index:012}","creationTimestamp":"2026-11-01T00:00:00Z","labels":{{"app":"app-{}","zone":"a"}}}},"spec":{{"nodeName":"node-{node:05}","containers":[{{"name":"main","image":"registry.example/app:1","resources":{{"requests":{asked},"limits":{asked}}}}}]}},"status":{{"phase":"Running","startTime":"2026-11-01T00:00:00Z","conditions":[{{"type":"PodScheduled","status":"True"}},{{"type":"Ready","status":"True"}}]}}}}"#,
+        index % 40,
+        index % 700
+    )
+}
+
+/// Waits for two GPUs of one machine, where each has one, apart from its like, near another app, and evenly over the zones.
+fn picky(index: usize) -> String {
+    let (team, app, other) = (index % 40, index % 700, (index + 7) % 700);
+    let asked = format!(r#"{{"cpu":"{}m","memory":"64Gi","nvidia.com/gpu":"2"}}"#, 8000 + index);
+    let apart = format!(
+        r#"[{{"topologyKey":"kubernetes.io/hostname","labelSelector":{{"matchLabels":{{"app":"app-{app}"}}}}}}]"#
+    );
+    let near = format!(
+        r#"[{{"topologyKey":"topology.kubernetes.io/zone","namespaceSelector":{{}},"labelSelector":{{"matchLabels":{{"app":"app-{other}"}}}}}}]"#
+    );
+    let spread = format!(
+        r#"[{{"maxSkew":5,"topologyKey":"topology.kubernetes.io/zone","whenUnsatisfiable":"DoNotSchedule","labelSelector":{{"matchLabels":{{"app":"app-{app}"}}}}}}]"#
+    );
+    format!(
+        r#"{{"metadata":{{"name":"pod-{index:06}","namespace":"team-{team}","uid":"00000000-0000-0000-0001-{index:012}","creationTimestamp":"2026-11-01T00:00:00Z","labels":{{"app":"app-{app}","zone":"a"}}}},"spec":{{"nodeSelector":{{"nvidia.com/gpu.product":"NVIDIA-H100-80GB-HBM3"}},"affinity":{{"podAntiAffinity":{{"requiredDuringSchedulingIgnoredDuringExecution":{apart}}},"podAffinity":{{"requiredDuringSchedulingIgnoredDuringExecution":{near}}}}},"topologySpreadConstraints":{spread},"containers":[{{"name":"main","image":"registry.example/app:1","resources":{{"requests":{asked},"limits":{asked}}}}}]}},"status":{{"phase":"Pending","conditions":[{{"type":"PodScheduled","status":"False","reason":"Unschedulable","message":"0/5000 nodes are available: 5000 Insufficient nvidia.com/gpu."}}]}}}}"#
     )
 }
 
