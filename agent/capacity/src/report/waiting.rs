@@ -88,7 +88,7 @@ pub enum Reason {
 /// Longest text of others that is shown.
 const OTHERS_WORDS: usize = 300;
 /// Kinds of pods that are looked at one by one; of those beyond, the scheduler's words are enough.
-const KINDS: usize = 2_000;
+const KINDS: usize = 1_000;
 
 /// Pods that hold and do nothing, by namespace and name.
 type Idle<'a> = HashMap<(&'a str, &'a str), &'a Holder>;
