@@ -76,7 +76,7 @@ const PAGES: &[(&str, &[&str], usize)] = &[
             "--serverless-price",
             "6.30",
         ],
-        3,
+        4,
     ),
     (
         "showback",

@@ -442,7 +442,7 @@ fn policy(found: &Simulation) -> Section {
     Section {
         heading: "What was simulated".to_owned(),
         text: vec![
-            "The same words as in a policy file; the same seed gives the same result again.".to_owned(),
+            "The words are those of the command line; the same seed gives the same result again.".to_owned(),
         ],
         table: Table {
             title: String::new(),
