@@ -68,14 +68,19 @@ fn contains(text: &str, parts: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn reported(pool: &Pool) -> anyhow::Result<()> {
+/// Waits until both GPUs are there, and the pods of earlier tests have let go of them.
+fn free_gpus(pool: &Pool) -> anyhow::Result<()> {
     wait_gpus(pool, 2)?;
     wait("the pods of earlier tests to let go of GPUs", || {
         let report = json(pool, &[])?;
         let pools = report["dedicated"].as_array().context("no pools")?;
         let gpus = pools.iter().find(|pool| pool["resource"] == "nvidia.com/gpu").context("no GPUs")?;
         Ok((gpus["allocated"] == 0).then_some(()))
-    })?;
+    })
+}
+
+fn reported(pool: &Pool) -> anyhow::Result<()> {
+    free_gpus(pool)?;
     let namespace = pool.namespace("capacity")?;
     namespace.holder("lazy", "nvidia.com/gpu", 1)?;
     namespace.wait_ready("lazy")?;
@@ -186,7 +191,7 @@ fn path_of(file: &tempfile::NamedTempFile) -> anyhow::Result<&str> {
 }
 
 fn member(pool: &Pool) -> anyhow::Result<()> {
-    wait_gpus(pool, 2)?;
+    free_gpus(pool)?;
     let namespace = pool.namespace("member")?;
     let others = pool.namespace("others")?;
     others.holder("other", "nvidia.com/gpu", 1)?;
