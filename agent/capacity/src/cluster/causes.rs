@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    fmt::Debug,
     sync::Arc,
 };
 
@@ -12,9 +13,11 @@ use k8s_openapi::api::{
     storage::v1::StorageClass,
 };
 use kube::{
-    Api, Client,
+    Api, Client, Resource,
     api::{ListParams, ObjectList},
+    core::NamespaceResourceScope,
 };
+use serde::de::DeserializeOwned;
 
 use super::{
     PAGE, each, objects,
@@ -35,7 +38,9 @@ const IS_DEFAULT: &str = "storageclass.kubernetes.io/is-default-class";
 /// A class of volumes that somebody makes by hand.
 const BY_HAND: &str = "kubernetes.io/no-provisioner";
 
-type Names = BTreeSet<(Arc<str>, Arc<str>)>;
+/// Namespace and name.
+type Name = (Arc<str>, Arc<str>);
+type Names = BTreeSet<Name>;
 
 /// Reads what pods that wait may wait for; what can't be seen is said.
 pub(super) async fn read(client: &Client, snapshot: &mut Snapshot, may: &Granted) {
@@ -114,25 +119,39 @@ async fn quotas(client: &Client, snapshot: &mut Snapshot, may: &Granted, refusal
     }
 }
 
-async fn volumes(client: &Client, snapshot: &mut Snapshot, may: &Granted, names: &Names) {
-    const WHAT: &str = "volumes of pods that wait";
-    let Some(api) = may.api::<PersistentVolumeClaim>(client, &Right::VOLUME_CLAIMS) else {
-        snapshot.beside.not_seen.push(format!("{WHAT}: {}", may.lacking(&Right::VOLUME_CLAIMS)));
-        return;
-    };
-    let mut found: BTreeMap<(Arc<str>, Arc<str>), PersistentVolumeClaim> = BTreeMap::new();
-    let listed = each::<PersistentVolumeClaim>(&api, "volume claims", |claim| {
-        let key = (claim.metadata.namespace.as_deref(), claim.metadata.name.as_deref());
-        let (Some(namespace), Some(name)) = key else { return };
+/// The claims that are named, by namespace and name; or why they can't be seen.
+async fn listed<K>(
+    client: &Client,
+    may: &Granted,
+    names: &Names,
+    right: &Right,
+    plural: &'static str,
+) -> Result<BTreeMap<Name, K>, String>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+{
+    let api = may.api::<K>(client, right).ok_or_else(|| may.lacking(right))?;
+    let mut found = BTreeMap::new();
+    let all = each::<K>(&api, plural, |claim| {
+        let meta = claim.meta();
+        let (Some(namespace), Some(name)) = (meta.namespace.as_deref(), meta.name.as_deref()) else { return };
         let key = (Arc::from(namespace), Arc::from(name));
         if names.contains(&key) {
             found.insert(key, claim);
         }
     });
-    if let Err(error) = listed.await {
-        snapshot.beside.not_seen.push(format!("{WHAT}: {error}"));
-        return;
-    }
+    all.await.map_err(|error| error.to_string())?;
+    Ok(found)
+}
+
+async fn volumes(client: &Client, snapshot: &mut Snapshot, may: &Granted, names: &Names) {
+    const WHAT: &str = "volumes of pods that wait";
+    let listed =
+        listed::<PersistentVolumeClaim>(client, may, names, &Right::VOLUME_CLAIMS, "volume claims").await;
+    let found = match listed {
+        Ok(found) => found,
+        Err(why) => return snapshot.beside.not_seen.push(format!("{WHAT}: {why}")),
+    };
     let classes = storage_classes(client, snapshot, may).await;
     let volume_of = |claim: &PersistentVolumeClaim| {
         claim.spec.as_ref().and_then(|spec| spec.volume_name.clone()).filter(|name| !name.is_empty())
@@ -250,23 +269,11 @@ fn unbound(claim: &PersistentVolumeClaim, classes: Option<&[StorageClass]>) -> C
 
 async fn devices(client: &Client, snapshot: &mut Snapshot, may: &Granted, names: &Names) {
     const WHAT: &str = "claims of devices of pods that wait";
-    let Some(api) = may.api::<ResourceClaim>(client, &Right::DEVICE_CLAIMS) else {
-        snapshot.beside.not_seen.push(format!("{WHAT}: {}", may.lacking(&Right::DEVICE_CLAIMS)));
-        return;
+    let listed = listed::<ResourceClaim>(client, may, names, &Right::DEVICE_CLAIMS, "device claims").await;
+    let found = match listed {
+        Ok(found) => found,
+        Err(why) => return snapshot.beside.not_seen.push(format!("{WHAT}: {why}")),
     };
-    let mut found: BTreeMap<(Arc<str>, Arc<str>), ResourceClaim> = BTreeMap::new();
-    let listed = each::<ResourceClaim>(&api, "device claims", |claim| {
-        let key = (claim.metadata.namespace.as_deref(), claim.metadata.name.as_deref());
-        let (Some(namespace), Some(name)) = key else { return };
-        let key = (Arc::from(namespace), Arc::from(name));
-        if names.contains(&key) {
-            found.insert(key, claim);
-        }
-    });
-    if let Err(error) = listed.await {
-        snapshot.beside.not_seen.push(format!("{WHAT}: {error}"));
-        return;
-    }
     let mut classes: Option<BTreeSet<String>> = None;
     if may.place(&Right::DEVICE_CLASSES).is_some() {
         let mut known = BTreeSet::new();
