@@ -31,7 +31,7 @@ pub enum Error {
         known: String,
     },
     /// More are to go than there are.
-    #[error("{asked} can't be removed of {name:?}: the pool has {there}")]
+    #[error("{asked} machines {name:?} are to go, and the pool has {there}: take away at most as many")]
     TooFew {
         /// Which.
         name: String,
