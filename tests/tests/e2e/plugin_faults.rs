@@ -33,6 +33,8 @@ const SHARES: u32 = 8;
 const DESCRIPTORS_IN_PASSING: u32 = 8;
 /// Threads that its runtime keeps for 10 s for the next file to be read, which is sooner than that.
 const THREADS_IN_PASSING: u32 = 8;
+/// What the kernel allows while nobody holds a device: the agent's own pod looks at all of them, as one entry.
+const AGENTS_OWN: i64 = 1;
 /// A label of the node, and its value that shares each GPU by four pods.
 const SHARED: (&str, &str) = ("nvidia.com/device-plugin.config", "shared");
 
@@ -236,16 +238,6 @@ impl Drop for Full<'_> {
     }
 }
 
-/// Waits until no pod that has ended, as the agent's last one, has a cgroup: what it was allowed goes with that.
-fn wait_ended_pods_gone(pool: &Pool) -> anyhow::Result<()> {
-    wait("the cgroups of ended pods to be gone", || {
-        let there = pool.on(DEDICATED, &format!("{} | sort -u", pod_cgroups(pool)))?;
-        let known =
-            pool.cluster.kubectl(&["get", "pods", "-A", "-o", "jsonpath={.items[*].metadata.uid}"])?;
-        Ok(there.split_whitespace().all(|uid| known.contains(uid)).then_some(()))
-    })
-}
-
 /// The command that prints the UIDs of the pods that have a cgroup on the dedicated node, one for each hierarchy.
 fn pod_cgroups(pool: &Pool) -> String {
     let root = pool.cluster.cgroup_root(DEDICATED);
@@ -264,11 +256,13 @@ fn full_disk(pool: &Pool) -> anyhow::Result<()> {
     let gpus = GpuStandin::at(&pool.cluster.machine(DEDICATED)?.path("/opt/spillway-standin"));
     let full = Full::of(pool)?;
     wait_gpus(pool, 2)?;
-    wait_ended_pods_gone(pool)?;
-    let nobody = allowed(pool)?;
+    // A pod that has ended keeps what no other one needs for itself until its cgroup is gone.
+    wait("nobody but the agent to be allowed anything", || Ok((allowed(pool)? == AGENTS_OWN).then_some(())))?;
     holder(&namespace, "steady")?;
     namespace.wait_phase("steady", "Running")?;
-    wait("what the steady pod may open to be in the kernel", || Ok((allowed(pool)? > nobody).then_some(())))?;
+    wait("what the steady pod may open to be in the kernel", || {
+        Ok((allowed(pool)? > AGENTS_OWN).then_some(()))
+    })?;
     let (agent, before) = (pool.on(DEDICATED, "pidof spillway-agent")?, allowed(pool)?);
     full.fill()?;
 
