@@ -238,87 +238,54 @@ impl Pool {
     }
 }
 
-/// What a Kubernetes quantity such as `64`, `64000m`, `256Gi` or `1e3` amounts to.
-pub fn quantity(text: &str) -> Option<f64> {
-    const SUFFIXES: [(&str, f64); 15] = [
-        ("Ki", 1024.0),
-        ("Mi", 1_048_576.0),
-        ("Gi", 1_073_741_824.0),
-        ("Ti", 1_099_511_627_776.0),
-        ("Pi", 1_125_899_906_842_624.0),
-        ("Ei", 1_152_921_504_606_846_976.0),
-        ("n", 1e-9),
-        ("u", 1e-6),
-        ("m", 1e-3),
-        ("k", 1e3),
-        ("M", 1e6),
-        ("G", 1e9),
-        ("T", 1e12),
-        ("P", 1e15),
-        ("E", 1e18),
-    ];
-    let text = text.trim();
-    let (number, factor) = SUFFIXES
-        .iter()
-        .find_map(|(suffix, factor)| text.strip_suffix(suffix).map(|number| (number, *factor)))
-        .unwrap_or((text, 1.0));
-    // Rust's own parser knows words such as "inf" too.
-    if !number.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b'.' | b'e' | b'E' | b'+' | b'-')) {
-        return None;
-    }
-    let amount = number.parse::<f64>().ok()? * factor;
-    (amount.is_finite() && amount >= 0.0).then_some(amount)
-}
-
-/// A quantity, written as a number or as a text.
-struct Quantity;
+/// A Kubernetes quantity in `1 / .0` units, written as a number or as a text.
+struct Quantity(u16);
 
 impl Visitor<'_> for Quantity {
-    type Value = f64;
+    type Value = i64;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("a quantity such as 64, 64000m or 256Gi")
     }
 
-    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<f64, E> {
-        quantity(text)
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<i64, E> {
+        spillway_quantity::parse(text.trim(), self.0)
+            .filter(|amount| *amount >= 0)
             .ok_or_else(|| E::custom(format!("{text:?} is no quantity such as 64, 64000m or 256Gi")))
     }
 
-    fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<f64, E> {
+    fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<i64, E> {
         self.visit_str(&number.to_string())
     }
 
-    fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<f64, E> {
+    fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<i64, E> {
         self.visit_str(&number.to_string())
     }
 
-    fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<f64, E> {
+    fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<i64, E> {
         self.visit_str(&number.to_string())
     }
 }
 
-/// Larger amounts are a slip of the hand; smaller ones are exact.
-const AMOUNT_LIMIT: f64 = 1e15;
+/// Larger amounts are a slip of the hand.
+const CPU_LIMIT_MILLI: i64 = 1_000_000_000;
+const MEMORY_LIMIT_BYTES: i64 = 1 << 60;
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bounded just above")]
-fn whole<E: serde::de::Error>(amount: f64) -> Result<Option<u64>, E> {
-    if amount > AMOUNT_LIMIT {
-        return Err(E::custom("more than any machine has"));
-    }
-    Ok(Some(amount.round() as u64))
+fn amount<'de, D: Deserializer<'de>>(input: D, parts: u16, limit: i64) -> Result<i64, D::Error> {
+    let amount = input.deserialize_any(Quantity(parts))?;
+    if amount > limit { Err(D::Error::custom("more than any machine has")) } else { Ok(amount) }
 }
 
 fn cpu<'de, D: Deserializer<'de>>(input: D) -> Result<Option<u64>, D::Error> {
-    whole::<D::Error>(input.deserialize_any(Quantity)? * 1000.0)
+    Ok(amount(input, 1000, CPU_LIMIT_MILLI)?.try_into().ok())
 }
 
 fn memory<'de, D: Deserializer<'de>>(input: D) -> Result<Option<u64>, D::Error> {
-    let bytes = input.deserialize_any(Quantity)?;
-    if bytes > 0.0 && bytes < 1_048_576.0 {
+    let bytes = amount(input, 1, MEMORY_LIMIT_BYTES)?;
+    if (1..1 << 20).contains(&bytes) {
         return Err(D::Error::custom("less than 1 MiB: write the unit, e.g. 256Gi"));
     }
-    whole::<D::Error>((bytes / 1_048_576.0).floor())
+    Ok((bytes >> 20).try_into().ok())
 }
 
 #[expect(clippy::ref_option, reason = "serde's signature")]
@@ -333,7 +300,7 @@ fn memory_out<S: serde::Serializer>(mib: &Option<u64>, output: S) -> Result<S::O
 
 #[cfg(test)]
 mod tests {
-    use super::{Args, Pool, quantity};
+    use super::{Args, Pool};
 
     #[test]
     fn a_pool_is_read_with_kubernetes_quantities() {
@@ -355,6 +322,9 @@ mod tests {
             ("machines:\n- {gpus: -8}\n", "line 2"),
             ("machines:\n- {gpus: 8, memory: 768}\n", "unit"),
             ("machines:\n- {gpus: 8, cpu: lots}\n", "lots"),
+            ("machines:\n- {gpus: 8, cpu: -1}\n", "no quantity"),
+            ("machines:\n- {gpus: 8, cpu: .inf}\n", "non-finite"),
+            ("machines:\n- {gpus: 8, memory: 12Ei}\n", "more than any machine has"),
             ("machines:\n- {gpus: 8, pricePerHour: -1}\n", "pricePerHour"),
             ("machines:\n- {name: x, gpus: 8, pricePerHour: .nan}\n", "machines x"),
             ("machines:\n- {gpus: 8, count: 4000000000}\n", "4000000000 machines"),
@@ -366,23 +336,6 @@ mod tests {
             assert!(error.contains(words), "{text:?}: {error}");
         }
         assert!(Pool::parse(&[0xff, 0xfe]).is_err());
-    }
-
-    #[test]
-    fn quantities_are_those_of_kubernetes() {
-        for (text, amount) in [
-            ("64", 64.0),
-            ("64000m", 64.0),
-            ("1Gi", 1_073_741_824.0),
-            ("1e3", 1000.0),
-            ("1E", 1e18),
-            ("0", 0.0),
-        ] {
-            assert_eq!(quantity(text), Some(amount), "{text}");
-        }
-        for text in ["", "inf", "NaN", "-1", "1 Gi B", "Gi", "0x10", "1e999"] {
-            assert_eq!(quantity(text), None, "{text}");
-        }
     }
 
     #[test]

@@ -330,7 +330,7 @@ async fn processors(client: &Client, snapshot: &mut Snapshot, may: &Granted, usa
             return;
         }
     };
-    let sum = |pod: &PodMetrics, resource: &str, parts: i64| {
+    let sum = |pod: &PodMetrics, resource: &str, parts: u16| {
         let each = pod.containers.iter().filter_map(|container| container.usage.get(resource));
         each.filter_map(|amount| quantity::parse(amount, parts)).fold(0, i64::saturating_add)
     };

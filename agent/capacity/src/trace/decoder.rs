@@ -182,8 +182,8 @@ impl Decoder {
             pods = pods.max(tres.nodes);
             let (spread_over, gpus) = spread(tres.gpus, pods);
             request.gpus = gpus;
-            request.cpu_milli = milli(tres.cpu / f64::from(pods));
-            request.memory_mib = whole(tres.memory_mib / f64::from(pods));
+            request.cpu_milli = tres.cpu_milli.div_ceil(pods.into());
+            request.memory_mib = tres.memory_bytes.div_ceil(u64::from(pods) << 20);
             pods = spread_over;
             if let Some(model) = tres.model {
                 request.models = self.models(model);
@@ -202,14 +202,15 @@ impl Decoder {
         if request.gpus == 0 {
             request.gpu_milli = WHOLE_GPU;
         }
-        if let Some(cores) = cells.read(Key::Cpu, Kind::BadNumber, value::quantity)? {
-            request.cpu_milli = milli(cores);
+        let quantity = |key, parts| cells.read(key, Kind::BadNumber, |cell| value::quantity(cell, parts));
+        if let Some(cpu_milli) = quantity(Key::Cpu, 1000)? {
+            request.cpu_milli = cpu_milli;
         }
         if let Some(cpu_milli) = cells.read(Key::CpuMilli, Kind::BadNumber, value::number)? {
             request.cpu_milli = whole(cpu_milli);
         }
-        if let Some(bytes) = cells.read(Key::Memory, Kind::BadNumber, value::quantity)? {
-            request.memory_mib = whole((bytes / (1024.0 * 1024.0)).ceil());
+        if let Some(bytes) = quantity(Key::Memory, 1)? {
+            request.memory_mib = bytes.div_ceil(1 << 20);
         }
         if let Some(mib) = cells.read(Key::MemoryMib, Kind::BadNumber, value::number)? {
             request.memory_mib = whole(mib);
@@ -282,10 +283,6 @@ fn tres(cells: Cells<'_>) -> Result<Option<Tres<'_>>, Skipped> {
 /// `total` GPUs over `pods`; where they don't divide evenly, a pod for each GPU.
 fn spread(total: u32, pods: u32) -> (u32, u32) {
     if total.is_multiple_of(pods) { (pods, total / pods) } else { (total, 1) }
-}
-
-fn milli(cores: f64) -> u64 {
-    whole(cores * 1000.0)
 }
 
 /// Not negative, and far below 2⁶⁴: see [`value::number`].

@@ -63,6 +63,8 @@ pub(super) enum Unusable {
 const NO_TIME: Unusable = Unusable::Not("not a time: seconds, 2020-05-01 00:00:00 or 2020-05-01T00:00:00Z");
 const NO_DURATION: Unusable = Unusable::Not("not a duration: seconds, [days-]hh:mm:ss or 1h30m");
 
+const NO_NUMBER: Unusable = Unusable::Not("not a number");
+
 impl Unusable {
     pub(super) fn words(self) -> &'static str {
         match self {
@@ -249,7 +251,7 @@ fn whole(cell: &[u8]) -> Option<u64> {
 /// A number that isn't negative.
 pub(super) fn number(cell: &[u8]) -> Result<f64, Unusable> {
     let cell = filled(cell)?;
-    let number = plain(cell).ok_or(Unusable::Not("not a number"))?;
+    let number = plain(cell).ok_or(NO_NUMBER)?;
     if number < 0.0 {
         return Err(Unusable::Not("negative"));
     }
@@ -289,32 +291,22 @@ pub(super) fn count(cell: &[u8]) -> Result<u32, Unusable> {
 
 /// A whole number, held within 32 bits: only the order counts.
 pub(super) fn priority(cell: &[u8]) -> Result<i32, Unusable> {
-    let number = plain(filled(cell)?).ok_or(Unusable::Not("not a number"))?;
+    let number = plain(filled(cell)?).ok_or(NO_NUMBER)?;
     #[expect(clippy::cast_possible_truncation, reason = "saturates")]
     Ok(number as i32)
 }
 
-/// A quantity as Kubernetes and Slurm write it, in `thousandths` or whole: `500m`, `64Gi`, `16G`, `2`.
-pub(super) fn quantity(cell: &[u8]) -> Result<f64, Unusable> {
-    let cell = filled(cell)?;
-    let digits = cell
-        .iter()
-        .position(|byte| !byte.is_ascii_digit() && !matches!(byte, b'.' | b'+' | b'-'))
-        .unwrap_or(cell.len());
-    let factor = match &cell[digits..] {
-        b"" => 1.0,
-        b"m" => 1e-3,
-        b"k" => 1e3,
-        b"M" => 1e6,
-        b"G" => 1e9,
-        b"T" => 1e12,
-        b"Ki" | b"K" => 1024.0,
-        b"Mi" => 1024.0 * 1024.0,
-        b"Gi" => 1024.0 * 1024.0 * 1024.0,
-        b"Ti" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
-        _ => return number(cell),
+/// A quantity as Kubernetes writes it, in `1 / parts` units: `500m`, `64Gi`, `16G`, `2`. `K`, which Kubernetes doesn't know, is `Ki`.
+pub(super) fn quantity(cell: &[u8], parts: u16) -> Result<u64, Unusable> {
+    let text = str::from_utf8(filled(cell)?).map_err(|_| NO_NUMBER)?;
+    let amount = match text.strip_suffix('K') {
+        Some(number) => spillway_quantity::parse(&format!("{number}Ki"), parts),
+        None => spillway_quantity::parse(text, parts),
     };
-    Ok(number(&cell[..digits])? * factor)
+    match amount.ok_or(NO_NUMBER)? {
+        i64::MAX => Err(Unusable::Not("too large")),
+        amount => amount.try_into().map_err(|_| Unusable::Not("negative")),
+    }
 }
 
 /// `yes` and `no` in their usual words.
@@ -335,8 +327,8 @@ pub(super) fn truth(cell: &[u8]) -> Result<bool, Unusable> {
 pub(super) struct Tres<'a> {
     pub(super) gpus: u32,
     pub(super) model: Option<&'a [u8]>,
-    pub(super) cpu: f64,
-    pub(super) memory_mib: f64,
+    pub(super) cpu_milli: u64,
+    pub(super) memory_bytes: u64,
     pub(super) nodes: u32,
 }
 
@@ -349,9 +341,9 @@ impl<'a> Tres<'a> {
                 pair.iter().position(|&byte| byte == b'=').ok_or(Unusable::Not("not name=amount,…"))?;
             let (name, amount) = (pair[..equals].trim_ascii(), &pair[equals + 1..]);
             match name {
-                b"cpu" => tres.cpu = quantity(amount)?,
+                b"cpu" => tres.cpu_milli = quantity(amount, 1000)?,
                 b"node" => tres.nodes = count(amount)?,
-                b"mem" => tres.memory_mib = slurm_memory(amount)?,
+                b"mem" => tres.memory_bytes = slurm_memory(amount)?,
                 b"gres/gpu" => total = Some(count(amount)?),
                 _ => {
                     if let Some(model) = name.strip_prefix(b"gres/gpu:") {
@@ -369,15 +361,8 @@ impl<'a> Tres<'a> {
     }
 }
 
-/// Slurm's memory is in powers of 1024, MiB where it has no letter. In MiB.
-fn slurm_memory(cell: &[u8]) -> Result<f64, Unusable> {
-    let (digits, factor) = match cell.split_last() {
-        Some((b'K', digits)) => (digits, 1.0 / 1024.0),
-        Some((b'M', digits)) => (digits, 1.0),
-        Some((b'G', digits)) => (digits, 1024.0),
-        Some((b'T', digits)) => (digits, 1024.0 * 1024.0),
-        Some((b'P', digits)) => (digits, 1024.0 * 1024.0 * 1024.0),
-        _ => (cell, 1.0),
-    };
-    Ok(number(digits)? * factor)
+/// Slurm's memory is in powers of 1024, MiB where it has no letter. In bytes.
+fn slurm_memory(cell: &[u8]) -> Result<u64, Unusable> {
+    let unit: &[u8] = if cell.last().is_some_and(u8::is_ascii_alphabetic) { b"i" } else { b"Mi" };
+    quantity(&[cell, unit].concat(), 1)
 }
