@@ -88,6 +88,20 @@ impl Error {
 /// # Errors
 /// When there is none, or no way to it.
 pub async fn connect(global: &Global) -> Result<Client, Error> {
+    Client::try_from(config(global).await?).map_err(Error::Client)
+}
+
+/// The same for whoever decides by itself what to ask again: by default the client repeats what is refused with 429, 503 or 504 fifteen times, for minutes, and says nothing.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_without_retries(global: &Global) -> Result<Client, Error> {
+    let mut config = config(global).await?;
+    config.default_retry = false;
+    Client::try_from(config).map_err(Error::Client)
+}
+
+async fn config(global: &Global) -> Result<Config, Error> {
     // A second one is none: whoever came first has installed it.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let options = KubeConfigOptions { context: global.context.clone(), ..KubeConfigOptions::default() };
@@ -101,7 +115,7 @@ pub async fn connect(global: &Global) -> Result<Client, Error> {
         None => Config::infer().await.map_err(Error::Nowhere)?,
     };
     config.connect_timeout = Some(CONNECT_WITHIN);
-    Client::try_from(config).map_err(Error::Client)
+    Ok(config)
 }
 
 /// The namespaces that there are, for completion; none where they can't be had `within` that time.

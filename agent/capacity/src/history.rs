@@ -32,6 +32,15 @@ pub enum What {
     Waiting,
     /// GPUs that compute: two that are half busy are one. Only where something measures it.
     Used,
+    /// GPUs that are free and that no pod can use, as a report tells it. Only where it is recorded.
+    Stranded,
+}
+
+impl What {
+    /// Whether it is of machines, and not for somebody.
+    pub fn is_nobodys(self) -> bool {
+        matches!(self, Self::Capacity | Self::Stranded)
+    }
 }
 
 /// Where GPUs are.
@@ -65,7 +74,7 @@ pub struct Key {
     pub what: What,
     /// Where.
     pub pool: Pool,
-    /// For whom; empty for capacity.
+    /// For whom; empty for what is nobody's.
     pub owner: Owner,
 }
 

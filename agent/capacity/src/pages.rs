@@ -2,6 +2,7 @@
 //!
 //! A page says the same with scripts off, on paper and to a screen reader: each plot has a table beside it, and the plots only draw what the tables say.
 
+mod fragmentation;
 pub mod history;
 pub mod model;
 pub mod optimize;

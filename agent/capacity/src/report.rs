@@ -139,6 +139,11 @@ pub fn of(snapshot: &Snapshot, options: &Options) -> Report {
     }
 }
 
+/// Where accelerators are free that no job can use, as [`of`] tells it, and nothing else.
+pub(crate) fn stranded(snapshot: &Snapshot) -> Vec<Stranded> {
+    pools::dedicated(&Cluster::of(snapshot, &[]), &[], &|_| true).stranded
+}
+
 impl Report {
     /// Whether another one has no news: only times went on.
     pub fn says_the_same(&self, other: &Self) -> bool {

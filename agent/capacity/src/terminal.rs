@@ -38,7 +38,9 @@ pub fn progress(total: Option<u64>, unit: &str) -> ProgressBar {
     });
     let template = match total {
         Some(_) => {
-            format!("{{bar:30}} {{percent:>3}} %  {{human_pos}} of {{human_len}} {unit}, {{eta}} left")
+            format!(
+                "{{bar:30}} {{percent:>3}} %  {{human_pos}} of {{human_len}} {unit}, {{eta}} left {{wide_msg}}"
+            )
         }
         None => format!("{{spinner}} {{human_pos}} {unit}, {{elapsed}}"),
     };

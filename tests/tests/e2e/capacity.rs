@@ -21,7 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
 ];
 
 /// kubectl with the plugin on the PATH, as the administrator.
-fn kubectl(pool: &Pool) -> anyhow::Result<Command> {
+pub(crate) fn kubectl(pool: &Pool) -> anyhow::Result<Command> {
     let path = std::env::var("PATH").unwrap_or_default();
     let (tools, plugin) = (components::folder(), cluster::current_binaries()?);
     ensure!(plugin.join("kubectl-spillway").is_file(), "kubectl-spillway is not in {}", plugin.display());

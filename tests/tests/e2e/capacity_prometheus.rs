@@ -15,7 +15,7 @@ use spillway_tests::{components, image};
 
 use crate::{
     Test,
-    capacity::{spillway, told},
+    capacity::{kubectl, spillway, told},
     harness::{DEDICATED, Namespace, Pool, agents, wait},
 };
 
@@ -153,7 +153,7 @@ spec:
 apiVersion: v1
 kind: Service
 metadata: {{name: prometheus}}
-spec: {{selector: {{app: prometheus}}, ports: [{{name: web, port: 9090}}]}}
+spec: {{selector: {{app: prometheus}}, ports: [{{name: web, port: 9090}}, {{name: closed, port: 9999}}]}}
 "
     ))?;
     namespace.wait_ready("prometheus")
@@ -220,7 +220,10 @@ fn history_comes_from_a_real_prometheus(pool: &Pool) -> anyhow::Result<()> {
     a_month_is_divided(pool)?;
     what_is_exported_is_a_trace(pool)?;
     what_is_scraped_is_read(pool)?;
-    who_may_not_is_told_which_right(pool, &namespace)
+    who_may_not_is_told_which_right(pool, &namespace)?;
+    who_is_not_there_is_told(pool, &namespace)?;
+    who_is_replaced_is_waited_for(pool, &namespace)?;
+    who_is_gone_is_told(pool, &namespace)
 }
 
 const EXPECTED: [&str; 6] = [
@@ -333,4 +336,84 @@ fn who_may_not_is_told_which_right(pool: &Pool, namespace: &Namespace<'_>) -> an
     let account = format!("--serviceaccount={}:reader", namespace.name);
     namespace.kubectl(&["create", "rolebinding", "reader", "--role=reader", &account])?;
     wait("the right to be enough", || Ok(spillway(pool, &asked)?.status.success().then_some(())))
+}
+
+/// What is said to whoever asks for four days in vain. Nobody waits longer than a minute for that: it would end with 124.
+fn refused(pool: &Pool, address: &str, parts: &[&str]) -> anyhow::Result<()> {
+    let kubectl = kubectl(pool)?;
+    let mut command = Command::new("timeout");
+    command.arg("60").arg(kubectl.get_program()).args(["spillway", "history", "--prometheus", address]);
+    command.args(DAYS).envs(kubectl.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = command.output().context("can't run timeout")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(1), "{address}: {}, {said}", output.status);
+    for part in parts {
+        ensure!(said.contains(part), "{address}: no {part:?} in {said}");
+    }
+    Ok(())
+}
+
+/// Sends Prometheus' process a signal.
+fn signal(pool: &Pool, namespace: &Namespace<'_>, signal: &str) -> anyhow::Result<()> {
+    let uid = namespace.field("pod", "prometheus", ".metadata.uid")?;
+    let send = format!(
+        "for p in $(grep -l pod{uid} /proc/[0-9]*/cgroup 2>/dev/null); do p=${{p%/cgroup}}; \
+         [ \"$(cat $p/comm)\" != prometheus ] || kill -{signal} ${{p#/proc/}}; done"
+    );
+    pool.on(DEDICATED, &send).map(drop)
+}
+
+/// A port on which nothing listens, and a process that is stopped: the kernel takes its connections.
+fn who_is_not_there_is_told(pool: &Pool, namespace: &Namespace<'_>) -> anyhow::Result<()> {
+    refused(
+        pool,
+        "svc://monitoring/prometheus:closed",
+        &["answers 503", "connection refused", "does a pod of that service run"],
+    )?;
+    let forward = Forward::start(namespace, pool)?;
+    signal(pool, namespace, "STOP")?;
+    let told = refused(pool, &forward.address, &["says nothing for 10 s"]);
+    signal(pool, namespace, "CONT")?;
+    told?;
+    namespace.wait_ready("prometheus")
+}
+
+/// How many ranges Prometheus was asked for; `None` while it can't be asked.
+fn ranges(pool: &Pool) -> Option<u64> {
+    let path = "/api/v1/namespaces/monitoring/services/prometheus:web/proxy/metrics";
+    let metrics = pool.cluster.kubectl(&["get", "--raw", path]).ok()?;
+    let name = r#"prometheus_http_requests_total{code="200",handler="/api/v1/query_range"} "#;
+    metrics.lines().find_map(|line| line.strip_prefix(name))?.parse().ok()
+}
+
+/// Killed while it is asked: its container starts again, and what was asked for is whole.
+fn who_is_replaced_is_waited_for(pool: &Pool, namespace: &Namespace<'_>) -> anyhow::Result<()> {
+    let whole = history(pool, ADDRESS, WEEKS)?;
+    let restarts = || namespace.field("pod", "prometheus", ".status.containerStatuses[0].restartCount");
+    for round in 1..=2 {
+        let (before, restarted) = (ranges(pool).context("no count of queries")?, restarts()?);
+        let mut asks = kubectl(pool)?;
+        asks.args(["spillway", "history", "--prometheus", ADDRESS, "-o", "json"]).args(WEEKS);
+        let mut asks = asks.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        wait("a query to come", || {
+            let ended = asks.try_wait()?.is_some();
+            Ok((ended || ranges(pool).is_some_and(|now| now > before)).then_some(()))
+        })?;
+        signal(pool, namespace, "KILL")?;
+        let output = asks.wait_with_output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "round {round}: {said}");
+        let found: Value = serde_json::from_slice(&output.stdout).context("the history is no JSON")?;
+        for part in ["series", "gaps", "warnings"] {
+            ensure!(whole[part] == found[part], "round {round}: {part} is another: {said}");
+        }
+        wait("Prometheus to start again", || Ok((restarts()? != restarted).then_some(())))?;
+        namespace.wait_ready("prometheus")?;
+    }
+    Ok(())
+}
+
+fn who_is_gone_is_told(pool: &Pool, namespace: &Namespace<'_>) -> anyhow::Result<()> {
+    namespace.kubectl(&["delete", "pod", "prometheus"])?;
+    refused(pool, ADDRESS, &["answers 503", "no endpoints available", "does a pod of that service run"])
 }

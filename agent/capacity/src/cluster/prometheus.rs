@@ -42,19 +42,21 @@ struct Past {
 pub(super) async fn read(transport: &Transport, snapshot: &mut Snapshot, usage: &mut ByPod) {
     const WHAT: &str = "what accelerators did";
     let mut known: HashMap<(String, String), Past> = HashMap::new();
-    for metric in METRICS {
-        match of_metric(transport, metric, snapshot.at.as_second()).await {
-            Ok(found) => found.into_iter().for_each(|(pod, past)| {
+    let now_s = snapshot.at.as_second();
+    let asked = async {
+        prometheus::reach(transport).await?;
+        for metric in METRICS {
+            for (pod, past) in of_metric(transport, metric, now_s).await? {
                 known.entry(pod).or_insert(past);
-            }),
-            Err(error) => {
-                let causes =
-                    std::iter::successors(Some(&error as &dyn std::error::Error), |cause| cause.source());
-                let why: Vec<_> = causes.map(ToString::to_string).collect();
-                snapshot.beside.not_seen.push(format!("{WHAT}: {}", why.join(": ")));
-                return;
             }
         }
+        Ok::<_, prometheus::Error>(())
+    };
+    if let Err(error) = asked.await {
+        let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |cause| cause.source());
+        let why: Vec<_> = causes.map(ToString::to_string).collect();
+        snapshot.beside.not_seen.push(format!("{WHAT}: {}", why.join(": ")));
+        return;
     }
     let address = transport.address();
     if known.is_empty() {

@@ -72,6 +72,7 @@ pub(super) fn found(args: &Args, global: &Global) -> anyhow::Result<History> {
         show: args.show.or((global.output == Format::Csv).then_some(Shown::Demand)),
         by: args.by,
         namespace: global.namespace.clone(),
+        stranded_since_s: None,
     };
     ensure!(view.since_s < view.until_s, "--since {} is not before --until {}", args.since, args.until);
     let steps = (view.until_s - view.since_s) / view.step_s;
@@ -80,7 +81,12 @@ pub(super) fn found(args: &Args, global: &Global) -> anyhow::Result<History> {
         "that are {steps} steps, and {MOST_STEPS} are the most: take a longer --step or less time"
     );
     let found = usage::read(&args.usage, global, (view.since_s, view.until_s, view.step_s), view.by)?;
-    let view = View { since_s: found.since_s, until_s: found.until_s, ..view };
+    let view = View {
+        since_s: found.since_s,
+        until_s: found.until_s,
+        stranded_since_s: found.stranded_since_s,
+        ..view
+    };
     let mut history = History::of(found.source, &found.recorded, &view);
     history.warnings = found.warnings;
     Ok(history)

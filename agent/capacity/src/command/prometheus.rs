@@ -35,7 +35,8 @@ impl Args {
         let Some(address) = &self.prometheus else { return Ok(None) };
         let _ = rustls::crypto::ring::default_provider().install_default();
         if is_service(address) {
-            return Ok(Some(Transport::service(address, cluster::connect(global).await?)?));
+            let client = cluster::connect_without_retries(global).await?;
+            return Ok(Some(Transport::service(address, client)?));
         }
         let credentials = Credentials {
             token_file: self.prometheus_token_file.as_deref(),

@@ -37,6 +37,8 @@ pub(super) struct Usage {
     pub(super) source: String,
     pub(super) recorded: Recorded,
     pub(super) warnings: Vec<String>,
+    /// Since when it is known what was stranded.
+    pub(super) stranded_since_s: Option<i64>,
     /// Whole steps only: what is after them isn't missing.
     pub(super) since_s: i64,
     pub(super) until_s: i64,
@@ -67,6 +69,7 @@ pub(super) fn read(
                 source: address.clone(),
                 recorded: told.recorded,
                 warnings,
+                stranded_since_s: None,
                 since_s: range.since_s,
                 until_s: range.until_s,
             })
@@ -98,21 +101,30 @@ fn recorded(
             warnings.push(format!("the recorder runs without {flag}: all owners are the same"));
         }
     }
-    Ok(Usage { source: file.to_string(), recorded, warnings, since_s, until_s })
+    let stranded_since_s = database.stranded_since()?;
+    Ok(Usage { source: file.to_string(), recorded, warnings, stranded_since_s, since_s, until_s })
 }
 
 async fn ask(args: &Args, global: &Global, range: Range) -> anyhow::Result<prometheus::Told> {
     let transport = args.prometheus.transport(global).await?.context("no --prometheus is given")?;
+    prometheus::reach(&transport).await?;
     let queries = match &args.query {
         Some(query) => prometheus::own(query),
         None => prometheus::detect(&transport, range).await?,
     };
     let bar: Mutex<Option<indicatif::ProgressBar>> = Mutex::new(None);
-    let progress = |step| {
+    let progress = |step: Progress| {
         let mut bar = bar.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         match step {
             Progress::Parts(parts) => *bar = Some(terminal::progress(u64::try_from(parts).ok(), "queries")),
-            Progress::Done => bar.iter().for_each(|bar| bar.inc(1)),
+            Progress::Done => bar.iter().for_each(|bar| {
+                bar.set_message("");
+                bar.inc(1);
+            }),
+            Progress::Waits(error) => {
+                let why = terminal::printable(&error.to_string());
+                bar.iter().for_each(|bar| bar.set_message(format!("waiting: {why}")));
+            }
         }
     };
     let told = prometheus::ask(&transport, &queries, range, &progress).await;

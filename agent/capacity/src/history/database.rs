@@ -18,7 +18,7 @@ use super::{Key, Owner, Pool, Sample, What};
 /// In the file's head, to tell it from other files.
 const APPLICATION_ID: i32 = 0x5370_7748;
 /// What brings a file from one version of the schema to the next. Its version is how many of them it has seen.
-const MIGRATIONS: &[&str] = &["
+pub(super) const MIGRATIONS: &[&str] = &["
     CREATE TABLE series (
         id INTEGER PRIMARY KEY,
         what INTEGER NOT NULL,
@@ -38,6 +38,9 @@ const MIGRATIONS: &[&str] = &["
         PRIMARY KEY (level, at_s, series)
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE setting (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+", "
+    -- From here on what is stranded is recorded, too: of the time before it is not known, and not zero.
+    INSERT INTO setting (key, value) SELECT 'stranded-since', coalesce(max(at_s), 0) FROM span;
 "];
 /// How long another process's transaction is waited for.
 const BUSY: Duration = Duration::from_secs(15);
@@ -301,7 +304,8 @@ impl Database {
                 0 => What::Capacity,
                 1 => What::Allocated,
                 2 => What::Waiting,
-                _ => What::Used,
+                3 => What::Used,
+                _ => What::Stranded,
             };
             let pool = Pool {
                 name: row.get(2)?,
@@ -352,7 +356,7 @@ fn id_of(transaction: &Transaction<'_>, key: &Key, ids: &mut HashMap<Key, i64>) 
     }
     let mut key = bounded(key);
     // Pools are few and stay apart; it is names of owners that come and go.
-    if ids.len() >= MOST_SERIES && key.what != What::Capacity {
+    if ids.len() >= MOST_SERIES && !key.what.is_nobodys() {
         key.owner = Owner { namespace: OTHERS.to_owned(), ..Owner::default() };
     }
     if let Some(id) = ids.get(&key) {

@@ -2,6 +2,7 @@
 //! gap and told, as is a time that Prometheus has nothing of.
 
 pub mod answer;
+mod asking;
 mod queries;
 pub mod transport;
 
@@ -12,15 +13,13 @@ use std::{
 
 use super::{Cell, Key, Recorded, Step};
 use answer::{Answer, Refusal};
+use asking::Asking;
+pub use asking::reach;
 pub use queries::{Kind, detect, own};
 use transport::Transport;
 
 /// Points of a series in one query. Prometheus refuses more than 11,000; fewer keep answers small.
 const MOST_POINTS: i64 = 2000;
-/// How often a query is asked before it is given up.
-const TRIES: u32 = 4;
-/// As long is waited at most where the server says how long.
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// More warnings are counted, not told.
 const MOST_WARNINGS: usize = 20;
 
@@ -46,15 +45,25 @@ pub enum Error {
     #[error("can't make a client for Prometheus")]
     Client(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// Nothing answers.
-    #[error("{address} does not answer")]
+    #[error("{address} does not answer: is the address right, and does it run?")]
     Away {
         /// Whom was asked.
         address: String,
         /// Why not.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// It takes too long.
-    #[error("{address} took longer than {limit_s} s")]
+    /// It takes connections and says nothing.
+    #[error(
+        "{address} takes the connection and says nothing for {limit_s} s: it is stopped, overloaded or not reachable from where it is forwarded; look at its pod and its log"
+    )]
+    Silent {
+        /// Who was asked.
+        address: String,
+        /// The limit.
+        limit_s: u64,
+    },
+    /// A query takes too long.
+    #[error("{address} took longer than {limit_s} s over a query: take less time or a longer --step")]
     Slow {
         /// Who was asked.
         address: String,
@@ -70,6 +79,8 @@ pub enum Error {
         status: u16,
         /// Its words.
         message: String,
+        /// Whether they are Prometheus' own, and not those of something before it.
+        own: bool,
         /// How long to wait, where it says so.
         after: Option<Duration>,
     },
@@ -126,10 +137,19 @@ impl Error {
     /// Whether the same may succeed a little later.
     fn passes(&self) -> bool {
         match self {
-            Self::Away { .. } | Self::Slow { .. } => true,
+            Self::Away { .. } | Self::Silent { .. } | Self::Slow { .. } => true,
             Self::Status { status, .. } => matches!(status, 408 | 429 | 500..=599),
             // A body that was cut.
             Self::Garbage { source, .. } => matches!(source, Refusal::Cut),
+            _ => false,
+        }
+    }
+
+    /// Whether there is no Prometheus at the other end, as while its pod is replaced.
+    fn nobody(&self) -> bool {
+        match self {
+            Self::Away { .. } | Self::Silent { .. } => true,
+            Self::Status { status, own, .. } => !own && matches!(status, 502..=504),
             _ => false,
         }
     }
@@ -144,7 +164,8 @@ impl Error {
                     || message.contains("maximum resolution")
                     || message.contains("too large")
             }
-            Self::Status { status: 503 | 504, message, .. } => message.contains("timed out"),
+            // "query timed out in expression evaluation".
+            Self::Status { status: 503 | 504, message, own: true, .. } => message.contains("timed out"),
             _ => false,
         }
     }
@@ -214,26 +235,33 @@ pub async fn ask(
 ) -> Result<Told, Error> {
     let parts: Vec<Range> = range.parts(MOST_POINTS).collect();
     progress(Progress::Parts(parts.len() * queries.len()));
+    let mut asking = Asking::new(transport, progress);
     let mut gathered = Gathered::new(range);
     let mut answered = false;
     let mut last = None;
-    for part in parts {
+    'all: for part in parts {
         for query in queries {
             // Halves of halves wait here, the earliest on top.
             let mut asked = vec![part];
-            while let Some(part) = asked.pop() {
-                match retried(transport, query, part).await {
+            while let Some(piece) = asked.pop() {
+                match asking.range(query, piece).await {
                     Ok(answer) => {
                         answered = true;
-                        gathered.take(query, part, answer);
+                        gathered.take(query, piece, answer);
                     }
-                    Err(error) if error.too_much() && part.points() > 1 => {
-                        let middle_s = part.since_s + part.points() / 2 * part.step_s;
-                        asked.push(Range { since_s: middle_s, ..part });
-                        asked.push(Range { until_s: middle_s, ..part });
+                    Err(error) if asking.given_up() => {
+                        // Of this part not all queries were asked.
+                        gathered.miss(Range { since_s: part.since_s, ..range }, &error);
+                        last = Some(error);
+                        break 'all;
+                    }
+                    Err(error) if error.too_much() && piece.points() > 1 => {
+                        let middle_s = piece.since_s + piece.points() / 2 * piece.step_s;
+                        asked.push(Range { since_s: middle_s, ..piece });
+                        asked.push(Range { until_s: middle_s, ..piece });
                     }
                     Err(error) if error.passes() || error.too_much() => {
-                        gathered.miss(part, &error);
+                        gathered.miss(piece, &error);
                         last = Some(error);
                     }
                     Err(error) => return Err(error),
@@ -251,36 +279,14 @@ pub async fn ask(
 }
 
 /// How far the queries are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Progress {
+#[derive(Debug, Clone, Copy)]
+pub enum Progress<'a> {
     /// There are so many parts.
     Parts(usize),
     /// One of them is done.
     Done,
-}
-
-async fn retried(transport: &Transport, query: &Query, part: Range) -> Result<Answer, Error> {
-    let mut wait = transport.limits().wait;
-    let mut tried = 1;
-    loop {
-        // A point stands for the time before it, so the first is a step after the begin.
-        let error =
-            match transport.range(&query.promql, part.since_s + part.step_s, part.until_s, part.step_s).await
-            {
-                Ok(answer) => return Ok(answer),
-                Err(error) => error,
-            };
-        if tried == TRIES || !error.passes() || (error.too_much() && part.points() > 1) {
-            return Err(error);
-        }
-        let told = match &error {
-            Error::Status { after, .. } => *after,
-            _ => None,
-        };
-        tokio::time::sleep(told.unwrap_or(wait).min(LONGEST_WAIT)).await;
-        wait *= 2;
-        tried += 1;
-    }
+    /// It is waited for Prometheus to come back.
+    Waits(&'a Error),
 }
 
 /// Answers put together.

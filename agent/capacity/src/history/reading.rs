@@ -73,6 +73,14 @@ impl Database {
         extent.map_err(failed(self.path(), "read"))
     }
 
+    /// Since when what is stranded is recorded, in seconds since 1970; `None`: an older version wrote the file.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn stranded_since(&self) -> Result<Option<i64>, Error> {
+        Ok(self.setting("stranded-since")?.and_then(|since| since.parse().ok()))
+    }
+
     /// Something that the recorder has noted, such as which label it went by.
     ///
     /// # Errors

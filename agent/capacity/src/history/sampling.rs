@@ -1,4 +1,4 @@
-//! From a cluster at one moment to a sample: who has how many GPUs of which pool, and who waits for how many.
+//! From a cluster at one moment to a sample: who has how many GPUs of which pool, who waits for how many, and how many are free and of no use.
 //!
 //! A share counts as what it is of a GPU: a MIG device by its slices, a time slice by how many there are, so that pools are counted in GPUs whatever they are cut into.
 
@@ -8,6 +8,7 @@ use super::{Key, Owner, Pool, Sample, What};
 use crate::report::{
     is_accelerator, model_of, shares_of,
     snapshot::{self, Amounts, Names, Node, Phase, Snapshot},
+    stranded,
 };
 
 /// A whole GPU, in thousandths.
@@ -50,6 +51,12 @@ pub fn of(snapshot: &Snapshot, labels: &Labels) -> Sample {
                 None => (What::Waiting, waiting_pool(resource), slices(resource, "").unwrap_or(WHOLE)),
             };
             count(what, pool, owner(pod, labels), amount, unit);
+        }
+    }
+    for lost in stranded(snapshot) {
+        if let (Some(node), Ok(devices)) = (nodes.get(&*lost.node), u64::try_from(lost.devices)) {
+            let (pool, unit) = (pool(node, &lost.resource), unit(node, &lost.resource));
+            count(What::Stranded, pool, Owner::default(), devices, unit);
         }
     }
     sample
@@ -194,5 +201,45 @@ mod tests {
             ]
         );
         assert_eq!(sample.at_s, 60);
+    }
+
+    #[test]
+    fn what_is_free_and_of_no_use_is_counted() {
+        let mut cluster = Snapshot { at: jiff::Timestamp::from_second(60).unwrap(), ..Snapshot::default() };
+        let mut has = amounts(&mut cluster, "nvidia.com/gpu", 8);
+        has.set(crate::report::snapshot::ResourceId::PODS, 110);
+        let shared = [("nvidia.com/gpu.product", "Tesla-T4-SHARED"), ("nvidia.com/gpu.replicas", "4")];
+        let own = [("nvidia.com/gpu.product", "Tesla-T4")];
+        for (name, own) in [("gpu-1", &own[..]), ("gpu-2", &shared)] {
+            let labels = labels(&mut cluster, own);
+            let node = Node {
+                name: name.into(),
+                labels,
+                capacity: has.clone(),
+                allocatable: has.clone(),
+                ..Node::default()
+            };
+            cluster.nodes.push(node);
+            // Two are free, and whoever is here asks for three.
+            for pod in 0..2 {
+                let requests = amounts(&mut cluster, "nvidia.com/gpu", 3);
+                let name = format!("{name}-{pod}").into();
+                let node = Some(node_name(&cluster));
+                cluster.pods.push(Pod { name, node, requests, phase: Phase::Running, ..Pod::default() });
+            }
+        }
+        let sample = of(&cluster, &Labels::default());
+        let lost: Vec<_> = sample
+            .milli_gpus
+            .iter()
+            .filter(|(key, _)| key.what == What::Stranded)
+            .map(|(key, milli)| (key.pool.name.as_str(), *milli))
+            .collect();
+        // Two GPUs, and two quarters of one.
+        assert_eq!(lost, [("Tesla-T4", 2500)]);
+    }
+
+    fn node_name(cluster: &Snapshot) -> std::sync::Arc<str> {
+        cluster.nodes[cluster.nodes.len() - 1].name.clone()
     }
 }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::{
     Key, Owner, Pool, Recorded, Sample, What,
-    database::{Added, Database, Error},
+    database::{Added, Database, Error, MIGRATIONS},
     retention::Room,
 };
 
@@ -75,6 +75,18 @@ fn a_sample_stands_for_the_time_before_it_and_what_was_not_seen_is_a_gap() {
     let ends: Vec<i64> = recorded.steps.iter().map(|step| step.end_s).collect();
     assert_eq!(ends, [3600, 3660, 3840, 7440]);
     assert_eq!(database.extent().unwrap(), Some((3540, 7390)));
+}
+
+#[test]
+fn a_hole_within_hours_is_one() {
+    let step = |hour: i64, seen_s| super::Step { end_s: hour * 3600, len_s: 3600, seen_s };
+    // Nothing from half past one to a quarter past four.
+    let steps = vec![step(1, 3600), step(2, 1800), step(5, 2700), step(6, 3600), step(7, 3000)];
+    let recorded = Recorded { steps, ..Recorded::default() };
+    let view = super::view::View { until_s: 8 * 3600, step_s: 3600, ..Default::default() };
+    let found = super::History::of(String::new(), &recorded, &view);
+    let gaps: Vec<_> = found.seen.gaps.iter().map(|gap| (gap.since.as_str(), gap.unseen_s)).collect();
+    assert_eq!(gaps, [("1970-01-01T01:30:00Z", 9900), ("1970-01-01T06:50:00Z", 4200)]);
 }
 
 #[test]
@@ -148,14 +160,42 @@ fn an_older_file_is_brought_up_to_date() {
     let folder = Folder::new();
     let mut database = folder.database();
     database.add(&sample(60, &[("a", 4)]), 60).unwrap();
-    let migrations = ["this one was there before", "ALTER TABLE span ADD COLUMN note TEXT"];
+    // One that fails leaves nothing of itself.
+    let there = MIGRATIONS.len();
+    let broken = [MIGRATIONS, &["CREATE TABLE half (a); INSERT INTO nowhere VALUES (1)"]].concat();
+    assert!(matches!(database.migrate(&broken), Err(Error::Sqlite { what: "migrate", .. })));
+    database.connection.query_row("SELECT a FROM half", [], |_| Ok(())).unwrap_err();
+    let migrations = [MIGRATIONS, &["ALTER TABLE span ADD COLUMN note TEXT"]].concat();
     database.migrate(&migrations).unwrap();
     database.connection.query_row("SELECT note FROM span", [], |_| Ok(())).unwrap();
-    // One that fails leaves nothing of itself.
-    let broken = ["", "", "CREATE TABLE half (a); INSERT INTO nowhere VALUES (1)"];
-    database.migrate(&broken).unwrap_err();
-    database.connection.query_row("SELECT a FROM half", [], |_| Ok(())).unwrap_err();
+    let version: i64 = database.connection.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
+    assert_eq!(usize::try_from(version).unwrap(), there + 1);
     intact(&database);
+}
+
+/// The example is of the first version and stays so: it knew nothing of what is stranded.
+#[test]
+fn a_file_of_the_first_version_is_read_and_goes_on() {
+    let folder = Folder::new();
+    let example = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/history.db");
+    std::fs::copy(example, folder.file()).unwrap();
+    let old = Database::read(&folder.file()).unwrap();
+    assert_eq!(old.stranded_since().unwrap(), None);
+    let (_, end_s) = old.extent().unwrap().unwrap();
+    let before = old.recorded(0, end_s, 3600).unwrap();
+    assert!(before.series.len() > 3);
+    drop(old);
+    let mut new = folder.database();
+    assert_eq!(new.stranded_since().unwrap(), Some(end_s));
+    assert_eq!(new.recorded(0, end_s, 3600).unwrap(), before);
+    let mut sample = sample(end_s + 60, &[("a", 1)]);
+    sample.milli_gpus.insert(key(What::Stranded, ""), 3000);
+    new.add(&sample, 60).unwrap();
+    drop(new);
+    let read = Database::read(&folder.file()).unwrap();
+    let after = read.recorded(end_s, end_s + 60, 60).unwrap();
+    assert_eq!(after.series[&key(What::Stranded, "")][0].milli_gpu_s, 3000 * 60);
+    assert_eq!(folder.database().stranded_since().unwrap(), Some(end_s), "it is noted once");
 }
 
 #[test]
@@ -314,7 +354,8 @@ fn killed_at_any_moment() {
     assert!(stored > 12, "{stored}");
 }
 
-/// Not a test: makes `examples/history.db`, which the examples of `--help` read.
+/// Not a test: how `examples/history.db` was made, by the first version. The examples of `--help` read it as it stands, and nothing but `record`, which takes a cluster and weeks,
+/// writes such a file for a user.
 #[test]
 #[ignore = "writes a file of the repository"]
 fn example() {

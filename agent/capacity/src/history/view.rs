@@ -58,6 +58,8 @@ pub enum Shown {
     Used,
     /// Allocated and waiting: what there would have to be so that nobody waits.
     Demand,
+    /// GPUs that are free and that no pod can use, as `report` tells it; from what `record` wrote.
+    Stranded,
 }
 
 impl Shown {
@@ -68,6 +70,7 @@ impl Shown {
             Self::Waiting => what == What::Waiting,
             Self::Used => what == What::Used,
             Self::Demand => matches!(what, What::Allocated | What::Waiting),
+            Self::Stranded => what == What::Stranded,
         }
     }
 
@@ -78,6 +81,7 @@ impl Shown {
             Self::Waiting => "waiting",
             Self::Used => "used",
             Self::Demand => "demand",
+            Self::Stranded => "stranded",
         }
     }
 }
@@ -91,12 +95,14 @@ pub struct View {
     pub until_s: i64,
     /// By steps of so many seconds.
     pub step_s: i64,
-    /// What; capacity, allocated and waiting where it isn't said.
+    /// What; all but the demand where it isn't said.
     pub show: Option<Shown>,
     /// By whom.
     pub by: By,
-    /// Only of pods in this namespace. Capacity is nobody's and always shown.
+    /// Only of pods in this namespace. What is nobody's is always shown.
     pub namespace: Option<String>,
+    /// Since when it is known what was stranded, where it is.
+    pub stranded_since_s: Option<i64>,
 }
 
 /// Usage over time.
@@ -111,6 +117,8 @@ pub struct History {
     pub step_s: i64,
     /// By pool and owner.
     pub series: Vec<Series>,
+    /// Since when it is known what was stranded, in RFC 3339; none where that isn't recorded.
+    pub stranded_since: Option<String>,
     /// What should be known about it.
     pub warnings: Vec<String>,
 }
@@ -186,6 +194,8 @@ pub struct Series {
 pub struct Point {
     /// The begin of the step, in seconds since 1970.
     pub at_s: i64,
+    /// How long the step is.
+    pub len_s: i64,
     /// The mean over what was seen of the step.
     pub mean_gpus: f64,
     /// The least at any time in it.
@@ -198,9 +208,12 @@ pub struct Point {
 fn gaps(recorded: &Recorded, since_s: i64, until_s: i64, step_s: i64) -> Vec<(i64, i64)> {
     let shortest = SHORTEST_GAP_S.max(step_s / 100);
     let (mut gaps, mut known) = (Vec::new(), since_s);
-    for step in &recorded.steps {
-        // What was seen of a step is taken to be its end: where in it the hole is, nobody remembers.
-        let end_s = step.end_s.min(until_s);
+    let nexts = recorded.steps.iter().skip(1).map(|next| Some(next.end_s - next.len_s)).chain([None]);
+    for (step, next_s) in recorded.steps.iter().zip(nexts) {
+        let (start_s, end_s) = (step.end_s - step.len_s, step.end_s.min(until_s));
+        // Where in a step the hole is, nobody remembers: it is one with a hole that follows, and else with what was before.
+        let ends_early = known >= start_s && next_s != Some(step.end_s);
+        let end_s = if ends_early { end_s.min(start_s + step.seen_s) } else { end_s };
         let begin_s = end_s - step.seen_s;
         if begin_s - known >= shortest {
             gaps.push((known, begin_s));
@@ -228,7 +241,9 @@ impl History {
     pub fn of(source: String, recorded: &Recorded, view: &View) -> Self {
         let shown = match view.show {
             Some(shown) => vec![shown],
-            None => vec![Shown::Capacity, Shown::Allocated, Shown::Waiting, Shown::Used],
+            None => {
+                vec![Shown::Capacity, Shown::Allocated, Shown::Waiting, Shown::Used, Shown::Stranded]
+            }
         };
         let mut series = Vec::new();
         for shown in shown {
@@ -239,6 +254,7 @@ impl History {
             seen: Seen::of(recorded, view.since_s, view.until_s, view.step_s),
             step_s: view.step_s,
             series,
+            stranded_since: view.stranded_since_s.map(|since_s| rfc3339(since_s.max(view.since_s))),
             warnings: Vec::new(),
         }
     }
@@ -334,7 +350,7 @@ fn lines(recorded: &Recorded, view: &View, shown: Shown) -> Vec<Series> {
     let mut lines: BTreeMap<(bool, &str, &str), Line> = BTreeMap::new();
     let wanted = |key: &Key| {
         shown.has(key.what)
-            && (key.what == What::Capacity
+            && (key.what.is_nobodys()
                 || view.namespace.as_deref().is_none_or(|namespace| namespace == key.owner.namespace))
     };
     for (key, cells) in recorded.series.iter().filter(|(key, _)| wanted(key)) {
@@ -371,6 +387,7 @@ fn lines(recorded: &Recorded, view: &View, shown: Shown) -> Vec<Series> {
                     let (milli_gpu_s, least, most) = values.get(&step.end_s).copied().unwrap_or_default();
                     Point {
                         at_s: step.end_s - step.len_s,
+                        len_s: step.len_s,
                         mean_gpus: gpus(milli_gpu_s, step.seen_s),
                         min_gpus: gpus(least, 1),
                         max_gpus: gpus(most, 1),

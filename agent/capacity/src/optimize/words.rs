@@ -28,6 +28,11 @@ pub fn money(per_hour: f64, currency: &str) -> String {
     format!("{} {currency}/h", number(per_hour, digits)).replace(" /h", "/h")
 }
 
+/// What the unit of money is where prices have no currency, behind what a page is about; else nothing.
+pub fn unit(currency: &str) -> &'static str {
+    if currency == super::UNPRICED { "; c_d is what a dedicated GPU costs for an hour" } else { "" }
+}
+
 /// `712 GPUs`.
 pub fn gpus(count: u32) -> String {
     format!("{} GPU{}", number(f64::from(count), 0), if count == 1 { "" } else { "s" })

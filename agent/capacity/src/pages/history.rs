@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
-use super::model::{Axis, Bars, Drawing, Fact, Lines, Page, Part, Plot, Role, Section, Series, Unit};
+use super::{
+    fragmentation::{Map, Spell},
+    model::{Axis, Bars, Drawing, Fact, Lines, Page, Part, Plot, Role, Section, Series, Unit},
+};
 use crate::{
     history::{
         History,
@@ -28,7 +31,7 @@ pub fn page(found: &History, generated_at: Timestamp) -> Page {
     // What waits has no pool yet: it is demand where there is only one pool that it could be of.
     let single = pools.iter().filter(|(serverless, _)| !serverless).count() == 1;
     let waiting = sum(found, |series| series.what == Shown::Waiting);
-    let waits = waiting.values().any(|values| values[2] > 0.0);
+    let waits = most(waiting.values()) > 0.0;
     let mut sections: Vec<Section> = pools
         .iter()
         .map(|&(serverless, name)| {
@@ -38,8 +41,11 @@ pub fn page(found: &History, generated_at: Timestamp) -> Page {
         })
         .collect();
     if !single && waits {
-        sections.push(wait(found, &waiting));
+        sections.push(wait(&waiting));
     }
+    sections.extend(
+        pools.iter().filter(|(serverless, _)| !serverless).filter_map(|(_, name)| stranded(found, name)),
+    );
     sections.extend(owners(found));
     if let Some(gaps) = found.tables().into_iter().nth(1) {
         sections.push(Section {
@@ -71,11 +77,11 @@ fn title(found: &History, pools: &BTreeSet<(bool, &str)>) -> String {
     match (owned.next(), owned.next()) {
         (Some(&(_, name)), None) => {
             let (held, capacity) = (
-                mean(&level(found, Shown::Allocated, false, name)),
-                mean(&level(found, Shown::Capacity, false, name)),
+                mean(level(found, Shown::Allocated, false, name).values()),
+                mean(level(found, Shown::Capacity, false, name).values()),
             );
             if capacity > 0.0 {
-                return format!("{} of {name} is held on average", percent(held / capacity));
+                return format!("{} of {name} GPUs are held on average", percent(held / capacity));
             }
             "Usage over time".to_owned()
         }
@@ -95,22 +101,53 @@ pub(super) fn readable(mut table: Table) -> Table {
     table
 }
 
+/// How much of a time was seen: what is not all is never 100 %.
+pub(super) fn seen(share: f64) -> String {
+    if (0.9..1.0).contains(&share) {
+        format!("{:.1} %", (share * 1000.0).floor() / 10.0)
+    } else {
+        percent(share)
+    }
+}
+
 /// The day of an RFC 3339 time.
 pub(super) fn day(at: &str) -> &str {
     at.split('T').next().unwrap_or(at)
 }
 
-/// Mean, least and most by time.
-type Level = BTreeMap<i64, [f64; 3]>;
+/// What there is of something for a step.
+#[derive(Debug, Clone, Copy, Default)]
+struct There {
+    mean: f64,
+    least: f64,
+    most: f64,
+    /// How long the step is: where only longer ones were kept, it is longer than was asked for.
+    len_s: i64,
+}
 
-/// Several series as one. The least and the most of a sum are at least and at most the sums of each.
+impl There {
+    /// Both. The least and the most of a sum are at least and at most the sums of each.
+    fn add(&mut self, other: &Self) {
+        self.mean += other.mean;
+        self.least += other.least;
+        self.most += other.most;
+        self.len_s = self.len_s.max(other.len_s);
+    }
+}
+
+/// By time.
+type Level = BTreeMap<i64, There>;
+
+/// Several series as one.
 fn sum(found: &History, of: impl Fn(&view::Series) -> bool) -> Level {
     let mut level = Level::new();
     for point in found.series.iter().filter(|series| of(series)).flat_map(|series| &series.points) {
-        let there = level.entry(point.at_s).or_default();
-        for (sum, value) in there.iter_mut().zip([point.mean_gpus, point.min_gpus, point.max_gpus]) {
-            *sum += value;
-        }
+        level.entry(point.at_s).or_default().add(&There {
+            mean: point.mean_gpus,
+            least: point.min_gpus,
+            most: point.max_gpus,
+            len_s: point.len_s,
+        });
     }
     level
 }
@@ -119,9 +156,16 @@ fn level(found: &History, what: Shown, serverless: bool, name: &str) -> Level {
     sum(found, |series| series.what == what && series.serverless == serverless && series.pool == name)
 }
 
-/// The mean of the means; 0 where there is none.
-fn mean(level: &Level) -> f64 {
-    level.values().map(|values| values[0]).sum::<f64>() / seconds(count(level.len()).max(1))
+/// The mean over time; 0 where there is none.
+fn mean<'a>(level: impl IntoIterator<Item = &'a There>) -> f64 {
+    let (sum, len_s) = level
+        .into_iter()
+        .fold((0.0, 0), |(sum, len_s), there| (sum + there.mean * seconds(there.len_s), len_s + there.len_s));
+    sum / seconds(len_s.max(1))
+}
+
+fn most<'a>(level: impl IntoIterator<Item = &'a There>) -> f64 {
+    level.into_iter().map(|there| there.most).fold(0.0, f64::max)
 }
 
 /// GPUs on average: whole where they are, finer where there are few.
@@ -134,45 +178,37 @@ fn amount(gpus: f64) -> String {
     number(gpus, digits)
 }
 
-fn count(length: usize) -> i64 {
-    i64::try_from(length).unwrap_or(i64::MAX)
-}
-
 #[expect(clippy::cast_precision_loss, reason = "seconds since 1970")]
 fn seconds(at_s: i64) -> f64 {
     at_s as f64
 }
 
-/// A line with a gap wherever the next point is further than it should be.
-fn line(found: &History, name: &str, role: Role, level: &Level) -> Series {
+/// A line with a gap wherever the next step begins after the end of the last.
+fn line(name: &str, role: Role, level: &Level) -> Series {
     let mut points = Vec::with_capacity(level.len());
     let mut known: Option<i64> = None;
-    for (&at_s, values) in level {
-        if let Some(before) = known
-            && at_s - before > found.step_s + found.step_s / 2
-        {
-            points.push((seconds(before + found.step_s), None));
+    for (&at_s, there) in level {
+        if let Some(end_s) = known.filter(|end_s| *end_s < at_s) {
+            points.push((seconds(end_s), None));
         }
-        points.push((seconds(at_s), Some(values[0])));
-        known = Some(at_s);
+        points.push((seconds(at_s), Some(there.mean)));
+        known = Some(at_s + there.len_s);
     }
     let mut series = Series::new(name, role, points).stepped();
     if series.band.is_empty() && role == Role::Demand {
-        series.band = level.iter().map(|(&at_s, [_, least, most])| (seconds(at_s), *least, *most)).collect();
+        series.band = level.iter().map(|(&at_s, there)| (seconds(at_s), there.least, there.most)).collect();
     }
     series
 }
 
 fn facts(found: &History, pools: &BTreeSet<(bool, &str)>) -> Vec<Fact> {
     let mut facts = vec![
-        Fact::new("Seen", percent(found.seen.seen_share), "of that time")
-            .alarming(found.seen.seen_share < 0.99),
+        Fact::new("Seen", seen(found.seen.seen_share), "of that time").alarming(found.seen.seen_share < 0.99),
     ];
     for &(serverless, name) in pools.iter().take(4) {
         let of = |what: Shown| {
             let level = level(found, what, serverless, name);
-            let most = level.values().map(|values| values[2]).fold(0.0, f64::max);
-            (mean(&level), most)
+            (mean(level.values()), most(level.values()))
         };
         let ((held, most), (capacity, _)) = (of(Shown::Allocated), of(Shown::Capacity));
         let detail = if serverless {
@@ -189,7 +225,6 @@ fn pool(found: &History, serverless: bool, name: &str, waiting: Option<&Level>) 
     let of = |what: Shown| level(found, what, serverless, name);
     let (capacity, held) = (of(Shown::Capacity), of(Shown::Allocated));
     let mut series = vec![line(
-        found,
         if serverless { "rented" } else { "held" },
         if serverless { Role::Rented } else { Role::Used },
         &held,
@@ -198,40 +233,32 @@ fn pool(found: &History, serverless: bool, name: &str, waiting: Option<&Level>) 
     let mut demand = held.clone();
     if let Some(waiting) = waiting {
         for (at_s, values) in waiting {
-            let there = demand.entry(*at_s).or_default();
-            for (sum, value) in there.iter_mut().zip(values) {
-                *sum += value;
-            }
+            demand.entry(*at_s).or_default().add(values);
         }
-        series.push(line(found, "demanded: held and waited for", Role::Demand, &demand));
+        series.push(line("demanded: held and waited for", Role::Demand, &demand));
     }
     let used = of(Shown::Used);
     if !used.is_empty() {
-        series.push(line(found, "at work, as measured", Role::Other, &used));
+        series.push(line("at work, as measured", Role::Other, &used));
     }
     // A virtual node's capacity is a limit that somebody wrote down: drawn, it would only make all else small.
     if !serverless && !capacity.is_empty() {
-        series.push(line(found, "there is", Role::Capacity, &capacity));
+        series.push(line("there is", Role::Capacity, &capacity));
     }
-    let most = held.values().map(|values| values[2]).fold(0.0, f64::max);
-    let full = capacity
-        .iter()
-        .filter(|(at_s, there)| {
-            there[0] > 0.0 && held.get(at_s).is_some_and(|held| held[0] >= there[0] - 1e-9)
-        })
-        .count();
-    let full = seconds(count(full)) / seconds(count(capacity.len()).max(1));
+    let full = |(at_s, there): &(&i64, &There)| {
+        there.mean > 0.0 && held.get(*at_s).is_some_and(|held| held.mean >= there.mean - 1e-9)
+    };
+    let full_s: i64 = capacity.iter().filter(full).map(|(_, there)| there.len_s).sum();
+    let full = seconds(full_s) / seconds(capacity.values().map(|there| there.len_s).sum::<i64>().max(1));
+    let (most, mean_held) = (number(most(held.values()), 0), amount(mean(held.values())));
     Section {
         name: format!("{name} ({})", if serverless { "rented" } else { "owned" }),
         heading: match (serverless, capacity.is_empty()) {
-            (true, _) => {
-                format!("{name}: {} GPUs rented on average, {} at most", amount(mean(&held)), number(most, 0))
-            }
-            (false, true) => format!("{name}: {} GPUs held on average", amount(mean(&held))),
+            (true, _) => format!("{name}: {mean_held} GPUs rented on average, {most} at most"),
+            (false, true) => format!("{name}: {mean_held} GPUs held on average"),
             (false, false) => format!(
-                "{name}: {} of {} GPUs held on average, {}",
-                amount(mean(&held)),
-                amount(mean(&capacity)),
+                "{name}: {mean_held} of {} GPUs held on average, {}",
+                amount(mean(capacity.values())),
                 if full > 0.0 {
                     format!("all of them for {} of the time", percent(full))
                 } else {
@@ -250,28 +277,32 @@ fn pool(found: &History, serverless: bool, name: &str, waiting: Option<&Level>) 
                 series,
             }),
         }),
-        table: by_period(&demand, &held, if serverless { &none } else { &capacity }),
+        table: if serverless {
+            named(by_period(&held, &held, &none), "RENTED", "MOST")
+        } else {
+            by_period(&demand, &held, &capacity)
+        },
         ..Section::default()
     }
 }
 
-fn by_period(demand: &Level, held: &Level, capacity: &Level) -> Table {
+/// A table by period with other names for what it has in the middle.
+fn named(mut table: Table, mean: &'static str, most: &'static str) -> Table {
+    table.columns[1] = Column::number(mean);
+    table.columns[2] = Column::number(most);
+    table
+}
+
+fn by_period<'a>(demand: &'a Level, held: &'a Level, capacity: &'a Level) -> Table {
     let times: Vec<i64> =
         demand.keys().chain(capacity.keys()).copied().collect::<BTreeSet<_>>().into_iter().collect();
     let rows = times.chunks(times.len().div_ceil(ROWS).max(1)).map(|part| {
-        let within = |level: &Level| {
-            level.range(part[0]..=part[part.len() - 1]).map(|(_, values)| *values).collect::<Vec<_>>()
-        };
-        let mean = |level: &Level| {
-            let values = within(level);
-            let count = seconds(values.len().try_into().unwrap_or(1).max(1));
-            number(values.iter().map(|values| values[0]).sum::<f64>() / count, 1)
-        };
-        let most = within(demand).iter().map(|values| values[2]).fold(0.0, f64::max);
-        vec![when(seconds(part[0])), mean(held), number(most, 0), mean(capacity)]
+        let within = |level: &'a Level| level.range(part[0]..=part[part.len() - 1]).map(|(_, there)| there);
+        let mean = |level| number(mean(within(level)), 1);
+        vec![when(seconds(part[0])), mean(held), number(most(within(demand)), 0), mean(capacity)]
     });
     let mut table = Table {
-        title: "GPUs by period".to_owned(),
+        title: "GPUs by period, on average and at most".to_owned(),
         columns: vec![
             Column::text("FROM"),
             Column::number("HELD"),
@@ -289,22 +320,70 @@ fn by_period(demand: &Level, held: &Level, capacity: &Level) -> Table {
     table
 }
 
-fn wait(found: &History, waiting: &Level) -> Section {
-    let mut table = by_period(waiting, waiting, &Level::new());
-    table.columns[1] = Column::number("MEAN");
-    table.columns[2] = Column::number("MOST");
+/// When GPUs of a pool were free and of no use, for the time of which that was recorded.
+fn stranded(found: &History, name: &str) -> Option<Section> {
+    let since: Timestamp = found.stranded_since.as_ref()?.parse().ok()?;
+    let capacity = level(found, Shown::Capacity, false, name);
+    let lost = level(found, Shown::Stranded, false, name);
+    let known: Vec<(i64, There, f64)> = capacity
+        .range(since.as_second()..)
+        .filter(|(_, there)| there.mean > 0.0)
+        .map(|(&at_s, &there)| (at_s, there, lost.get(&at_s).map_or(0.0, |lost| lost.mean)))
+        .collect();
+    let first_s = known.first()?.0;
+    let end_s = known.last().map(|(at_s, there, _)| at_s + there.len_s)?;
+    let spells = known.iter().map(|&(at_s, there, lost)| Spell {
+        from_s: seconds(at_s),
+        until_s: seconds(at_s + there.len_s),
+        percent: 100.0 * lost / there.mean,
+    });
+    let map = Map::of(spells, seconds(first_s), seconds(end_s));
+    let section = Section { name: format!("Stranded in {name}"), ..Section::default() };
+    let mut text = vec![
+        "GPUs that are free where no pod of the kinds that wait, or else that run, can use them: too few on one machine, without the CPU and memory beside them, or on a machine that takes no pods.".to_owned(),
+    ];
+    if first_s > capacity.keys().next().copied().unwrap_or(first_s) {
+        text.push(format!(
+            "Recorded since {}; what was stranded before is not known.",
+            when(seconds(first_s))
+        ));
+    }
+    if map.most() <= 0.0 {
+        let heading = format!("{name}: no free GPU was ever of no use");
+        return Some(Section { heading, text, ..section });
+    }
+    let mean = mean(&known.iter().map(|&(_, there, lost)| There { mean: lost, ..there }).collect::<Vec<_>>());
+    let caption = format!(
+        "Share of the GPUs of {name} that is free but of no use: a row is {}, and the darkest is the most. Of what is crossed out nothing is known. Times are of UTC.",
+        map.row()
+    );
+    Some(Section {
+        heading: format!(
+            "{name}: {} GPUs on average are free, but of no use; {} of all at most",
+            amount(mean),
+            percent(map.most() / 100.0)
+        ),
+        text,
+        plot: Some(map.plot(caption, when)),
+        table: map.table("Share of the pool's GPUs", when),
+        ..section
+    })
+}
+
+fn wait(waiting: &Level) -> Section {
+    let none = Level::new();
     Section {
         name: "What waits".to_owned(),
-        heading: format!("{} GPUs are waited for on average", amount(mean(waiting))),
+        heading: format!("{} GPUs are waited for on average", amount(mean(waiting.values()))),
         plot: Some(Plot {
             caption: "GPUs that pods wait for, of all pools.".to_owned(),
             drawing: Drawing::Lines(Lines {
                 x: Axis::new("Time", Unit::Time),
                 y: Axis::new("GPUs", Unit::Gpus),
-                series: vec![line(found, "waited for", Role::Waiting, waiting)],
+                series: vec![line("waited for", Role::Waiting, waiting)],
             }),
         }),
-        table,
+        table: named(by_period(waiting, waiting, &none), "MEAN", "MOST"),
         ..Section::default()
     }
 }
@@ -319,10 +398,11 @@ fn owners(found: &History) -> Option<Section> {
     }
     let mut order: Vec<(&str, [f64; 2])> = hours.into_iter().collect();
     order.sort_by(|a, b| (b.1[0] + b.1[1]).total_cmp(&(a.1[0] + a.1[1])));
-    let named = |owner: &str| if owner.is_empty() { "(none)".to_owned() } else { owner.to_owned() };
+    let called = |owner: &str| if owner.is_empty() { "(none)".to_owned() } else { owner.to_owned() };
+    let all: f64 = order.iter().map(|(_, hours)| hours[0] + hours[1]).sum();
     let mut bars = Bars {
         value: Axis::new("GPU-hours", Unit::Number),
-        names: order.iter().map(|(owner, _)| named(owner)).collect(),
+        names: order.iter().map(|(owner, _)| called(owner)).collect(),
         parts: vec![
             Part {
                 name: "owned".to_owned(),
@@ -339,14 +419,18 @@ fn owners(found: &History) -> Option<Section> {
     bars.greatest_first();
     Some(Section {
         name: "Who held how much".to_owned(),
-        heading: format!("{} held most", named(order[0].0)),
+        heading: format!(
+            "{} held most: {} of the GPU-hours",
+            called(order[0].0),
+            percent((order[0].1[0] + order[0].1[1]) / all.max(f64::MIN_POSITIVE))
+        ),
         plot: Some(Plot { caption: "GPU-hours held by owner.".to_owned(), drawing: Drawing::Bars(bars) }),
         table: Table {
             title: "GPU-hours".to_owned(),
             columns: vec![Column::text("OWNER"), Column::number("OWNED"), Column::number("RENTED")],
             rows: order
                 .iter()
-                .map(|(owner, hours)| vec![named(owner), number(hours[0], 1), number(hours[1], 1)])
+                .map(|(owner, hours)| vec![called(owner), number(hours[0], 1), number(hours[1], 1)])
                 .collect(),
         },
         ..Section::default()

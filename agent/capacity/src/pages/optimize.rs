@@ -10,7 +10,7 @@ use crate::{
     demand::Point,
     optimize::{
         Optimization,
-        words::{gpus, machines, money, number, percent, ratio, ratios, span, time, when},
+        words::{gpus, machines, money, number, percent, ratio, ratios, span, time, unit, when},
     },
     output::{Column, Table},
 };
@@ -29,10 +29,11 @@ pub fn page(found: &Optimization, subject: &str, generated_at: Timestamp) -> Pag
     Page {
         title: title(found),
         subtitle: format!(
-            "How many GPUs to own for {subject}: {} from {} of {}",
+            "How many GPUs to own for {subject}: {} from {} of {}{}",
             time(found.demand.observed_s),
             when(found.demand.span.from_s),
-            found.demand.meaning
+            found.demand.meaning,
+            unit(&found.currency)
         ),
         generated_at,
         facts: facts(found),

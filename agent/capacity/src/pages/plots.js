@@ -171,8 +171,8 @@ const plots = (() => {
   const along = (axis, extent, width, more) => {
     const common = { name: titled(axis), nameLocation: "middle", nameGap: 26, min: extent[0], max: extent[1], splitLine: { show: false }, ...more };
     if (axis.unit === "time") {
-      const at = { ...text(), hideOverlap: true, formatter: { year: "{yyyy}", month: "{MMM} {yyyy}", day: "{d} {MMM}", hour: "{HH}:{mm}", minute: "{HH}:{mm}", second: "{HH}:{mm}:{ss}" } };
-      return side(axis, { ...common, type: "time", axisLabel: at, splitNumber: Math.max(2, Math.floor(width / 130)), min: extent[0] * 1000, max: extent[1] * 1000, axisTick: { show: true, lineStyle: { color: color("rule") } } });
+      const at = { ...text(), hideOverlap: true, alignMinLabel: "left", alignMaxLabel: "right", formatter: { year: "{yyyy}", month: "{MMM} {yyyy}", day: "{d} {MMM}", hour: "{HH}:{mm}", minute: "{HH}:{mm}", second: "{HH}:{mm}:{ss}" } };
+      return side(axis, { ...common, type: "time", axisLabel: at, splitNumber: Math.max(3, Math.floor(width / 130)), min: extent[0] * 1000, max: extent[1] * 1000, axisTick: { show: true, lineStyle: { color: color("rule") } } });
     }
     if (axis.unit === "duration") {
       const ticks = Math.max(3, width / 90);
@@ -235,7 +235,8 @@ const plots = (() => {
     let begin = null;
     first.points.forEach(([x, y], at) => {
       const missing = y == null && lines.series.every((series) => series.role === "capacity" || !series.points[at] || series.points[at][1] == null);
-      if (missing && begin == null) begin = at ? first.points[at - 1][0] : x;
+      // A value that holds until the next holds until here.
+      if (missing && begin == null) begin = at && !first.stepped ? first.points[at - 1][0] : x;
       if (!missing && begin != null) {
         found.push([begin * scale, x * scale]);
         begin = null;
@@ -480,6 +481,7 @@ const plots = (() => {
         axisLabel: { ...label, fontSize: 11, width: width < 480 ? 90 : 190, overflow: "truncate", formatter: (value) => plot.rows[value], interval: plot.rows.length > 60 ? "auto" : 0 },
       };
       option.visualMap = {
+        seriesIndex: 1,
         type: "continuous", min: least, max: most, orient: "horizontal", left: 0, top: 2, itemWidth: 14, itemHeight: Math.min(180, width / 3), calculable: false,
         text: [inFull(plot.value, most), `${plot.value.name}:  ${inFull(plot.value, least)}`], textStyle: text(), inRange: { color: ["cold", "warm", "hot"].map(color) },
         formatter: (value) => inFull(plot.value, value), hoverLink: false,
@@ -488,7 +490,16 @@ const plots = (() => {
         ...option.tooltip, trigger: "item",
         formatter: ({ value: [x, y, value] }) => tip(plot.rows[y], [[plot.x.name, plot.column_names[x] || inFull(plot.x, plot.columns[x])], [plot.value.name, inFull(plot.value, value)]]),
       };
+      // What is not known is crossed out: a pale cell is one of which it is known that there is little.
+      const unknown = plot.cells.flatMap((row, y) => row.map((value, x) => [x, y, value])).filter(([, , value]) => value == null);
       option.series = [{
+        type: "custom", silent: true, tooltip: { show: false }, z: 1, data: unknown.length > 3000 ? [] : unknown.map(([x, y]) => [x, y, 0]), encode: { x: 0, y: 1 },
+        renderItem: (params, api) => {
+          const [x, y] = api.coord([api.value(0), api.value(1)]);
+          const [width, height] = api.size([1, 1]).map((length) => length * 0.3);
+          return { type: "line", shape: { x1: x - width, y1: y + height, x2: x + width, y2: y - height }, style: { stroke: color("soft"), lineWidth: 1, opacity: 0.6 } };
+        },
+      }, {
         type: "heatmap", data: cells, progressive: 0,
         itemStyle: { borderColor: color("card"), borderWidth: plot.columns.length > 40 || plot.rows.length > 40 ? 0.5 : 1.5 },
         emphasis: { itemStyle: { borderColor: color("ink"), borderWidth: 2 } },
@@ -502,10 +513,15 @@ const plots = (() => {
       const most = totals.map((total) => inFull(plot.value, total)).sort((a, b) => wide(b) - wide(a))[0] || "";
       const option = base(plot, 8);
       option.grid.right = Math.ceil(wide(most)) + 14;
-      option.xAxis = side(plot.value, { name: titled(plot.value), nameLocation: "middle", nameGap: 26, min: 0 });
+      const narrow = width < 480;
+      // Few ticks that all find room, rather than many of which every other one is left out.
+      option.xAxis = side(plot.value, { name: titled(plot.value), nameLocation: "middle", nameGap: 26, min: 0, splitNumber: narrow ? 2 : 5 });
+      // Names have two lines where there is little room beside and enough between the bars.
+      const lines = narrow && plot.names.length <= 12;
+      const name = (value) => echarts.format.truncateText(plot.names[value], lines ? 170 : 190, text(12).fontSize + "px " + font, "…");
       option.yAxis = {
         type: "category", data: plot.names.map((_, at) => String(at)), inverse: true, axisTick: { show: false }, axisLine: { lineStyle: { color: color("rule") } },
-        axisLabel: { ...text(12, "ink"), width: width < 480 ? 90 : 190, overflow: "truncate", formatter: (value) => plot.names[value], interval: 0 },
+        axisLabel: { ...text(12, "ink"), width: narrow ? 90 : 190, overflow: lines ? "break" : "truncate", lineHeight: 14, formatter: name, interval: 0 },
       };
       option.tooltip = {
         ...option.tooltip, trigger: "axis", axisPointer: { type: "shadow", shadowStyle: { color: faded("soft", 0.12) } },

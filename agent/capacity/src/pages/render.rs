@@ -26,6 +26,8 @@ const WHOLE: usize = 20;
 const WARNINGS: usize = 5;
 /// Cells of no more characters are not broken: dates, names.
 const SHORT: usize = 18;
+/// Longer words are cut in headings and tables: Kubernetes has names of 253 characters.
+const LONGEST_WORD: usize = 63;
 /// A table with more columns has no room beside its plot.
 const BESIDE: usize = 4;
 /// Nor one whose widest cells have more characters together.
@@ -131,7 +133,7 @@ fn head(html: &mut String, page: &Page) {
         html,
         "<div class=\"head\"><h1>{}</h1>\n<p class=\"sub\">{}</p>\n<p class=\"when\">As of <time datetime=\"{}\">{} UTC</time></p></div>\n\
          <noscript><p class=\"hint\">Plots are drawn by a script; the tables have the same numbers.</p></noscript>\n",
-        escaped(&page.title),
+        escaped(&readable(&page.title)),
         escaped(&page.subtitle),
         at.strftime("%Y-%m-%dT%H:%M:%SZ"),
         at.strftime("%-d %B %Y, %H:%M"),
@@ -175,8 +177,12 @@ fn facts(html: &mut String, facts: &[Fact]) {
         } else {
             ("", "")
         };
-        let _ =
-            write!(html, "<div{class}><dt>{mark}{}</dt><dd>{}", escaped(&fact.label), escaped(&fact.value));
+        let _ = write!(
+            html,
+            "<div{class}><dt>{mark}{}</dt><dd>{}",
+            escaped(&readable(&fact.label)),
+            escaped(&fact.value)
+        );
         if !fact.detail.is_empty() {
             let _ = write!(html, "<span class=\"detail\">{}</span>", escaped(&fact.detail));
         }
@@ -192,7 +198,7 @@ fn contents(html: &mut String, sections: &[Section]) {
     html.push_str("<nav class=\"contents\" aria-label=\"On this page\"><ol>");
     for (index, section) in sections.iter().enumerate() {
         let name = if section.name.is_empty() { &section.heading } else { &section.name };
-        let _ = write!(html, "<li><a href=\"#s{}\">{}</a></li>", index + 1, escaped(name));
+        let _ = write!(html, "<li><a href=\"#s{}\">{}</a></li>", index + 1, escaped(&readable(name)));
     }
     html.push_str("</ol></nav>\n");
 }
@@ -201,7 +207,7 @@ fn section(html: &mut String, number: usize, section: &Section) {
     let _ = write!(
         html,
         "<section id=\"s{number}\" aria-labelledby=\"h{number}\">\n<h2 id=\"h{number}\">{}</h2>\n",
-        escaped(&section.heading)
+        escaped(&readable(&section.heading))
     );
     for text in &section.text {
         let _ = writeln!(html, "<p>{}</p>", escaped(text));
@@ -287,12 +293,18 @@ fn table(html: &mut String, number: usize, heading: &str, table: &Table, columns
         html.push_str("<tr>");
         for (at, &column) in columns.iter().enumerate() {
             let cell = row.get(column).map_or("", String::as_str);
-            let cell = escaped(&if table.columns[column].right { grouped(cell) } else { cell.to_owned() });
+            let full = if shortened(cell).is_some() {
+                format!(" title=\"{}\"", escaped(cell))
+            } else {
+                String::new()
+            };
+            let cell = if table.columns[column].right { grouped(cell) } else { cell.to_owned() };
+            let cell = escaped(&shortened(&cell).unwrap_or(cell));
             // The first column names the row.
             let _ = if at == 0 && !table.columns[column].right {
-                write!(html, "<th scope=\"row\"{}>{cell}</th>", classes[column])
+                write!(html, "<th scope=\"row\"{}{full}>{cell}</th>", classes[column])
             } else {
-                write!(html, "<td{}>{cell}</td>", classes[column])
+                write!(html, "<td{}{full}>{cell}</td>", classes[column])
             };
         }
         html.push_str("</tr>\n");
@@ -305,6 +317,28 @@ fn table(html: &mut String, number: usize, heading: &str, table: &Table, columns
         let _ = write!(html, "<p class=\"more\">{more} more rows: <code>-o csv</code> has all of them.</p>");
     }
     html.push_str("</div>\n");
+}
+
+/// Text whose words are too long to be read, with each of them cut in its middle; `None`: it has none.
+fn shortened(text: &str) -> Option<String> {
+    let long = |word: &str| word.chars().count() > LONGEST_WORD;
+    if !text.split(' ').any(long) {
+        return None;
+    }
+    let cut = |word: &str| {
+        let count = word.chars().count();
+        if count <= LONGEST_WORD {
+            return word.to_owned();
+        }
+        let (head, tail) = (LONGEST_WORD * 2 / 3, LONGEST_WORD / 3);
+        let end: String = word.chars().skip(count - tail).collect();
+        word.chars().take(head).chain(['…']).collect::<String>() + &end
+    };
+    Some(text.split(' ').map(cut).collect::<Vec<_>>().join(" "))
+}
+
+fn readable(text: &str) -> String {
+    shortened(text).unwrap_or_else(|| text.to_owned())
 }
 
 /// A number whose digits are many, with its thousands set apart; any other text as it is.

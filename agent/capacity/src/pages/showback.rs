@@ -1,9 +1,11 @@
 //! Who pays for a period, as a page: by owner, owned and rented apart, and what nobody held.
 
+use std::collections::BTreeMap;
+
 use jiff::{Timestamp, civil::Date};
 
 use super::{
-    history::{day, readable},
+    history::{day, readable, seen},
     model::{Axis, Bars, Drawing, Fact, Page, Part, Plot, Role, Section, Unit},
 };
 use crate::{
@@ -59,6 +61,9 @@ fn title(found: &Showback) -> String {
     let cost = amount(found, found.total.cost);
     let month = format!("{}-01", found.period).parse::<Date>();
     let period = month.map_or_else(|_| found.period.clone(), |month| month.strftime("%B %Y").to_string());
+    if found.seen.seen_share <= 0.0 {
+        return format!("Nothing of {period} was recorded");
+    }
     match unheld(found) {
         idle if idle > 0.0 => {
             format!("{period} cost {cost}, {} of it for GPUs that nobody held", of_all(found, idle))
@@ -84,8 +89,17 @@ fn by_pool(found: &Showback) -> Section {
             part.cost.map_or_else(|| "no price".to_owned(), |cost| number(cost, 2)),
         ]
     });
+    let mut pools: BTreeMap<&str, f64> = BTreeMap::new();
+    for part in found.lines.iter().flat_map(|line| &line.parts) {
+        *pools.entry(&part.pool).or_default() += part.cost.unwrap_or_default();
+    }
+    let dearest = pools.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).filter(|(_, cost)| *cost > 0.0);
     Section {
-        heading: "By pool".to_owned(),
+        name: "By pool".to_owned(),
+        heading: match dearest {
+            Some((pool, cost)) => format!("{pool} costs most: {}", amount(found, cost)),
+            None => "No pool cost anything".to_owned(),
+        },
         table: Table {
             title: format!("GPU-hours, and cost in {}", found.currency),
             columns: vec![
@@ -128,7 +142,7 @@ fn facts(found: &Showback) -> Vec<Fact> {
     facts.push(
         Fact::new(
             "Recorded",
-            percent(found.seen.seen_share),
+            seen(found.seen.seen_share),
             if found.seen.gaps.is_empty() {
                 "of the period".to_owned()
             } else {

@@ -3,11 +3,14 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::model::{
-    Axis, Bars, Distribution, Drawing, Fact, Heat, Lines, Mark, Page, Part, Plot, Role, Section, Series, Unit,
+use super::{
+    fragmentation::{Map, Spell},
+    model::{
+        Axis, Bars, Distribution, Drawing, Fact, Lines, Mark, Page, Part, Plot, Role, Section, Series, Unit,
+    },
 };
 use crate::{
-    optimize::words::{money, number, percent, time},
+    optimize::words::{money, number, percent, time, unit},
     output::{Column, Table},
     simulate::{Point, Simulation, Waits},
 };
@@ -28,11 +31,12 @@ pub fn page(found: &Simulation, subject: &str, warnings: &[String], generated_at
     Page {
         title: title(found),
         subtitle: format!(
-            "Simulation of {subject}: {} jobs over {} on {} machines with {} GPUs",
+            "Simulation of {subject}: {} jobs over {} on {} machines with {} GPUs{}",
             count(found.jobs.submitted),
             time(found.span_s),
             count(found.machines),
-            count(found.dedicated_gpus)
+            count(found.dedicated_gpus),
+            unit(&found.cost.currency)
         ),
         generated_at,
         facts: facts(found),
@@ -59,27 +63,54 @@ fn title(found: &Simulation) -> String {
     format!("{cost}, and {waits}")
 }
 
+/// A mean with its standard error, where that is known and is any.
+fn sure(mean: f64, error: Option<f64>, text: impl Fn(f64) -> String) -> String {
+    match error {
+        Some(error) if error > 0.0 => format!("{} ± {}", text(mean), text(error)),
+        _ => text(mean),
+    }
+}
+
+/// A standard error before more that is said of a number.
+fn beside(error: Option<f64>, text: impl Fn(f64) -> String) -> String {
+    error.filter(|error| *error > 0.0).map_or_else(String::new, |error| format!("± {}; ", text(error)))
+}
+
+fn cents(amount: f64) -> String {
+    number(amount, 2)
+}
+
 fn facts(found: &Simulation) -> Vec<Fact> {
-    let (cost, jobs) = (&found.cost, &found.jobs);
+    let (cost, jobs, spilled) = (&found.cost, &found.jobs, &found.spilled);
     let mut facts = vec![
         Fact::new(
             "It costs",
             money(cost.total_per_hour, &cost.currency),
             format!(
-                "{} owned, {} rented",
-                number(cost.dedicated_per_hour, 2),
-                number(cost.serverless_per_hour, 2)
+                "{}{} owned, {} rented",
+                beside(cost.total_per_hour_error, cents),
+                cents(cost.dedicated_per_hour),
+                cents(cost.serverless_per_hour)
             ),
         ),
         Fact::new(
             "Jobs wait",
             time(found.wait.mean_s),
-            format!("on average; p95 {}, longest {}", time(found.wait.p95_s), time(found.wait.max_s)),
+            format!(
+                "{}on average; p95 {}, longest {}",
+                beside(found.wait.mean_error_s, time),
+                time(found.wait.p95_s),
+                time(found.wait.max_s)
+            ),
         ),
         Fact::new(
             "Spilled",
-            percent(found.spilled.gpu_hours_share),
-            format!("of GPU-hours, {} of jobs", percent(found.spilled.jobs_share)),
+            percent(spilled.gpu_hours_share),
+            format!(
+                "{}of GPU-hours, {} of jobs",
+                beside(spilled.gpu_hours_share_error, percent),
+                sure(spilled.jobs_share, spilled.jobs_share_error, percent)
+            ),
         ),
         Fact::new(
             "Dedicated GPUs used",
@@ -217,7 +248,11 @@ fn waits(found: &Simulation) -> Section {
                 Column::number("THOSE THAT WAITED"),
             ],
             rows: vec![
-                row("mean", |waits| waits.mean_s),
+                vec![
+                    "mean".to_owned(),
+                    sure(found.wait.mean_s, found.wait.mean_error_s, time),
+                    sure(found.waited.mean_s, found.waited.mean_error_s, time),
+                ],
                 row("median", |waits| waits.p50_s),
                 row("p90", |waits| waits.p90_s),
                 row("p95", |waits| waits.p95_s),
@@ -229,66 +264,32 @@ fn waits(found: &Simulation) -> Section {
     }
 }
 
-/// Lengths of a row of the heat map, and of its columns: the first with no more than so many rows is taken.
-const GRIDS: [(f64, f64); 6] = [
-    (3600.0, 150.0),
-    (6.0 * 3600.0, 900.0),
-    (86_400.0, 3600.0),
-    (7.0 * 86_400.0, 6.0 * 3600.0),
-    (28.0 * 86_400.0, 86_400.0),
-    (364.0 * 86_400.0, 14.0 * 86_400.0),
-];
-const GRID_ROWS: f64 = 40.0;
-
 fn fragmentation(found: &Simulation) -> Option<Section> {
     let points = &found.over_time;
     if found.dedicated_gpus == 0 || points.len() < 2 {
         return None;
     }
-    let (row_s, tile_s) = GRIDS
-        .into_iter()
-        .find(|(row_s, _)| found.span_s / row_s <= GRID_ROWS)
-        .unwrap_or(GRIDS[GRIDS.len() - 1]);
-    let (height, width) = (whole((found.span_s / row_s).ceil().max(1.0)), whole((row_s / tile_s).round()));
     #[expect(clippy::cast_precision_loss, reason = "GPUs")]
     let share = |point: &Point| 100.0 * point.fragmented_gpus / found.dedicated_gpus as f64;
-    let mut sums = vec![vec![(0.0, 0.0); width]; height];
-    for (at, point) in points.iter().enumerate() {
-        // A point tells of the time up to the next: of every cell that it reaches into.
-        let until = points.get(at + 1).map_or(point.at_s + tile_s, |next| next.at_s);
-        let (first, last) =
-            (whole(point.at_s / tile_s), whole(((until - 1e-9) / tile_s).max(point.at_s / tile_s)));
-        for cell in first..=last {
-            if let Some((sum, seen)) = sums.get_mut(cell / width).and_then(|row| row.get_mut(cell % width)) {
-                *sum += share(point);
-                *seen += 1.0;
-            }
-        }
-    }
-    let cells: Vec<Vec<Option<f64>>> = sums
-        .iter()
-        .map(|row| row.iter().map(|&(sum, seen)| (seen > 0.0).then(|| sum / seen)).collect())
-        .collect();
-    let names: Vec<String> = (0..height).map(|row| format!("from {}", time(index(row) * row_s))).collect();
-    let table_rows = cells.chunks(cells.len().div_ceil(ROWS).max(1)).enumerate().map(|(at, part)| {
-        let known: Vec<f64> = part.iter().flatten().flatten().copied().collect();
-        let mean = known.iter().sum::<f64>() / index(known.len()).max(1.0);
-        let most = known.iter().copied().fold(0.0, f64::max);
-        vec![
-            names[at * cells.len().div_ceil(ROWS).max(1)].clone(),
-            percent(mean / 100.0),
-            percent(most / 100.0),
-        ]
+    // A point tells of the time up to the next.
+    let ends = points.iter().skip(1).map(|point| point.at_s).chain([found.span_s]);
+    let spells = points.iter().zip(ends).map(|(point, until_s)| Spell {
+        from_s: point.at_s,
+        until_s,
+        percent: share(point),
     });
-    let table_rows: Vec<_> = table_rows.collect();
-    let most = cells.iter().flatten().flatten().copied().fold(0.0, f64::max);
-    if most <= 0.0 {
+    let map = Map::of(spells, 0.0, found.span_s);
+    if map.most() <= 0.0 {
         return Some(Section {
             name: "Fragmentation".to_owned(),
             heading: "No free GPU was ever of no use".to_owned(),
             ..Section::default()
         });
     }
+    let caption = format!(
+        "Share of the dedicated GPUs that is free but fragmented: a row is {}, and the darkest is the most.",
+        map.row()
+    );
     Some(Section {
         name: "Fragmentation".to_owned(),
         heading: format!(
@@ -298,37 +299,10 @@ fn fragmentation(found: &Simulation) -> Option<Section> {
         text: vec![
             "GPUs that are free where the job that comes next can't use them: too few on one machine, or without the CPU and memory beside them.".to_owned(),
         ],
-        plot: Some(Plot {
-            caption: format!(
-                "Share of the dedicated GPUs that is free but fragmented: a row is {}, and the darkest is the most.",
-                time(row_s)
-            ),
-            drawing: Drawing::Heat(Heat {
-                x: Axis::new(format!("Within {}", time(row_s)), Unit::Duration),
-                columns: (0..width).map(|column| index(column) * tile_s).collect(),
-                column_names: Vec::new(),
-                rows: names.clone(),
-                value: Axis::new("Fragmented", Unit::Percent),
-                cells: cells.clone(),
-            }),
-        }),
-        table: Table {
-            title: "Share of the dedicated GPUs".to_owned(),
-            columns: vec![Column::text("TIME"), Column::number("MEAN"), Column::number("MOST")],
-            rows: table_rows,
-        },
+        plot: Some(map.plot(caption, time)),
+        table: map.table("Share of the dedicated GPUs", time),
         ..Section::default()
     })
-}
-
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small and positive")]
-fn whole(value: f64) -> usize {
-    value.max(0.0) as usize
-}
-
-#[expect(clippy::cast_precision_loss, reason = "small")]
-fn index(value: usize) -> f64 {
-    value as f64
 }
 
 fn cost(found: &Simulation) -> Section {
@@ -339,8 +313,17 @@ fn cost(found: &Simulation) -> Section {
         (vec![cost.dedicated_per_hour], vec![cost.serverless_per_hour], vec![0.0]);
     let mut rows = vec![
         vec!["dedicated".to_owned(), number(cost.dedicated_per_hour, 2), number(cost.dedicated, 2)],
-        vec!["serverless".to_owned(), number(cost.serverless_per_hour, 2), number(cost.serverless, 2)],
-        vec!["in all".to_owned(), number(cost.total_per_hour, 2), number(cost.total, 2)],
+        // What is owned costs what it costs: all that is unsure is what is rented.
+        vec![
+            "serverless".to_owned(),
+            sure(cost.serverless_per_hour, cost.total_per_hour_error, cents),
+            cents(cost.serverless),
+        ],
+        vec![
+            "in all".to_owned(),
+            sure(cost.total_per_hour, cost.total_per_hour_error, cents),
+            cents(cost.total),
+        ],
     ];
     let mut least = |name: &str, amount: f64| {
         names.push(name.to_owned());
@@ -366,8 +349,9 @@ fn cost(found: &Simulation) -> Section {
             "It costs nothing".to_owned()
         },
         text: vec![format!(
-            "An hour of work of one GPU costs {}.",
-            money(cost.per_gpu_hour_of_work, &cost.currency).trim_end_matches("/h")
+            "An hour of work of one GPU costs {} {}.",
+            sure(cost.per_gpu_hour_of_work, cost.per_gpu_hour_of_work_error, cents),
+            cost.currency
         )],
         plot: Some(Plot {
             caption: "Cost per hour of this pool with this policy, and the least that others with the same machines could cost: no policy is below its bound.".to_owned(),
@@ -394,7 +378,7 @@ fn worst(found: &Simulation) -> Section {
     let rows = found.worst.iter().map(|job| {
         vec![
             job.line.to_string(),
-            job.owner.to_string(),
+            if job.owner.is_empty() { "(none)".to_owned() } else { job.owner.to_string() },
             number(job.gpus, if job.gpus.fract() == 0.0 { 0 } else { 2 }),
             time(job.submit_s),
             time(job.wait_s),
@@ -427,22 +411,24 @@ fn worst(found: &Simulation) -> Section {
 
 fn policy(found: &Simulation) -> Section {
     let value = serde_json::to_value(&found.policy).unwrap_or_default();
-    let word = |value: &Value| match value {
-        Value::String(text) => text.clone(),
-        Value::Null => "–".to_owned(),
-        other => other.to_string(),
-    };
     let mut rows: Vec<Vec<String>> = value
         .as_object()
         .into_iter()
         .flatten()
-        .map(|(name, value)| vec![name.clone(), word(value)])
+        .map(|(name, value)| {
+            let (name, is_time) = name.strip_suffix("_s").map_or((name.as_str(), false), |name| (name, true));
+            let value = match value.as_f64() {
+                Some(seconds) if is_time => time(seconds),
+                _ => word(value),
+            };
+            vec![name.replace('_', " "), value]
+        })
         .collect();
     rows.push(vec!["seed".to_owned(), found.seed.to_string()]);
     Section {
         heading: "What was simulated".to_owned(),
         text: vec![
-            "The words are those of the command line; the same seed gives the same result again.".to_owned(),
+            "The words are those of the command line; the same seed gives the same result again. What stands behind ± is one standard error: how far the mean of another such time may be off; twice that holds it 19 times in 20.".to_owned(),
         ],
         table: Table {
             title: String::new(),
@@ -450,5 +436,18 @@ fn policy(found: &Simulation) -> Section {
             rows,
         },
         ..Section::default()
+    }
+}
+
+/// A value of a policy as people write it.
+fn word(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "none".to_owned(),
+        Value::Array(values) if values.is_empty() => "none".to_owned(),
+        Value::Array(values) => values.iter().map(word).collect::<Vec<_>>().join(", "),
+        Value::Object(fields) => fields.values().map(word).collect::<Vec<_>>().join("="),
+        Value::Number(number) => number.to_string().trim_end_matches(".0").to_owned(),
+        Value::Bool(yes) => if *yes { "yes" } else { "no" }.to_owned(),
     }
 }

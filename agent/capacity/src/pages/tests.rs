@@ -10,7 +10,7 @@ use super::{
 use crate::{
     demand,
     job::{Demand, Job, Request},
-    optimize::{Question, Shape},
+    optimize::{Flat, Later, Objective, Question, Search, Shape, Trial},
     policy::{Burst, Policy},
     pool::Pool,
     price::{Currency, Rates},
@@ -117,6 +117,100 @@ fn an_optimisation_of_next_to_nothing() {
     }
 }
 
+/// What was tried on machines of eight: who waits for ever, and who bursts after ten minutes.
+fn tried() -> Vec<Trial> {
+    let trial = |machines: u32, burst, per_hour, wait_p95_s| Trial {
+        machines,
+        gpus: machines * 8,
+        kinds: Vec::new(),
+        burst,
+        wait_s: if burst == Burst::Wait { 600.0 } else { 0.0 },
+        per_hour,
+        owned_per_hour: f64::from(machines) * 8.0,
+        wait_mean_s: wait_p95_s / 4.0,
+        wait_p95_s,
+        rented_share: 0.125,
+        utilisation: 0.7,
+        not_run_share: 0.0,
+        outcomes: Vec::new(),
+    };
+    vec![
+        trial(2, Burst::AllWait, 16.0, 90_000.0),
+        trial(4, Burst::AllWait, 32.0, 1200.0),
+        trial(2, Burst::Wait, 40.0, 600.0),
+        trial(3, Burst::Wait, 30.0, 540.0),
+        trial(4, Burst::Wait, 35.0, 300.0),
+    ]
+}
+
+#[test]
+fn a_search_by_replaying_jobs() {
+    let samples = (2..40_u32).map(|line| {
+        Ok(Demand { line: u64::from(line), at_s: 3600.0 * f64::from(line), gpus: f64::from(line % 30) })
+    });
+    let series = demand::Series::collect::<demand::Error>(samples).unwrap();
+    let mut found = crate::optimize::optimize(series, &Question::default()).unwrap();
+    let trials = tried();
+    let [_, _, _, best, last] = trials.as_slice() else { panic!("five trials") };
+    let search = Search {
+        objective: Objective::CostWithinWait { wait_p95_s: 1200.0 },
+        exact: true,
+        best: Some(best.clone()),
+        flat: Some(Flat { within: 0.01, from_gpus: 24, to_gpus: 32 }),
+        stays_best: None,
+        interval: None,
+        later: Some(Later {
+            advised: best.clone(),
+            turned_out: best.clone(),
+            best: last.clone(),
+            regret: 0.07,
+        }),
+        today: Some(last.clone()),
+        trials,
+    };
+    "c_d".clone_into(&mut found.currency);
+    found.search = Some(search.clone());
+    let page = optimize::page(&found, "jobs.csv", at());
+    checked("optimize-search", &page);
+    assert_eq!(page.title, "Own 24 GPUs and let jobs wait: 30.00 c_d/h, and 95 % of jobs start within 9 min");
+    assert!(page.subtitle.ends_with("c_d is what a dedicated GPU costs for an hour"), "{}", page.subtitle);
+    let section = &page.sections[0];
+    assert_eq!(section.heading, "The least cost at which 95 % of jobs start within 20 min: 24 GPUs");
+    assert_eq!(
+        section.text,
+        [
+            "Advised on the first half of the time, 24 GPUs cost 30.00 c_d/h in the second: 7 % more than the best there, 32 GPUs; 95 % of its jobs started within 9 min."
+        ]
+    );
+    let Some(Drawing::Curve(curve)) = section.plot.as_ref().map(|plot| &plot.drawing) else {
+        panic!("no curve");
+    };
+    let lines: Vec<_> =
+        curve.series.iter().map(|line| (line.name.as_str(), line.points.as_slice())).collect();
+    assert_eq!(
+        lines,
+        [
+            // Two machines don't keep to the limit: the line has a gap there.
+            ("burst all-wait", &[(16.0, None), (32.0, Some(32.0))][..]),
+            ("burst wait", &[(16.0, Some(40.0)), (24.0, Some(30.0)), (32.0, Some(35.0))]),
+        ]
+    );
+    let marks: Vec<_> = curve.marks.iter().map(|mark| (mark.label.as_str(), mark.main)).collect();
+    assert_eq!(marks, [("best: 24", true), ("today: 32", false)]);
+    // What is cheapest of all and keeps nobody's limit comes last.
+    let rows: Vec<_> =
+        section.table.rows.iter().map(|row| [0, 1, 2, 3, 7].map(|at| row[at].as_str())).collect();
+    assert_eq!(rows[0], ["24", "wait", "10 min", "30.00", "yes"]);
+    assert_eq!(rows[4], ["16", "all-wait", "–", "16.00", "no"]);
+
+    // Nothing that was tried keeps to the limit: there is no plot, and the page still tells what was tried.
+    found.search = Some(Search { best: None, flat: None, today: None, later: None, ..search });
+    let page = optimize::page(&found, "jobs.csv", at());
+    checked("optimize-search-nothing", &page);
+    assert!(page.sections[0].heading.ends_with("nothing that was tried"), "{}", page.sections[0].heading);
+    assert!(page.sections[0].plot.is_none() && page.sections[0].table.rows.len() == 5);
+}
+
 fn replayed(jobs: u32, gpus: u32, burst: Burst) -> Simulation {
     let jobs = (0..jobs).map(|job| {
         let day = (f64::from(job) / 200.0).sin();
@@ -151,6 +245,16 @@ fn a_simulation() {
     assert_eq!(page.sections.iter().filter(|section| section.plot.is_some()).count(), 4);
     assert!(html.contains("&lt;/script&gt;&lt;img") && html.contains("are free, but of no use"));
     assert!(html.contains("3 rows were left out"));
+    // How sure it is stands beside each mean, and a policy is told in words.
+    assert!(page.facts[1].detail.starts_with("± "), "{}", page.facts[1].detail);
+    let mean = &page.sections[1].table.rows[0];
+    assert!(mean[1].contains(" ± ") && mean[2].contains(" ± "), "{mean:?}");
+    let policy = &page.sections.last().unwrap().table.rows;
+    let of = |name: &str| policy.iter().find(|row| row[0] == name).map(|row| row[1].as_str());
+    assert_eq!(
+        (of("wait"), of("cold start"), of("burst by namespace")),
+        (Some("30 min"), Some("0 s"), Some("none"))
+    );
 }
 
 #[test]

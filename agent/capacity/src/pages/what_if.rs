@@ -6,7 +6,7 @@ use super::model::{
     Axis, Bars, Curve, Distribution, Drawing, Fact, Mark, Page, Part, Plot, Role, Section, Series, Unit,
 };
 use crate::{
-    optimize::words::{money, number, percent, time},
+    optimize::words::{money, number, percent, time, unit},
     output::{Column, Table},
     what_if::{Side, Wait, WhatIf},
 };
@@ -21,7 +21,11 @@ pub fn page(found: &WhatIf, subject: &str, generated_at: Timestamp) -> Page {
     sections.extend(curves(found));
     Page {
         title: title(found),
-        subtitle: format!("What if {}? {subject}, before and after", found.changes.join(", ")),
+        subtitle: format!(
+            "What if {}? {subject}, before and after{}",
+            found.changes.join(", "),
+            unit(&found.currency)
+        ),
         generated_at,
         facts: facts(found),
         warnings: found.warnings.clone(),
@@ -59,8 +63,10 @@ fn waiting(was: &Wait, is: &Wait) -> String {
         format!("95 % of jobs start within {} instead of {}", p95.0, p95.1)
     } else if mean.0 != mean.1 {
         format!("jobs wait {} on average instead of {}", mean.0, mean.1)
-    } else {
+    } else if is.mean_s > 0.0 {
         format!("jobs wait {} on average as now", mean.0)
+    } else {
+        "no job waits, as now".to_owned()
     }
 }
 
@@ -145,7 +151,10 @@ fn waits(found: &WhatIf) -> Option<Section> {
         Series::new(name, role, points.collect())
     };
     let row = |name: &str, was_s: f64, is_s: f64| vec![name.to_owned(), time(was_s), time(is_s)];
-    let drawn = !found.before.wait_curve.is_empty() && !found.after.wait_curve.is_empty();
+    // Where nobody waits there is nothing to see.
+    let drawn = was.mean_s + is.mean_s > 0.0
+        && !found.before.wait_curve.is_empty()
+        && !found.after.wait_curve.is_empty();
     Some(Section {
         name: "How long jobs wait".to_owned(),
         heading: format!("With that, {}", waiting(&was, &is)),

@@ -153,12 +153,11 @@ fn failure(kind: Option<&str>, message: Option<&str>) -> String {
     if words.is_empty() { "it failed and does not say why".to_owned() } else { short(&words.join(": ")) }
 }
 
-/// What an answer with an error says; nothing where it isn't Prometheus' own.
+/// What an answer with an error says; nothing where it isn't Prometheus' own: the API server's have a status, too.
 pub fn error(bytes: &[u8]) -> Option<String> {
-    match open::<IgnoredAny>(bytes) {
-        Err(Refusal::Failed(message)) => Some(message),
-        _ => None,
-    }
+    let envelope: Envelope<'_, IgnoredAny> = serde_json::from_slice(bytes).ok()?;
+    let failed = envelope.status == "error";
+    failed.then(|| failure(envelope.error_type.as_deref(), envelope.error.as_deref()))
 }
 
 /// The series of an answer.

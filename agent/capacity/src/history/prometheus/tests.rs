@@ -21,7 +21,7 @@ use axum::{
 use super::{
     Error, Kind, Query, Range, Told,
     answer::{Refusal, matrix},
-    ask, own,
+    ask, own, reach,
     transport::{Credentials, Limits, Transport},
 };
 use crate::history::What;
@@ -115,6 +115,14 @@ fn no_query_has_too_many_points() {
     assert_eq!(Range::of(10, 50, 60).parts(10).count(), 0);
 }
 
+const LIMITS: Limits = Limits {
+    time: Duration::from_secs(5),
+    bytes: 100_000,
+    wait: Duration::from_millis(1),
+    greeting: Duration::from_secs(5),
+    patience: Duration::from_secs(5),
+};
+
 /// A server whose answers a function makes, of the parameters, the headers, and how many came before.
 struct Server {
     address: String,
@@ -132,8 +140,10 @@ impl Server {
                             headers: HeaderMap| async move {
             answering(&parameters, &headers, asked.fetch_add(1, Ordering::Relaxed))
         };
-        let router =
-            Router::new().route("/prefix/api/v1/query_range", get(handler)).with_state(asked.clone());
+        let router = Router::new()
+            .route("/prefix/api/v1/query", get(handler))
+            .route("/prefix/api/v1/query_range", get(handler))
+            .with_state(asked.clone());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}/prefix/", listener.local_addr().unwrap());
         let mut tasks = tokio::task::JoinSet::new();
@@ -141,10 +151,22 @@ impl Server {
         Self { address, asked, _tasks: tasks }
     }
 
-    async fn ask(&self, until_s: i64, credentials: &Credentials<'_>) -> Result<Told, Error> {
+    fn transport(&self, credentials: &Credentials<'_>) -> Result<Transport, Error> {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let limits = Limits { time: Duration::from_secs(5), bytes: 100_000, wait: Duration::from_millis(1) };
-        let transport = Transport::http(&self.address, credentials)?.within(limits);
+        Ok(Transport::http(&self.address, credentials)?.within(LIMITS))
+    }
+
+    async fn ask(&self, until_s: i64, credentials: &Credentials<'_>) -> Result<Told, Error> {
+        self.ask_within(LIMITS, until_s, credentials).await
+    }
+
+    async fn ask_within(
+        &self,
+        limits: Limits,
+        until_s: i64,
+        credentials: &Credentials<'_>,
+    ) -> Result<Told, Error> {
+        let transport = self.transport(credentials)?.within(limits);
         ask(&transport, &own("sum by (namespace) (gpus)"), Range::of(0, until_s, 60), &|_| {}).await
     }
 
@@ -206,6 +228,86 @@ async fn a_part_that_can_not_be_had_is_a_gap_and_told() {
         told.warnings
     );
     assert!(told.warnings[0].contains("unavailable: store is down"), "{:?}", told.warnings);
+}
+
+/// As the API server answers for a service without a pod.
+fn no_endpoints() -> Response {
+    let why = r#"{"kind":"Status","status":"Failure","message":"no endpoints available for service \"prometheus\"","reason":"ServiceUnavailable","code":503}"#;
+    (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
+}
+
+/// Headers, and then nothing more.
+fn stalled() -> Response {
+    Response::new(Body::from_stream(futures::stream::pending::<Result<Vec<u8>, std::io::Error>>()))
+}
+
+#[tokio::test]
+async fn who_is_replaced_is_waited_for() {
+    let server = Server::new(|parameters, _, before| match before {
+        0 | 8.. => ok(ones(parameters)),
+        _ => no_endpoints(),
+    })
+    .await;
+    let told = server.ask(60 * 4000, &Credentials::default()).await.unwrap();
+    assert_eq!((seconds(&told), server.asked()), ((240_000, 240_000), 9));
+    assert!(told.warnings.is_empty(), "{:?}", told.warnings);
+}
+
+#[tokio::test]
+async fn who_does_not_come_back_is_given_up_once() {
+    let server = Server::new(|parameters, _, before| match before {
+        0 => ok(ones(parameters)),
+        _ => no_endpoints(),
+    })
+    .await;
+    let limits = Limits { patience: Duration::from_millis(20), ..LIMITS };
+    let told = server.ask_within(limits, 60 * 100_000, &Credentials::default()).await.unwrap();
+    assert_eq!(seconds(&told), (120_000, 120_000));
+    assert_eq!(told.warnings.len(), 1, "{:?}", told.warnings);
+    assert!(
+        told.warnings[0].starts_with("1970-01-02T09:20:00Z to 1970-03-11T10:40:00Z is missing")
+            && told.warnings[0].contains("no endpoints available")
+            && server.asked() < 49,
+        "{:?} after {} questions",
+        told.warnings,
+        server.asked()
+    );
+}
+
+#[tokio::test]
+async fn who_says_nothing_is_told_from_what_takes_long() {
+    let quick = Limits { time: Duration::from_millis(20), greeting: Duration::from_millis(20), ..LIMITS };
+    let silent = Server::new(|_, _, _| stalled()).await;
+    let error = reach(&silent.transport(&Credentials::default()).unwrap().within(quick)).await.unwrap_err();
+    assert!(matches!(error, Error::Silent { .. }) && silent.asked() >= 2, "{error}");
+
+    // It lives, and whatever is asked takes too long.
+    let slow = Server::new(
+        |parameters, _, _| {
+            if parameters.contains_key("start") { stalled() } else { ok("{}".to_owned()) }
+        },
+    )
+    .await;
+    let limits = Limits { greeting: Duration::from_secs(5), ..quick };
+    reach(&slow.transport(&Credentials::default()).unwrap().within(limits)).await.unwrap();
+    let error = slow.ask_within(limits, 60 * 100_000, &Credentials::default()).await.unwrap_err();
+    let Error::Nothing { source, .. } = &error else { panic!("{error}") };
+    assert!(matches!(**source, Error::Slow { .. }), "{source}");
+    // Four halves of halves, each with a word to see who is there.
+    assert_eq!(slow.asked(), 1 + 2 * 4);
+}
+
+#[tokio::test]
+async fn what_prometheus_refuses_is_no_reason_not_to_ask() {
+    let server = Server::new(|_, _, _| {
+        let why = r#"{"status":"error","errorType":"unavailable","error":"starting up"}"#;
+        (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
+    })
+    .await;
+    reach(&server.transport(&Credentials::default()).unwrap()).await.unwrap();
+    let nobody = Transport::http("http://127.0.0.1:1/", &Credentials::default()).unwrap().within(LIMITS);
+    let error = reach(&nobody).await.unwrap_err();
+    assert!(matches!(error, Error::Away { .. }), "{error}");
 }
 
 #[tokio::test]

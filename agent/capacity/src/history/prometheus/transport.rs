@@ -20,11 +20,21 @@ pub struct Limits {
     pub bytes: usize,
     /// How long is waited before a query is asked again, doubled each time.
     pub wait: Duration,
+    /// How long a question that costs nothing may take: where there is no answer by then, nobody is there.
+    pub greeting: Duration,
+    /// How long somebody who was there, and is gone, is waited for.
+    pub patience: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { time: Duration::from_mins(1), bytes: 64 << 20, wait: Duration::from_millis(500) }
+        Self {
+            time: Duration::from_mins(1),
+            bytes: 64 << 20,
+            wait: Duration::from_millis(500),
+            greeting: Duration::from_secs(10),
+            patience: Duration::from_mins(2),
+        }
     }
 }
 
@@ -178,6 +188,15 @@ impl Transport {
         answer::values(&body).map_err(|source| self.refused(source))
     }
 
+    /// Asks something that costs nothing and that whatever speaks `PromQL` knows.
+    pub(super) async fn greet(&self) -> Result<(), Error> {
+        let limit = self.limits.greeting;
+        match tokio::time::timeout(limit, self.ask("/api/v1/query", &[("query", "1".to_owned())])).await {
+            Ok(answer) => answer.map(drop),
+            Err(_) => Err(Error::Silent { address: self.address.clone(), limit_s: limit.as_secs() }),
+        }
+    }
+
     fn refused(&self, source: Refusal) -> Error {
         Error::Garbage { address: self.address.clone(), source }
     }
@@ -239,10 +258,12 @@ impl Transport {
         if status.is_success() {
             return Ok(body);
         }
+        let own = answer::error(&body);
         Err(Error::Status {
             address: self.address.clone(),
             status: status.as_u16(),
-            message: message(status, &body),
+            own: own.is_some(),
+            message: own.unwrap_or_else(|| message(status, &body)),
             after,
         })
     }
@@ -256,14 +277,11 @@ impl Transport {
     }
 }
 
-/// The server's words: Prometheus' own, the API server's, else the first line.
+/// The words of whoever stands before Prometheus: the API server's, else the first line.
 fn message(status: StatusCode, body: &[u8]) -> String {
     #[derive(serde::Deserialize)]
     struct OfKubernetes {
         message: String,
-    }
-    if let Some(message) = answer::error(body) {
-        return message;
     }
     if let Ok(status) = serde_json::from_slice::<OfKubernetes>(body) {
         return answer::short(&status.message);

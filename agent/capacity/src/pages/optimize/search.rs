@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     optimize::{
-        Objective, Optimization, Search, Trial,
+        Later, Objective, Optimization, Search, Trial,
         words::{gpus, money, number, percent, time},
     },
     output::{Column, Table},
@@ -42,6 +42,13 @@ pub(super) fn facts(found: &Optimization, search: &Search, best: &Trial) -> Vec<
         Fact::new("Jobs wait", time(best.wait_mean_s), format!("on average; p95 {}", time(best.wait_p95_s))),
         Fact::new("Work that is rented", percent(best.rented_share), "of GPU-hours"),
     ];
+    if let Some(today) = &search.today {
+        facts.push(Fact::new(
+            "Today",
+            money(today.per_hour, &found.currency),
+            format!("with {}; p95 wait {}", gpus(today.gpus), time(today.wait_p95_s)),
+        ));
+    }
     if best.not_run_share > 0.0 {
         facts.push(Fact::new("Jobs that run nowhere", percent(best.not_run_share), "").alarming(true));
     }
@@ -66,29 +73,48 @@ fn burst(trial: &Trial) -> String {
     word.and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
+/// What the advice on the first half of the time was worth in the second.
+fn said_later(found: &Optimization, later: &Later) -> String {
+    let kept = if later.regret >= 0.0005 {
+        format!("{} more than the best there, {}", percent(later.regret), gpus(later.best.gpus))
+    } else {
+        "no more than the best there".to_owned()
+    };
+    format!(
+        "Advised on the first half of the time, {} cost {} in the second: {kept}; 95 % of its jobs started within {}.",
+        gpus(later.advised.gpus),
+        money(later.turned_out.per_hour, &found.currency),
+        time(later.turned_out.wait_p95_s)
+    )
+}
+
 pub(super) fn section(found: &Optimization, search: &Search) -> Section {
-    // Of each number of GPUs and way of bursting the cheapest.
-    let mut lines: BTreeMap<String, BTreeMap<u32, f64>> = BTreeMap::new();
-    let allowed = |trial: &&Trial| search.objective.allows(trial);
-    for trial in search.trials.iter().filter(allowed) {
-        let least = lines.entry(burst(trial)).or_default().entry(trial.gpus).or_insert(f64::INFINITY);
-        *least = least.min(trial.per_hour);
+    // Of each number of GPUs and way of bursting the cheapest; where none keeps to the limit the line has a gap.
+    let mut lines: BTreeMap<String, BTreeMap<u32, Option<f64>>> = BTreeMap::new();
+    let allowed = |trial: &Trial| search.objective.allows(trial);
+    for trial in &search.trials {
+        let least = lines.entry(burst(trial)).or_default().entry(trial.gpus).or_default();
+        if allowed(trial) {
+            *least = Some(least.map_or(trial.per_hour, |least| least.min(trial.per_hour)));
+        }
     }
+    lines.retain(|_, points| points.values().any(Option::is_some));
     let roles = [Role::Total, Role::Owned, Role::Rented, Role::Waiting, Role::Demand];
     let series = lines.iter().zip(roles.iter().cycle()).map(|((burst, points), role)| {
-        let points = points.iter().map(|(&gpus, &cost)| (f64::from(gpus), Some(cost)));
+        let points = points.iter().map(|(&gpus, &cost)| (f64::from(gpus), cost));
         Series::new(format!("burst {burst}"), *role, points.collect())
     });
     let best = search.best.as_ref();
     let shown = |label: String, from: u32, to: u32| Range { label, from: f64::from(from), to: f64::from(to) };
     let mut rows: Vec<&Trial> = search.trials.iter().collect();
-    rows.sort_by(|a, b| a.per_hour.total_cmp(&b.per_hour));
+    rows.sort_by(|a, b| allowed(b).cmp(&allowed(a)).then(a.per_hour.total_cmp(&b.per_hour)));
     Section {
         name: "Where jobs may wait".to_owned(),
         heading: match best {
             Some(best) => format!("{}: {}", wanted(found, search), gpus(best.gpus)),
             None => format!("{}: nothing that was tried", wanted(found, search)),
         },
+        text: search.later.iter().map(|later| said_later(found, later)).collect(),
         plot: best.map(|_| Plot {
             caption: "Cost per hour by number of GPUs owned and way of bursting, by replaying the jobs. What does not keep to the limit is in the table alone."
                 .to_owned(),
@@ -105,18 +131,21 @@ pub(super) fn section(found: &Optimization, search: &Search) -> Section {
                     let label = format!("{} interval: {gpus}", percent(interval.confidence));
                     shown(label, interval.from_gpus, interval.to_gpus)
                 }),
-                marks: best
-                    .map(|best| Mark {
-                        label: format!("best: {}", number(f64::from(best.gpus), 0)),
-                        at: f64::from(best.gpus),
-                        main: true,
-                    })
+                marks: [("best", best, true), ("today", search.today.as_ref(), false)]
                     .into_iter()
+                    .filter_map(|(name, trial, main)| {
+                        let gpus = f64::from(trial?.gpus);
+                        Some(Mark { label: format!("{name}: {}", number(gpus, 0)), at: gpus, main })
+                    })
                     .collect(),
             }),
         }),
         table: Table {
-            title: "What was tried, the cheapest first".to_owned(),
+            title: if rows.iter().all(|trial| allowed(trial)) {
+                "What was tried, the cheapest first".to_owned()
+            } else {
+                "What was tried: first what keeps to the limit, the cheapest before".to_owned()
+            },
             columns: vec![
                 Column::number("GPUS"),
                 Column::text("BURST"),
@@ -138,7 +167,7 @@ pub(super) fn section(found: &Optimization, search: &Search) -> Section {
                         time(trial.wait_mean_s),
                         time(trial.wait_p95_s),
                         percent(trial.rented_share),
-                        if allowed(&trial) { "yes" } else { "no" }.to_owned(),
+                        if allowed(trial) { "yes" } else { "no" }.to_owned(),
                     ]
                 })
                 .collect(),

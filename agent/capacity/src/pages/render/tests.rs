@@ -1,6 +1,6 @@
 use jiff::Timestamp;
 
-use super::{Live, escaped, file, live, policy};
+use super::{Live, escaped, file, live, policy, shortened};
 use crate::{
     output::{Column, Table},
     pages::model::{
@@ -267,6 +267,18 @@ fn contrast(one: Light, other: Light) -> f64 {
 }
 
 /// The colours of a name, light and dark.
+#[test]
+fn words_that_nobody_reads_are_cut() {
+    let name = "n".repeat(200);
+    let cut = shortened(&format!("{name} waits")).unwrap();
+    assert_eq!(cut, format!("{}…{} waits", "n".repeat(42), "n".repeat(21)));
+    assert_eq!(
+        shortened("what has words is told whole, however long it may be and whoever tells it at what time"),
+        None
+    );
+    assert_eq!(shortened(&"🚀".repeat(70)).unwrap().chars().count(), 64);
+}
+
 fn colours(name: &str) -> [Light; 2] {
     let rest = super::STYLE.split(&format!("--{name}: light-dark(")).nth(1).unwrap();
     let (both, _) = rest.split_once(')').unwrap();

@@ -135,7 +135,7 @@ fn a_history() {
     let page = history::page(&History::of("a file".to_owned(), &recorded(), &view), at());
     let html = checked("history", &page);
     // Nine hours of each of two days, of 48 hours: 4 × 18 / 48 of 10.
-    assert_eq!(page.title, "15 % of T4 is held on average");
+    assert_eq!(page.title, "15 % of T4 GPUs are held on average");
     assert_eq!(page.sections[0].heading, "T4: 1.5 of 10 GPUs held on average, never all of them");
     let Some(Drawing::Lines(lines)) = page.sections[0].plot.as_ref().map(|plot| &plot.drawing) else {
         panic!("no lines");
@@ -150,6 +150,66 @@ fn a_history() {
     let names: Vec<_> = lines.series.iter().map(|series| series.name.as_str()).collect();
     assert_eq!(names, ["held", "demanded: held and waited for", "at work, as measured", "there is"]);
     assert!(html.contains("33 % of that time was not seen") && html.contains("1970-01-02 00:00"));
+}
+
+#[test]
+fn a_history_shows_when_gpus_were_of_no_use() {
+    let mut recorded = recorded();
+    let capacity = recorded.series.keys().find(|key| key.what == What::Capacity).unwrap().clone();
+    let cells = recorded.series[&capacity].iter().filter(|cell| cell.end_s <= 6 * 3600);
+    let lost = |cell: &Cell| Cell { milli_gpu_s: 2000 * 3600, least: 2000, most: 2000, ..*cell };
+    let lost: Vec<Cell> = cells.map(lost).collect();
+    recorded.series.insert(Key { what: What::Stranded, ..capacity }, lost);
+    let view = View { until_s: 3 * DAY_S, step_s: 3600, ..View::default() };
+    let page = |stranded_since_s| {
+        let view = View { stranded_since_s, ..view.clone() };
+        history::page(&History::of("a file".to_owned(), &recorded, &view), at())
+    };
+    let named = "Stranded in T4";
+    assert!(page(None).sections.iter().all(|section| section.name != named), "nobody recorded it");
+    let known = page(Some(0));
+    checked("history-stranded", &known);
+    let section = known.sections.iter().find(|section| section.name == named).unwrap();
+    // Two of ten for six of 48 hours.
+    assert_eq!(section.heading, "T4: 0.25 GPUs on average are free, but of no use; 20 % of all at most");
+    let Some(Drawing::Heat(heat)) = section.plot.as_ref().map(|plot| &plot.drawing) else { panic!("no map") };
+    assert_eq!((heat.rows.len(), heat.columns.len()), (12, 24));
+    assert!(heat.cells[0].iter().all(|cell| cell.is_some_and(|percent| (percent - 20.0).abs() < 1e-9)));
+    assert!(heat.cells[1].iter().all(|cell| *cell == Some(0.0)), "of no use was none");
+    assert!(heat.cells[4..8].iter().flatten().all(Option::is_none), "the second day was not seen");
+    // From a time on only.
+    let late = page(Some(2 * DAY_S));
+    let section = late.sections.iter().find(|section| section.name == named).unwrap();
+    assert_eq!(section.heading, "T4: no free GPU was ever of no use");
+    assert!(section.text[1].starts_with("Recorded since"), "{:?}", section.text);
+}
+
+#[test]
+fn longer_steps_are_no_gaps() {
+    let steps = [(3600, 3600), (3660, 60), (3720, 60)];
+    let steps: Vec<Step> = steps.map(|(end_s, len_s)| Step { end_s, len_s, seen_s: len_s }).into();
+    let pool = Pool { name: "T4".to_owned(), ..Pool::default() };
+    let series = |what, milli: i64| {
+        let cells = steps.iter().map(|step| Cell {
+            end_s: step.end_s,
+            milli_gpu_s: milli * step.len_s,
+            least: milli,
+            most: milli,
+        });
+        (Key { what, pool: pool.clone(), owner: Owner::default() }, cells.collect::<Vec<_>>())
+    };
+    let mut held = series(What::Allocated, 4000);
+    held.1.truncate(1);
+    let series = [series(What::Capacity, 10_000), held].into();
+    let recorded = Recorded { steps, series };
+    let view = View { until_s: 3720, step_s: 60, ..View::default() };
+    let page = history::page(&History::of("a file".to_owned(), &recorded, &view), at());
+    // For an hour of 62 minutes, and not for one of three points.
+    assert_eq!(page.title, "39 % of T4 GPUs are held on average");
+    let Some(Drawing::Lines(lines)) = page.sections[0].plot.as_ref().map(|plot| &plot.drawing) else {
+        panic!("no lines");
+    };
+    assert!(lines.series.iter().flat_map(|series| &series.points).all(|point| point.1.is_some()));
 }
 
 #[test]
@@ -195,5 +255,5 @@ fn a_month_of_nothing() {
     let nothing = Recorded::default();
     let page = showback::page(&Showback::of("a file".to_owned(), &nothing, &Prices, &question), at());
     checked("showback-nothing", &page);
-    assert_eq!(page.title, "October 2026 cost 0.00 USD");
+    assert_eq!(page.title, "Nothing of October 2026 was recorded");
 }
