@@ -14,7 +14,7 @@ use crate::{
     price,
     simulate::{self, Options, Poisson, Simulation},
     terminal::{printable, progress},
-    trace::{self, Preset},
+    trace,
 };
 
 /// Flags of `simulate`.
@@ -195,18 +195,14 @@ impl Args {
             bail!("--inflate is {inflate}: give a number above 0, such as 1.3, and at most 100");
         }
         let pool = self.machines()?;
+        let mut jobs = trace::Args { asks_only: true, ..self.trace.clone() }.open()?.jobs()?;
         let mut requests: Vec<Request> = Vec::new();
-        if self.trace.preset == Some(Preset::Openb) {
-            // Times don't matter: pods that never ran count, too.
-            for file in &self.trace.files {
-                requests.extend(trace::lists::openb_pods(file)?);
-            }
-        } else {
-            let jobs = self.trace.open()?.jobs()?;
-            for job in jobs {
-                let Job { request, pods, .. } = job?;
-                requests.extend((0..pods.min(1 << 20)).map(|_| request.clone()));
-            }
+        for job in jobs.by_ref() {
+            let Job { request, pods, .. } = job?;
+            requests.extend((0..pods).map(|_| request.clone()));
+        }
+        for warning in &jobs.warnings() {
+            warn(&format!("trace: {warning}"));
         }
         if requests.iter().all(|request| request.total_milli() == 0) {
             bail!("no job of the trace asks for a GPU: there is nothing to fill the pool with");

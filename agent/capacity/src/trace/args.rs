@@ -54,6 +54,9 @@ pub struct Args {
     /// End at the first row that would be skipped, moved or doubted, instead of counting it.
     #[arg(long)]
     pub strict: bool,
+    /// Only what jobs ask for matters: those that never ran, or have no end, count as well, with a duration of 0.
+    #[arg(skip)]
+    pub asks_only: bool,
 }
 
 fn delimiter(text: &str) -> Result<u8, String> {
@@ -96,12 +99,12 @@ impl Args {
     fn read(&self, files: Vec<(String, input::Bytes)>, progress: Progress) -> Result<Trace, Error> {
         let times = Times { unit: self.time_unit, offset_s: self.utc_offset.unwrap_or(0) };
         let mapping = self.columns.clone().unwrap_or_default();
-        let mut reading = Reading::new(times, self.strict, progress);
+        let mut reading = Reading::new(times, self.asks_only, self.strict, progress);
         let (mut jobs, mut demand) = (Vec::new(), Vec::new());
         let (mut machines, mut owned) = (None, Vec::new());
         for (name, bytes) in files {
             let rows = Rows::new(bytes, &name, self.delimiter, !self.no_header)?;
-            match Layout::of(&rows, self.preset, &mapping, self.demand)? {
+            match Layout::of(&rows, self.preset, &mapping, self.demand, self.asks_only)? {
                 Layout::Jobs(columns) => jobs.push((rows, columns)),
                 Layout::Demand(columns) => demand.push((rows, columns)),
                 Layout::Owned => owned.push((name, rows)),

@@ -26,6 +26,7 @@ const GPUS: u32 = 1_000_000;
 #[derive(Debug)]
 pub(super) struct Decoder {
     times: Times,
+    asks_only: bool,
     names: HashMap<Box<[u8]>, Arc<str>>,
     models: HashMap<Box<[u8]>, Arc<[Arc<str>]>>,
     any: Arc<[Arc<str>]>,
@@ -44,9 +45,10 @@ enum Guessed {
 }
 
 impl Decoder {
-    pub(super) fn new(times: Times) -> Self {
+    pub(super) fn new(times: Times, asks_only: bool) -> Self {
         Self {
             times,
+            asks_only,
             names: HashMap::new(),
             models: HashMap::new(),
             any: Arc::from([]),
@@ -73,12 +75,13 @@ impl Decoder {
             return Ok(None);
         }
         columns.fits(row)?;
-        let submit_s = self.at(cells, Key::Submit)?.ok_or(Skipped {
-            kind: Kind::BadTime,
-            key: Some(Key::Submit),
-            what: "empty",
-        })?;
-        let duration_s = self.duration(cells, submit_s)?;
+        let submit_s = self.at(cells, Key::Submit)?.or(self.asks_only.then_some(0.0));
+        let submit_s =
+            submit_s.ok_or(Skipped { kind: Kind::BadTime, key: Some(Key::Submit), what: "empty" })?;
+        let duration_s = match self.duration(cells, submit_s) {
+            Err(Skipped { kind: Kind::NeverRan | Kind::Unfinished, .. }) if self.asks_only => 0.0,
+            duration_s => duration_s?,
+        };
         let (pods, request) = self.request(cells)?;
         Ok(Some(Job {
             line,
@@ -154,7 +157,7 @@ impl Decoder {
     }
 
     /// How many pods, and what each asks for.
-    pub(super) fn request(&mut self, cells: Cells) -> Result<(u32, Request), Skipped> {
+    fn request(&mut self, cells: Cells) -> Result<(u32, Request), Skipped> {
         let number = |key| cells.read(key, Kind::BadNumber, value::count);
         let mut pods = number(Key::Pods)?.unwrap_or(1).max(1);
         let mut request = Request { models: Arc::clone(&self.any), ..Request::gpus(1) };

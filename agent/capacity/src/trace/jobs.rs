@@ -41,7 +41,7 @@ impl Timed for Job {
 
 impl Jobs {
     pub(super) fn new(files: Vec<(Rows, Columns)>, mut reading: Reading) -> Result<Self, Error> {
-        let mut decoder = Decoder::new(reading.times);
+        let mut decoder = Decoder::new(reading.times, reading.asks_only);
         let mut begun = Vec::new();
         for (rows, columns) in files {
             if !columns.tells_gpus() {
@@ -121,13 +121,13 @@ impl File {
 
     /// Looks for the next row that is a job.
     fn advance(&mut self, decoder: &mut Decoder, reading: &mut Reading) -> Result<(), Error> {
-        let Reading { reports, progress, .. } = reading;
+        let Reading { reports, progress, asks_only, .. } = reading;
         let file = self.rows.file.clone();
         while let Some((line, row)) = self.rows.next()? {
             progress.row();
             match decoder.job(line, row, &self.columns) {
                 Ok(Some(job)) => {
-                    if job.duration_s == 0.0 {
+                    if job.duration_s == 0.0 && !*asks_only {
                         reports.warn(Kind::ZeroDuration, &file, line, || "duration is 0".to_owned())?;
                     }
                     self.ahead = Some(job);

@@ -94,6 +94,7 @@ impl Layout {
         preset: Option<Preset>,
         mapping: &Mapping,
         counted: Counted,
+        asks_only: bool,
     ) -> Result<Self, Error> {
         let header = lower(rows);
         let has = |names: &[&str]| names.iter().all(|name| header.iter().any(|column| column == name));
@@ -108,25 +109,17 @@ impl Layout {
         {
             return Ok(Self::Owned);
         }
-        let header = Header::new(rows, mapping);
+        let header = Header::new(rows, mapping, asks_only);
         let chosen = preset;
         let preset = match preset {
             Some(preset) => preset,
             None => header.recognise()?,
         };
-        let columns = header.columns_of(preset, preset.needs(), counted)?;
+        let columns = header.columns_of(preset, counted)?;
         if preset == Preset::Jobs && chosen.is_none() && !columns.tells_gpus() {
             header.check_gpus(&columns)?;
         }
         Ok(if preset.jobs() { Self::Jobs(columns) } else { Self::Demand(columns) })
-    }
-}
-
-impl Layout {
-    /// Where a list of Openb's pods has what each asks for; times may be missing.
-    pub(super) fn requests(rows: &Rows) -> Result<Columns, Error> {
-        let mapping = Mapping::default();
-        Header::new(rows, &mapping).columns_of(Preset::Openb, &[&[Key::Gpus], &[Key::GpuMilli]], Counted::All)
     }
 }
 
@@ -168,21 +161,27 @@ struct Header<'a> {
     /// As [`bare`] makes them.
     bare: Vec<String>,
     mapping: &'a Mapping,
+    /// Columns with times may be missing where jobs are listed.
+    asks_only: bool,
 }
 
 impl<'a> Header<'a> {
-    fn new(rows: &'a Rows, mapping: &'a Mapping) -> Self {
+    fn new(rows: &'a Rows, mapping: &'a Mapping, asks_only: bool) -> Self {
         let bare = rows.header.iter().map(|name| bare(name)).collect();
-        Self { rows, lower: lower(rows), bare, mapping }
+        Self { rows, lower: lower(rows), bare, mapping, asks_only }
     }
 
     fn recognise(&self) -> Result<Preset, Error> {
         // A name that is there twice is told when its column is looked for.
         let there =
             |key, preset| self.mapping.0.contains_key(&key) || !matches!(self.known(key, preset), Ok(None));
-        let fits =
-            |preset: &Preset| preset.needs().iter().all(|any| any.iter().any(|key| there(*key, *preset)));
-        if let Some(preset) = Preset::ALL.into_iter().find(|preset| fits(preset)) {
+        let fits = |preset: &Preset, needs: Vec<&[Key]>| {
+            !needs.is_empty() && needs.iter().all(|any| any.iter().any(|key| there(*key, *preset)))
+        };
+        let with_times = Preset::ALL.into_iter().find(|preset| fits(preset, preset.needs().to_vec()));
+        let found =
+            with_times.or_else(|| Preset::ALL.into_iter().find(|preset| fits(preset, self.needs(*preset))));
+        if let Some(preset) = found {
             return Ok(preset);
         }
         let mapped = |key| self.mapping.0.contains_key(&key);
@@ -207,6 +206,13 @@ impl<'a> Header<'a> {
         })
     }
 
+    /// What the preset can't do without here.
+    fn needs(&self, preset: Preset) -> Vec<&'static [Key]> {
+        let times = |any: &[Key]| any.iter().all(|key| key.is_time());
+        let needs = preset.needs().iter().copied();
+        needs.filter(|any| !(self.asks_only && preset.jobs() && times(any))).collect()
+    }
+
     /// What columns there are, for people.
     fn listed(&self) -> String {
         const SHOWN: usize = 40;
@@ -226,7 +232,7 @@ impl<'a> Header<'a> {
         listed.join(", ")
     }
 
-    fn columns_of(&self, preset: Preset, needs: &[&[Key]], counted: Counted) -> Result<Columns, Error> {
+    fn columns_of(&self, preset: Preset, counted: Counted) -> Result<Columns, Error> {
         let mut at = [None; Key::ALL.len()];
         let mut units = [None; Key::ALL.len()];
         for key in Key::ALL {
@@ -240,7 +246,8 @@ impl<'a> Header<'a> {
             (at[key as usize], units[key as usize]) =
                 found.map_or((None, None), |(column, unit)| (Some(column), unit));
         }
-        for any in needs {
+        let needs = self.needs(preset);
+        for any in &needs {
             if any.iter().all(|key| at[*key as usize].is_none()) {
                 return Err(self.missing(preset, any));
             }

@@ -1,4 +1,4 @@
-//! Lists that come with published traces, and aren't traces: machines, pods without times, what was owned. Small, and read whole: a row that is wrong is an error.
+//! Lists that come with published traces, and aren't traces: machines, what was owned. Small, and read whole: a row that is wrong is an error.
 
 use std::{
     path::Path,
@@ -6,16 +6,13 @@ use std::{
 };
 
 use super::{
-    decoder::Decoder,
     error::Error,
     input,
-    layout::Layout,
-    reports::Cells,
     rows::Rows,
     value::{self, Times, Unusable},
 };
 use crate::{
-    job::{Demand, Request},
+    job::Demand,
     pool::{Machines, Pool, Serverless},
 };
 
@@ -62,28 +59,6 @@ pub fn openb_machines(path: &Path) -> Result<Pool, Error> {
         return Err(Error::NoRows { file, first: None });
     }
     Ok(Pool { machines, serverless: Serverless::default() })
-}
-
-/// Openb's list of pods (`name,cpu_milli,memory_mib,num_gpu,gpu_milli,…`) as what each asks for, in the list's order. Times aren't needed, and pods that never ran are there, too.
-///
-/// # Errors
-/// When the file isn't such a list, or a row has no number where there should be one.
-pub fn openb_pods(path: &Path) -> Result<Vec<Request>, Error> {
-    let mut rows = open(path)?;
-    let columns = Layout::requests(&rows)?;
-    let mut decoder = Decoder::new(Times::default());
-    let mut pods = Vec::new();
-    let file = rows.file.to_string();
-    while let Some((line, row)) = rows.next()? {
-        let cells = Cells { row, columns: &columns };
-        let (_, request) = decoder.request(cells).map_err(|skipped| Error::Row {
-            file: file.clone(),
-            line,
-            what: skipped.words(cells),
-        })?;
-        pods.push(request);
-    }
-    Ok(pods)
 }
 
 /// Helios' list of what was owned (`date,vc…,total`): GPUs in all from each day on.

@@ -51,6 +51,8 @@ impl Reports {
 #[derive(Debug)]
 pub(super) struct Reading {
     pub(super) times: Times,
+    /// Times are needed for the order of jobs at the most.
+    pub(super) asks_only: bool,
     pub(super) reports: Reports,
     pub(super) progress: Progress,
     /// An item was given.
@@ -60,9 +62,9 @@ pub(super) struct Reading {
 }
 
 impl Reading {
-    pub(super) fn new(times: Times, strict: bool, progress: Progress) -> Self {
+    pub(super) fn new(times: Times, asks_only: bool, strict: bool, progress: Progress) -> Self {
         let reports = Reports { warnings: Warnings::default(), strict };
-        Self { times, reports, progress, given: false, ended: false }
+        Self { times, asks_only, reports, progress, given: false, ended: false }
     }
 
     /// At the end: an error where nothing was given, with why the first row was skipped.

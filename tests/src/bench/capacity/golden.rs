@@ -56,7 +56,7 @@ const ROWS: [Row; 3] = [
 /// Prints both tables; FGD's only where the traces are.
 pub(super) fn run(program: &Path) -> anyhow::Result<()> {
     println!(
-        "\nWaiting Game: found ± one standard error by batches of the run, beside what was published\n\n  {:30}{:>14}{:>30}{:>30}{:>30}{:>10}",
+        "\nWaiting Game: found ± one standard error by batches of the run, beside what was published\n\n  {:30}{:>14}{:>30}{:>30}{:>36}{:>10}",
         "", "jobs", "GPU-hour of work costs", "mean wait, s", "spilled share", "seconds"
     );
     for row in ROWS {
@@ -69,7 +69,7 @@ pub(super) fn run(program: &Path) -> anyhow::Result<()> {
             format!("{:.digits$} ± {:.digits$} ({published:.digits$})", number(value), number(error))
         };
         println!(
-            "  {:30}{jobs:>14}{:>30}{:>30}{:>30}{:>10.0}",
+            "  {:30}{jobs:>14}{:>30}{:>30}{:>36}{:>10.0}",
             row.what,
             cell("/cost/per_gpu_hour_of_work", "/cost/per_gpu_hour_of_work_error", row.price, 4),
             cell("/wait/mean_s", "/wait/mean_error_s", row.wait_s, 2),

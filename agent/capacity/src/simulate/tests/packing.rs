@@ -13,7 +13,7 @@ use crate::{
         packing::{Largest, Usual, descent_on, score},
         state::{Kind, State, WHOLE},
     },
-    trace::lists,
+    trace::{self, lists},
 };
 
 const LARGEST: Largest = Largest { cpu_milli: 128_000, gpu_milli: 8000 };
@@ -138,7 +138,10 @@ fn of_equally_good_machines_all_pods_take_the_same() {
 fn fgds_table_comes_out() {
     let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/data/openb"));
     let Ok(pool) = lists::openb_machines(&folder.join("openb_node_list_gpu_node.csv.gz")) else { return };
-    let pods = lists::openb_pods(&folder.join("openb_pod_list_default.csv.gz")).unwrap();
+    let files = vec![folder.join("openb_pod_list_default.csv.gz")];
+    let list = trace::Args { files, asks_only: true, ..trace::Args::default() };
+    let pods: Vec<Request> = list.open().unwrap().jobs().unwrap().map(|job| job.unwrap().request).collect();
+    assert_eq!(pods.len(), 8152);
     let golden = [
         (Packing::Random, 87.47),
         (Packing::DotProduct, 90.85),

@@ -108,9 +108,9 @@ fn openb_has_pods_and_machines() {
     let gpus: u32 = pool.machines.iter().map(|machines| machines.count * machines.gpus).sum();
     assert_eq!((machines, gpus), (1213, 6212));
     pool.check().unwrap();
-    let pods = lists::openb_pods(&folder.join("openb_pod_list_multigpu50.csv.gz")).unwrap();
-    assert_eq!(pods.len(), 9061);
-    assert!(lists::openb_pods(&folder.join("openb_node_list_gpu_node.csv.gz")).is_err());
+    let files = vec![folder.join("openb_pod_list_multigpu50.csv.gz")];
+    let asked = Args { files, asks_only: true, ..Args::default() }.open().unwrap().jobs().unwrap();
+    assert_eq!(asked.map(Result::unwrap).count(), 9061);
 }
 
 #[test]
