@@ -3,12 +3,17 @@
 mod causes;
 mod exposition;
 mod follow;
+mod gangs;
+mod kubelets;
 pub mod objects;
 mod prometheus;
 pub mod rights;
 mod usage;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
@@ -153,11 +158,15 @@ pub struct Reading {
 pub async fn read(client: &Client, reading: &Reading) -> Result<Snapshot, Error> {
     let may = rights::check(client, &Right::of_report(), reading.namespace.as_deref()).await?;
     let mut sources = usage::Sources::default();
+    let begun = Instant::now();
     let mut snapshot = listed(client, &may, |pod| sources.notice(pod)).await?;
+    snapshot.lists_s = begun.elapsed().as_secs_f64();
+    let begun = Instant::now();
     causes::read(client, &mut snapshot, &may).await;
     if reading.usage {
         usage::read(client, &mut snapshot, &sources, &may, reading.prometheus.as_ref()).await;
     }
+    snapshot.beside_s = begun.elapsed().as_secs_f64();
     Ok(snapshot)
 }
 

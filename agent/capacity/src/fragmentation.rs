@@ -47,9 +47,10 @@ pub enum Cause {
     CpuAndMemory,
     /// Partitions of a size that nobody asks for while pods wait for another one.
     Profile,
-    /// They are on several NUMA nodes, and the machine's kubelet refuses pods that would be, too. Of `NVLink` there is no such cause: no pod can demand it, and none is
-    /// refused for want of it.
+    /// They are on several NUMA nodes, and the machine's kubelet refuses pods that would be, too.
     Numa,
+    /// They are not connected by `NVLink`, which the pods' sizes allow. No pod is refused for want of it: it would run, at the speed of the bus.
+    Nvlink,
 }
 
 /// Steps that looking for the best mix of shapes may take; beyond, the best that was found counts.
@@ -63,6 +64,15 @@ impl Room {
             .min(times(self.cpu_milli, shape.cpu_milli))
             .min(times(self.memory_bytes, shape.memory_bytes))
             .min(self.pods.max(0))
+    }
+
+    /// Whether it takes a pod of this shape.
+    fn takes(&self, shape: &Shape) -> bool {
+        let enough = |has: i64, one: i64| one <= 0 || has >= one;
+        self.pods > 0
+            && self.devices >= shape.devices.max(1)
+            && enough(self.cpu_milli, shape.cpu_milli)
+            && enough(self.memory_bytes, shape.memory_bytes)
     }
 
     fn without(&self, shape: &Shape, times: i64) -> Self {
@@ -121,12 +131,6 @@ impl Room {
         [(Cause::TooFew, too_few), (cause, beside)].into_iter().filter(|(_, count)| *count > 0).collect()
     }
 
-    /// How many of its free devices only pods could use that ask for more than `at_once`.
-    pub fn apart(&self, shapes: &[Shape], at_once: i64) -> i64 {
-        let small: Vec<_> = shapes.iter().filter(|shape| shape.devices <= at_once).copied().collect();
-        self.usable(shapes) - self.usable(&small)
-    }
-
     /// The most devices that a single pod can have, which takes `beside` of CPU and memory for each.
     pub fn largest(&self, beside: &Shape) -> i64 {
         if self.pods <= 0 {
@@ -180,7 +184,7 @@ pub fn expected(rooms: &[Room], shapes: &[(Shape, usize)]) -> Option<f64> {
         .iter()
         .map(|(shape, count)| {
             let lost: i64 =
-                rooms.iter().filter(|room| room.fits(shape) == 0).map(|room| room.devices.max(0)).sum();
+                rooms.iter().filter(|room| !room.takes(shape)).map(|room| room.devices.max(0)).sum();
             float(lost) * counted(*count)
         })
         .sum();

@@ -60,6 +60,7 @@ impl Default for Options {
 }
 
 pub(crate) use self::{
+    near::names_namespaces,
     pools::{model as model_of, shares as shares_of},
     state::is_accelerator,
 };
@@ -91,6 +92,20 @@ pub struct Report {
     pub seen: Vec<String>,
     /// What was not seen, and what would show it.
     pub not_seen: Vec<String>,
+    /// What of it took how long, where that was looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub took: Option<Took>,
+}
+
+/// What of a report took how long.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Took {
+    /// Listing nodes and pods, in seconds: the API server's time, the way, and the reading of what came.
+    pub lists_s: f64,
+    /// Asking for all else, in seconds.
+    pub beside_s: f64,
+    /// Finding out what is reported, in seconds.
+    pub reckoning_s: f64,
 }
 
 /// Reports on a cluster.
@@ -136,6 +151,7 @@ pub fn of(snapshot: &Snapshot, options: &Options) -> Report {
         waiting,
         seen: snapshot.beside.seen.clone(),
         not_seen: snapshot.beside.not_seen.clone(),
+        took: None,
     }
 }
 
@@ -148,7 +164,7 @@ impl Report {
     /// Whether another one has no news: only times went on.
     pub fn says_the_same(&self, other: &Self) -> bool {
         let timeless = |report: &Self| {
-            let mut report = Self { at: Timestamp::UNIX_EPOCH, ..report.clone() };
+            let mut report = Self { at: Timestamp::UNIX_EPOCH, took: None, ..report.clone() };
             for one in &mut report.waiting {
                 (one.waits_s, one.since) = (None, None);
             }

@@ -1,4 +1,4 @@
-//! What keeps pods waiting beside machines: quotas, volumes, claims of devices.
+//! What keeps pods waiting beside machines: quotas, volumes, claims of devices; and what their rules about each other mean.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -8,7 +8,7 @@ use std::{
 
 use futures::{StreamExt as _, stream};
 use k8s_openapi::api::{
-    core::v1::{PersistentVolume, PersistentVolumeClaim, ResourceQuota},
+    core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, ResourceQuota},
     resource::v1::{DeviceClass, ResourceClaim},
     storage::v1::StorageClass,
 };
@@ -20,11 +20,11 @@ use kube::{
 use serde::de::DeserializeOwned;
 
 use super::{
-    PAGE, each, objects,
+    PAGE, each, gangs, kubelets, objects,
     rights::{Granted, Right},
 };
 use crate::report::{
-    quantity,
+    names_namespaces, quantity,
     snapshot::{ClaimName, ClaimOf, ClaimState, Quota, Refusal, Snapshot},
 };
 
@@ -45,6 +45,9 @@ type Names = BTreeSet<Name>;
 /// Reads what pods that wait may wait for; what can't be seen is said.
 pub(super) async fn read(client: &Client, snapshot: &mut Snapshot, may: &Granted) {
     refusals(client, snapshot, may).await;
+    namespaces(client, snapshot, may).await;
+    gangs::read(client, snapshot, may).await;
+    kubelets::read(client, snapshot, may).await;
     let mut named: HashMap<ClaimOf, Names> = HashMap::new();
     for pod in &snapshot.pods {
         for claim in pod.wish.iter().flat_map(|wish| &wish.claims) {
@@ -57,6 +60,29 @@ pub(super) async fn read(client: &Client, snapshot: &mut Snapshot, may: &Granted
     }
     if let Some(names) = named.get(&ClaimOf::Devices) {
         devices(client, snapshot, may, names).await;
+    }
+}
+
+/// Labels of namespaces, where pods name others by such.
+async fn namespaces(client: &Client, snapshot: &mut Snapshot, may: &Granted) {
+    const WHAT: &str = "which namespaces pods' affinities mean";
+    if !snapshot.pods.iter().any(names_namespaces) {
+        return;
+    }
+    if may.place(&Right::NAMESPACES).is_none() {
+        snapshot.beside.not_seen.push(format!("{WHAT}: {}", may.lacking(&Right::NAMESPACES)));
+        return;
+    }
+    let mut found = HashMap::new();
+    let api = Api::<Namespace>::all(client.clone());
+    let listed = each(&api, "namespaces", |namespace: Namespace| {
+        let labels = namespace.metadata.labels.unwrap_or_default();
+        let labels = labels.into_iter().map(|(key, value)| (key.into(), value.into())).collect();
+        found.insert(namespace.metadata.name.unwrap_or_default().into(), labels);
+    });
+    match listed.await {
+        Ok(()) => snapshot.beside.namespaces = Some(found),
+        Err(error) => snapshot.beside.not_seen.push(format!("{WHAT}: {error}")),
     }
 }
 

@@ -21,6 +21,10 @@ use crate::report::{
 
 /// The annotation in which Spillway's agent tells the largest groups of devices that can be had together.
 const GROUPS: &str = "spillway.dev/largest-group";
+/// The annotation by which a pod names its `PodGroup` of Volcano.
+const POD_GROUP: &str = "scheduling.k8s.io/group-name";
+/// The labels by which it names one of the coscheduling plugin, the newer first.
+const POD_GROUP_LABELS: [&str; 2] = ["scheduling.x-k8s.io/pod-group", "pod-group.scheduling.sigs.k8s.io"];
 
 type Quantities = BTreeMap<String, Quantity>;
 
@@ -39,20 +43,25 @@ fn lean<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Err
         creation_timestamp: Option<Time>,
         deletion_timestamp: Option<Time>,
     }
-    #[derive(Deserialize)]
+    #[derive(Deserialize, Default)]
     struct Annotations {
         #[serde(rename = "spillway.dev/largest-group")]
         groups: Option<String>,
+        #[serde(rename = "scheduling.k8s.io/group-name")]
+        pod_group: Option<String>,
     }
     let lean = Lean::deserialize(deserializer)?;
-    let groups = lean.annotations.and_then(|annotations| annotations.groups);
+    let Annotations { groups, pod_group } = lean.annotations.unwrap_or_default();
+    let kept = [(GROUPS, groups), (POD_GROUP, pod_group)];
+    let kept = kept.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
+    let kept = Some(kept.collect::<BTreeMap<_, _>>()).filter(|kept| !kept.is_empty());
     Ok(ObjectMeta {
         name: lean.name,
         namespace: lean.namespace,
         uid: lean.uid,
         resource_version: lean.resource_version,
         labels: lean.labels,
-        annotations: groups.map(|groups| BTreeMap::from([(GROUPS.to_owned(), groups)])),
+        annotations: kept,
         owner_references: lean.owner_references,
         creation_timestamp: lean.creation_timestamp,
         deletion_timestamp: lean.deletion_timestamp,

@@ -114,13 +114,54 @@ impl Right {
         needed: false,
     };
 
+    /// Labels of namespaces.
+    pub const NAMESPACES: Self = Self {
+        verb: "list",
+        group: "",
+        resource: "namespaces",
+        purpose: "namespaces that pods' affinities name by their labels",
+        needed: false,
+    };
+    /// Gangs of Volcano.
+    pub const VOLCANO_GROUPS: Self = Self {
+        verb: "list",
+        group: "scheduling.volcano.sh",
+        resource: "podgroups",
+        purpose: "what Volcano's gangs wait for",
+        needed: false,
+    };
+    /// Gangs of the coscheduling plugin.
+    pub const POD_GROUPS: Self = Self {
+        verb: "list",
+        group: "scheduling.x-k8s.io",
+        resource: "podgroups",
+        purpose: "what gangs of the coscheduling plugin wait for",
+        needed: false,
+    };
+    /// Gangs of Kueue.
+    pub const WORKLOADS: Self = Self {
+        verb: "list",
+        group: "kueue.x-k8s.io",
+        resource: "workloads",
+        purpose: "what waits in Kueue's queues, and for what",
+        needed: false,
+    };
+    /// The configuration of kubelets, through the API server. It is no part of the role that is printed: who has it may do much else.
+    pub const KUBELETS: Self = Self {
+        verb: "get",
+        group: "",
+        resource: "nodes/proxy",
+        purpose: "whether a kubelet refuses pods whose devices are on several NUMA nodes",
+        needed: false,
+    };
+
     /// What `--watch` uses besides.
     pub fn of_watch() -> [Self; 2] {
         [Self { verb: "watch", ..Self::NODES }, Self { verb: "watch", ..Self::PODS }]
     }
 
     /// All that a report uses.
-    pub fn of_report() -> [Self; 11] {
+    pub fn of_report() -> [Self; 16] {
         [
             Self::NODES,
             Self::PODS,
@@ -131,14 +172,22 @@ impl Right {
             Self::STORAGE_CLASSES,
             Self::DEVICE_CLAIMS,
             Self::DEVICE_CLASSES,
+            Self::NAMESPACES,
+            Self::VOLCANO_GROUPS,
+            Self::POD_GROUPS,
+            Self::WORKLOADS,
             Self::PROXY,
+            Self::KUBELETS,
             Self::METRICS,
         ]
     }
 
     /// Whether it can be granted in one namespace alone.
     fn is_namespaced(&self) -> bool {
-        !matches!(self.resource, "nodes" | "persistentvolumes" | "storageclasses" | "deviceclasses")
+        !matches!(
+            self.resource,
+            "nodes" | "nodes/proxy" | "namespaces" | "persistentvolumes" | "storageclasses" | "deviceclasses"
+        )
     }
 
     /// Who asks for one namespace needs no more than its pods.
@@ -200,8 +249,13 @@ impl Granted {
         })
     }
 
-    /// That this one is missing.
+    /// That this one is missing, and what would grant it.
     pub fn lacking(&self, right: &Right) -> String {
+        format!("{} (--show-rbac prints what grants it)", self.lacking_alone(right))
+    }
+
+    /// That this one is missing.
+    pub fn lacking_alone(&self, right: &Right) -> String {
         let place = match (right.is_namespaced(), &*self.namespace) {
             (false, _) => String::new(),
             (true, namespace) if namespace.is_empty() || self.place(right).is_some() => {
@@ -209,7 +263,7 @@ impl Granted {
             }
             (true, namespace) => format!(" in the namespace {namespace}"),
         };
-        format!("you may not {} {}{place} (--show-rbac prints what grants it)", right.verb, right.full_name())
+        format!("you may not {} {}{place}", right.verb, right.full_name())
     }
 
     /// The one namespace in which this right holds, where it does not hold everywhere.
@@ -321,7 +375,7 @@ async fn ask(
 /// What grants such rights, for a `ClusterRole` or, where `namespaced`, for a Role.
 fn rules(namespaced: bool) -> String {
     let rights = Right::of_report().into_iter().chain(Right::of_watch());
-    let rights = rights.filter(|right| !namespaced || right.is_namespaced());
+    let rights = rights.filter(|right| *right != Right::KUBELETS && (!namespaced || right.is_namespaced()));
     let lines: Vec<_> = rights.map(|right| format!("{}   # {}", right.rule(), right.purpose)).collect();
     lines.join("\n") + "\n"
 }
@@ -332,12 +386,18 @@ pub fn manifest(namespace: Option<&str>) -> String {
         Some(namespace) => (
             "Role",
             format!(", namespace: {namespace}"),
-            format!("# What `kubectl spillway report -n {namespace}` reads there. What can't be seen from one namespace, it says.\n"),
+            format!(
+                "# What `kubectl spillway report -n {namespace}` reads there. What can't be seen from one namespace, it says.\n"
+            ),
         ),
         None => (
             "ClusterRole",
             String::new(),
-            "# What `kubectl spillway report` reads. Without the first two it can't; without another it says what it could not see. watch is for --watch.\n".to_owned(),
+            format!(
+                "# What `kubectl spillway report` reads. Without the first two it can't; without another it says what it could not see. watch is for --watch.\n\
+                 # Not granted: get nodes/proxy ({}). It also opens the kubelets' way into every container.\n",
+                Right::KUBELETS.purpose
+            ),
         ),
     };
     let rules = rules(namespace.is_some());

@@ -3,6 +3,7 @@
 use std::{
     fmt::Write as _,
     io::{self, IsTerminal as _, Write},
+    time::Instant,
 };
 
 use anstyle::{AnsiColor, Style};
@@ -14,7 +15,7 @@ use crate::{
     command::{Outcome, prometheus},
     output::{self, Format, Table},
     price,
-    report::{self, Options, Pricing, Report, Selector, condition::Condition},
+    report::{self, Options, Pricing, Report, Selector, Took, condition::Condition},
 };
 
 const EXAMPLES: &str = "Examples:
@@ -101,7 +102,11 @@ pub async fn report(args: &Args, global: &Global) -> anyhow::Result<Report> {
     let options = args.options(global)?;
     let client = cluster::connect(global).await?;
     let snapshot = cluster::read(&client, &args.reading(global).await?).await?;
-    Ok(report::of(&snapshot, &options))
+    let begun = Instant::now();
+    let report = report::of(&snapshot, &options);
+    let reckoning_s = begun.elapsed().as_secs_f64();
+    let took = Took { lists_s: snapshot.lists_s, beside_s: snapshot.beside_s, reckoning_s };
+    Ok(Report { took: Some(took), ..report })
 }
 
 impl Args {

@@ -334,12 +334,13 @@ fn idle(report: &Report, table: Table) -> Section {
 }
 
 /// In the order of columns.
-const CAUSES: [(Cause, &str); 8] = [
+const CAUSES: [(Cause, &str); 9] = [
     (Cause::TooFew, "too few together"),
     (Cause::Cpu, "no CPU"),
     (Cause::Memory, "no memory"),
     (Cause::CpuAndMemory, "CPU and memory"),
     (Cause::Numa, "NUMA"),
+    (Cause::Nvlink, "NVLink"),
     (Cause::Profile, "MIG profile"),
     (Cause::Pods, "no more pods"),
     (Cause::Closed, "closed"),

@@ -7,11 +7,44 @@ use super::{
     near::Near,
     selector::{minds_cordon, repels, selected, selects},
     snapshot::{ClaimState, HostPort, Pod, ResourceId, Wish},
-    state::{Cluster, Group, Machine},
+    state::{Cluster, Group, Level, Machine},
 };
 
+/// Which of a pod's requests are too much, by their place among all of them. Small, for it is kept for each machine; places from 63 on share a bit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct TooMuch(u64);
+
+impl TooMuch {
+    fn add(&mut self, place: usize) {
+        self.0 |= Self::bit(place);
+    }
+
+    fn bit(place: usize) -> u64 {
+        1 << place.min(63)
+    }
+
+    pub(super) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether the one at a place is among them.
+    pub(super) fn has(self, place: usize) -> bool {
+        self.0 & Self::bit(place) != 0
+    }
+
+    pub(super) fn len(self) -> u32 {
+        self.0.count_ones()
+    }
+
+    /// The resources that are meant, of this pod.
+    pub(super) fn of(self, pod: &Pod) -> impl Iterator<Item = ResourceId> {
+        let places = pod.requests.iter().enumerate();
+        places.filter(move |(place, _)| self.has(*place)).map(|(_, (resource, _))| resource)
+    }
+}
+
 /// What is in a pod's way on one machine.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 #[allow(clippy::struct_excessive_bools)]
 pub(super) struct Obstacles<'a> {
     /// Its node selector or affinity.
@@ -21,9 +54,9 @@ pub(super) struct Obstacles<'a> {
     /// A taint that it does not tolerate.
     pub(super) taint: Option<&'a Taint>,
     /// More than the machine has, even empty.
-    pub(super) beyond: Vec<ResourceId>,
+    pub(super) beyond: TooMuch,
     /// More than is left.
-    pub(super) short: Vec<ResourceId>,
+    pub(super) short: TooMuch,
     /// A port of the host, and who has it.
     pub(super) port: Option<(i32, &'a Pod)>,
     /// Who it wants to be apart from, or who wants to be apart from it.
@@ -56,15 +89,7 @@ impl Obstacles<'_> {
 
     /// Nothing but what the admin has set keeps it off: a cordon, or a taint.
     pub(super) fn only_kept_off(&self) -> bool {
-        (self.cordoned || self.taint.is_some())
-            && Obstacles {
-                cordoned: false,
-                taint: None,
-                beyond: self.beyond.clone(),
-                short: self.short.clone(),
-                ..*self
-            }
-            .none()
+        (self.cordoned || self.taint.is_some()) && Obstacles { cordoned: false, taint: None, ..*self }.none()
     }
 }
 
@@ -98,43 +123,67 @@ impl<'a> Bars<'a> {
 /// Whether pods of the group could run on the machine if it were empty, and not cordoned.
 pub(super) fn could_run(cluster: &Cluster<'_>, group: &Group<'_>, machine: &Machine<'_>) -> bool {
     let Some(first) = group.first() else { return false };
+    let bars = group.bars(cluster, machine);
     let has = |(resource, asked)| asked <= machine.node.allocatable.get(resource);
-    first.requests.iter().filter(|(_, asked)| *asked > 0).all(has) && {
-        let bars = group.bars(cluster, machine);
-        !bars.unselected && !bars.unreached && bars.taint.is_none()
-    }
+    !bars.unselected
+        && !bars.unreached
+        && bars.taint.is_none()
+        && first.requests.iter().filter(|(_, asked)| *asked > 0).all(has)
 }
 
-/// All that is in the way of a group's pods on the machine at `at`.
-pub(super) fn obstacles<'a>(
-    cluster: &Cluster<'a>,
-    group: &Group<'a>,
-    pod: &Pod,
-    at: usize,
-    near: &Near<'a>,
-) -> Obstacles<'a> {
-    let machine = &cluster.machines[at];
-    let Bars { unselected, unreached, cordoned, taint } = group.bars(cluster, machine);
-    let mut found = Obstacles { unselected, cordoned, taint, unreached, ..Obstacles::default() };
-    for (resource, asked) in pod.requests.iter().filter(|(_, asked)| *asked > 0) {
-        if asked > machine.node.allocatable.get(resource) {
-            found.beyond.push(resource);
-        } else if asked > machine.free(resource) {
-            found.short.push(resource);
+/// A place is looked for, for one pod of a group.
+pub(super) struct Search<'a> {
+    cluster: &'a Cluster<'a>,
+    group: &'a Group<'a>,
+    pod: &'a Pod,
+    near: Near<'a>,
+    /// What it asks for, by place among its requests, and what machines have of it.
+    asked: Vec<(usize, i64, &'a [Level])>,
+}
+
+impl<'a> Search<'a> {
+    pub(super) fn of(cluster: &'a Cluster<'a>, group: &'a Group<'a>, pod: &'a Pod, wish: &'a Wish) -> Self {
+        let asked = pod.requests.iter().enumerate().filter(|(_, (_, asked))| *asked > 0);
+        Self {
+            cluster,
+            group,
+            pod,
+            near: Near::of(group, pod, wish, cluster),
+            asked: asked.map(|(place, (resource, asked))| (place, asked, cluster.levels(resource))).collect(),
         }
     }
-    let taken = |port: &HostPort| {
-        let same = |other: &HostPort| {
-            let every = |address: &str| address == "0.0.0.0" || address == "::";
-            other.port == port.port
-                && other.protocol == port.protocol
-                && (other.address == port.address || every(&other.address) || every(&port.address))
+
+    /// Whether no pod runs anywhere that it wants to be near.
+    pub(super) fn alone(&self) -> bool {
+        self.near.alone()
+    }
+
+    /// All that is in the pod's way on a machine.
+    pub(super) fn on(&self, machine: &'a Machine<'a>) -> Obstacles<'a> {
+        let at = machine.place;
+        let Bars { unselected, unreached, cordoned, taint } = self.group.bars(self.cluster, machine);
+        let mut found = Obstacles { unselected, cordoned, taint, unreached, ..Obstacles::default() };
+        for (place, asked, levels) in &self.asked {
+            let Level { allocatable, free } = levels.get(at).copied().unwrap_or_default();
+            if *asked > allocatable {
+                found.beyond.add(*place);
+            } else if *asked > free {
+                found.short.add(*place);
+            }
+        }
+        let taken = |port: &HostPort| {
+            let same = |other: &HostPort| {
+                let every = |address: &str| address == "0.0.0.0" || address == "::";
+                other.port == port.port
+                    && other.protocol == port.protocol
+                    && (other.address == port.address || every(&other.address) || every(&port.address))
+            };
+            machine.pods.iter().copied().find(|pod| pod.ports.iter().any(same))
         };
-        machine.pods.iter().copied().find(|pod| pod.ports.iter().any(same))
-    };
-    found.port = pod.ports.iter().find_map(|port| Some((port.port, taken(port)?)));
-    found.apart = near.apart(at);
-    found.lonely = near.lonely(at);
-    found.uneven = near.uneven(at);
-    found
+        found.port = self.pod.ports.iter().find_map(|port| Some((port.port, taken(port)?)));
+        found.apart = self.near.apart(at);
+        found.lonely = self.near.lonely(at);
+        found.uneven = self.near.uneven(at);
+        found
+    }
 }

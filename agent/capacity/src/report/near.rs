@@ -1,7 +1,7 @@
 //! What pods demand of each other: who must be near, who must be apart, and how their like is spread (`interpodaffinity`, `podtopologyspread`). Looked up by label and by
 //! domain, for thousands may wait where fifty thousand run.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use k8s_openapi::{
     api::core::v1::{PodAffinityTerm, TopologySpreadConstraint},
@@ -10,7 +10,7 @@ use k8s_openapi::{
 
 use super::{
     selector::{labels_fit, repels},
-    snapshot::{Pod, Wish},
+    snapshot::{Pod, Snapshot, Wish},
     state::{Cluster, Group, Machine},
 };
 
@@ -106,10 +106,10 @@ impl<'a> Neighbours<'a> {
     }
 
     /// The rules of others that mean `pod`.
-    fn refusing<'n>(&'n self, pod: &'n Pod) -> impl Iterator<Item = Rule<'a>> + 'n {
+    fn refusing<'n>(&'n self, cluster: &'n Snapshot, pod: &'n Pod) -> impl Iterator<Item = Rule<'a>> + 'n {
         let labels = pod.labels.iter().map(|(key, value)| Some((&**key, &**value)));
         let rules = std::iter::once(None).chain(labels).filter_map(|label| self.refusing.get(&label));
-        rules.flatten().copied().filter(|((_, other), term)| concerns(term, other, pod))
+        rules.flatten().copied().filter(|((_, other), term)| concerns(cluster, term, other, pod))
     }
 }
 
@@ -160,11 +160,12 @@ impl<'a> Near<'a> {
     pub(super) fn of(group: &Group<'a>, pod: &'a Pod, wish: &'a Wish, cluster: &'a Cluster<'a>) -> Self {
         let mut near = Self::default();
         let neighbours = &cluster.neighbours;
-        for ((at, other), term) in neighbours.refusing(pod) {
+        for ((at, other), term) in neighbours.refusing(cluster.snapshot, pod) {
             near.keep_off(&term.topology_key, cluster, std::iter::once((at, other)));
         }
         for term in &pod.refuses {
-            let others = neighbours.such(term.label_selector.as_ref(), |other| means(term, pod, other));
+            let others = neighbours
+                .such(term.label_selector.as_ref(), |other| means(cluster.snapshot, term, pod, other));
             near.keep_off(&term.topology_key, cluster, others);
         }
         near.wants(pod, together(wish), cluster);
@@ -192,7 +193,7 @@ impl<'a> Near<'a> {
     /// Only pods that fit all of its terms count for any of them (`interpodaffinity/filtering.go`).
     fn wants(&mut self, pod: &'a Pod, terms: &'a [PodAffinityTerm], cluster: &'a Cluster<'a>) {
         let Some(first) = terms.first() else { return };
-        let all = move |other: &Pod| terms.iter().all(|term| concerns(term, pod, other));
+        let all = move |other: &Pod| terms.iter().all(|term| concerns(cluster.snapshot, term, pod, other));
         let there: Vec<_> = cluster.neighbours.such(first.label_selector.as_ref(), all).collect();
         let is_first = there.is_empty() && all(pod);
         for term in terms {
@@ -283,19 +284,35 @@ impl<'a> Near<'a> {
     }
 }
 
-/// Whether two pods are near each other in the sense of a term of `of`, but for labels. Which namespaces a selector of namespaces means is not known here: taken for all of
-/// them where it is empty, for none where it is not.
-fn means(term: &PodAffinityTerm, of: &Pod, other: &Pod) -> bool {
+/// Whether a pod's rules name namespaces by their labels; an empty selector means all of them.
+pub(crate) fn names_namespaces(pod: &Pod) -> bool {
+    let near = pod.wish.as_deref().map(together).unwrap_or_default();
+    pod.refuses
+        .iter()
+        .chain(near)
+        .any(|term| term.namespace_selector.as_ref().is_some_and(|one| !is_empty(one)))
+}
+
+fn is_empty(selector: &LabelSelector) -> bool {
+    selector.match_labels.as_ref().is_none_or(BTreeMap::is_empty)
+        && selector.match_expressions.as_ref().is_none_or(Vec::is_empty)
+}
+
+/// Whether two pods are near each other in the sense of a term of `of`, but for labels. Where namespaces could not be looked at, a selector of them means none.
+fn means(cluster: &Snapshot, term: &PodAffinityTerm, of: &Pod, other: &Pod) -> bool {
     let named = term.namespaces.as_deref().unwrap_or_default();
-    let every = term.namespace_selector.as_ref().is_some_and(|selector| {
-        selector.match_labels.as_ref().is_none_or(std::collections::BTreeMap::is_empty)
-            && selector.match_expressions.as_ref().is_none_or(Vec::is_empty)
-    });
+    let selected = |selector: &LabelSelector| {
+        is_empty(selector) || {
+            let known = cluster.beside.namespaces.as_ref().and_then(|all| all.get(&other.namespace));
+            known.is_some_and(|labels| labels_fit(Some(selector), labels))
+        }
+    };
     let own = named.is_empty() && term.namespace_selector.is_none() && of.namespace == other.namespace;
-    every || own || named.iter().any(|name| **name == *other.namespace)
+    own || named.iter().any(|name| **name == *other.namespace)
+        || term.namespace_selector.as_ref().is_some_and(selected)
 }
 
 /// Whether a term of `of` means `other`.
-fn concerns(term: &PodAffinityTerm, of: &Pod, other: &Pod) -> bool {
-    means(term, of, other) && labels_fit(term.label_selector.as_ref(), &other.labels)
+fn concerns(cluster: &Snapshot, term: &PodAffinityTerm, of: &Pod, other: &Pod) -> bool {
+    means(cluster, term, of, other) && labels_fit(term.label_selector.as_ref(), &other.labels)
 }

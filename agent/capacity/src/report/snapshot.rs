@@ -107,6 +107,11 @@ impl Amounts {
         self.find(resource).map_or(0, |at| self.0[at].1)
     }
 
+    /// The place of `resource` among what is named.
+    pub fn place(&self, resource: ResourceId) -> Option<usize> {
+        self.find(resource).ok()
+    }
+
     fn find(&self, resource: ResourceId) -> Result<usize, usize> {
         self.0.binary_search_by_key(&resource, |(id, _)| *id)
     }
@@ -169,6 +174,17 @@ pub struct Node {
     pub provider: Option<Arc<str>>,
 }
 
+/// A kubelet's `topologyManagerPolicy`, by what it does with a pod whose devices are on several NUMA nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NumaPolicy {
+    /// `none`, `best-effort`: it runs.
+    Lenient,
+    /// `restricted`: it is refused if fewer NUMA nodes could hold as many devices, were they free.
+    Restricted,
+    /// `single-numa-node`: it is refused.
+    SingleNode,
+}
+
 /// How many free devices of one resource can be had together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 pub struct Group {
@@ -217,6 +233,8 @@ pub struct Pod {
     pub requests: Amounts,
     /// Its containers that ask for extended resources and do not run: why, and since when. Only where none of them runs.
     pub stands: Option<Stands>,
+    /// Why it can't start though it has its machine; of pending ones only.
+    pub stuck: Option<Stuck>,
     /// Its priority.
     pub priority: i32,
     /// Ports of the host that it takes.
@@ -234,6 +252,17 @@ pub struct Stands {
     pub why: String,
     /// Since when.
     pub since: Option<Timestamp>,
+}
+
+/// A container that its machine can't start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stuck {
+    /// The container's name.
+    pub container: String,
+    /// In Kubernetes' word: `ImagePullBackOff`.
+    pub why: String,
+    /// The kubelet's words.
+    pub said: Option<String>,
 }
 
 /// A port of the host: address, protocol, number.
@@ -270,6 +299,8 @@ pub struct Wish {
     pub nominated: Option<Arc<str>>,
     /// What it claims, and must have before it can start.
     pub claims: Vec<ClaimName>,
+    /// The `PodGroup` that it names.
+    pub group: Option<Arc<str>>,
 }
 
 impl Wish {
@@ -286,6 +317,7 @@ impl Wish {
             polite,
             nominated,
             claims: _,
+            group,
         } = self;
         *selector == other.selector
             && *affinity == other.affinity
@@ -295,6 +327,7 @@ impl Wish {
             && *scheduler == other.scheduler
             && *polite == other.polite
             && *nominated == other.nominated
+            && *group == other.group
     }
 }
 
@@ -345,6 +378,32 @@ pub enum ClaimState {
     Within(NodeSelector),
 }
 
+/// By what a pod is known to belong to a gang.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Member {
+    /// It names its `PodGroup`, of Volcano or of the coscheduling plugin.
+    Group(Arc<str>),
+    /// It, or what made it, owns a `Workload` that Kueue has not admitted: `Pod/train-0`, `Job/train`.
+    Owner(Arc<str>),
+}
+
+/// Pods that start together or not at all, as whoever schedules them sees it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Gang {
+    /// What it is: `PodGroup train`.
+    pub name: String,
+    /// How many have to start together.
+    pub pods: Option<i64>,
+    /// How many of them run already.
+    pub running: i64,
+    /// What is said of why it waits.
+    pub said: Option<String>,
+    /// The queue that it is in.
+    pub queue: Option<String>,
+    /// Since when it is there.
+    pub since: Option<Timestamp>,
+}
+
 /// A quota of a namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Quota {
@@ -393,6 +452,12 @@ pub struct Beside {
     pub quotas: Vec<Quota>,
     /// Claims of pods that wait, by namespace, where they could be looked at.
     pub claims: HashMap<(Arc<str>, ClaimName), ClaimState>,
+    /// What kubelets do with pods whose devices are on several NUMA nodes, where that matters and could be looked at.
+    pub numa_policies: HashMap<Arc<str>, NumaPolicy>,
+    /// The labels of namespaces, where pods name others by such and they could be looked at.
+    pub namespaces: Option<HashMap<Arc<str>, Labels>>,
+    /// What pods that start together, or not at all, wait for: by namespace and by what they are known by.
+    pub gangs: HashMap<(Arc<str>, Member), Gang>,
     /// What pods do, by namespace and name.
     pub usage: HashMap<(Arc<str>, Arc<str>), Use>,
     /// What was seen beside nodes and pods: `spillway-agent on 3 nodes`.
@@ -420,6 +485,10 @@ pub struct Snapshot {
     pub numa_refused: HashSet<Arc<str>>,
     /// What was read beside nodes and pods.
     pub beside: Beside,
+    /// How long it took to read nodes and pods, in seconds.
+    pub lists_s: f64,
+    /// How long it took to read all else, in seconds.
+    pub beside_s: f64,
 }
 
 impl Default for Snapshot {
@@ -434,6 +503,8 @@ impl Default for Snapshot {
             pods_only_in: None,
             numa_refused: HashSet::new(),
             beside: Beside::default(),
+            lists_s: 0.0,
+            beside_s: 0.0,
         }
     }
 }

@@ -23,8 +23,21 @@ pub(super) struct Machine<'a> {
     pub(super) held: Amounts,
     /// What is left of what pods may have.
     pub(super) free: Amounts,
+    /// Its place among all machines.
+    pub(super) place: usize,
+    /// Whether a pod of it is ending.
+    pub(super) ending: bool,
+    /// The lowest priority of its pods.
+    pub(super) lowest_priority: i32,
     /// Machines of one class differ in nothing that a pod that waits looks at, but for what they have.
     class: usize,
+}
+
+/// What a machine may give away of a resource, and what is left of it: less than nothing where more was given away than there is.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Level {
+    pub(super) allocatable: i64,
+    pub(super) free: i64,
 }
 
 impl Machine<'_> {
@@ -72,6 +85,8 @@ pub(super) struct Cluster<'a> {
     pub(super) accelerators: Vec<ResourceId>,
     /// Pods that have a machine, by what those that wait may ask of them.
     pub(super) neighbours: Neighbours<'a>,
+    /// Of each resource that pods wait for, what each machine has: the same as in the machines, side by side.
+    levels: HashMap<ResourceId, Vec<Level>>,
 }
 
 /// Pods that wait and demand the same of nodes: of a thousand alike one is looked at.
@@ -125,14 +140,20 @@ impl<'a> Cluster<'a> {
                 }
                 let mut free = node.allocatable.clone();
                 free.subtract(&held);
-                Machine { node, pods, held, free, class: 0 }
+                let ending = pods.iter().any(|pod| pod.ending);
+                let lowest_priority = pods.iter().map(|pod| pod.priority).min().unwrap_or(i32::MAX);
+                Machine { node, pods, held, free, place: 0, ending, lowest_priority, class: 0 }
             })
             .collect();
         machines.sort_by_cached_key(|machine| natural(&machine.node.name));
+        for (place, machine) in machines.iter_mut().enumerate() {
+            machine.place = place;
+        }
         let waiting = alike(snapshot, &waiting);
         let elsewhere = by_node.into_values().flatten().collect();
         let neighbours = Neighbours::of(&machines, &waiting);
-        let mut cluster = Self { snapshot, machines, waiting, elsewhere, accelerators, neighbours };
+        let levels = levels(&machines, &waiting);
+        let mut cluster = Self { snapshot, machines, waiting, elsewhere, accelerators, neighbours, levels };
         cluster.classify();
         cluster
     }
@@ -190,6 +211,11 @@ impl<'a> Cluster<'a> {
         }
     }
 
+    /// What each machine has of a resource that pods wait for.
+    pub(super) fn levels(&self, resource: ResourceId) -> &[Level] {
+        self.levels.get(&resource).map_or(&[], Vec::as_slice)
+    }
+
     /// The accelerators among what a pod asks for: the one of which it asks most.
     pub(super) fn accelerator(&self, pod: &Pod) -> Option<(ResourceId, i64)> {
         let asked = pod
@@ -198,6 +224,21 @@ impl<'a> Cluster<'a> {
             .filter(|(resource, amount)| *amount > 0 && self.accelerators.contains(resource));
         asked.max_by_key(|(_, amount)| *amount)
     }
+}
+
+fn levels(machines: &[Machine<'_>], waiting: &[Group<'_>]) -> HashMap<ResourceId, Vec<Level>> {
+    let asked = waiting.iter().filter_map(Group::first).flat_map(|pod| pod.requests.iter());
+    let mut levels = HashMap::new();
+    for (resource, _) in asked {
+        levels.entry(resource).or_insert_with(|| {
+            let of = |machine: &Machine<'_>| Level {
+                allocatable: machine.node.allocatable.get(resource),
+                free: machine.free.get(resource),
+            };
+            machines.iter().map(of).collect()
+        });
+    }
+    levels
 }
 
 /// So that gpu-10 comes after gpu-9.

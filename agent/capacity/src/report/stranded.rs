@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{
     pools::{Described, room},
-    snapshot::{Pod, ResourceId},
+    snapshot::{NumaPolicy, Pod, ResourceId},
     state::Machine as Placed,
     words::{amount, things},
 };
@@ -27,10 +27,30 @@ pub struct Stranded {
     pub why: String,
 }
 
+/// Pods that can't have what is free because it is not together.
+struct Limit {
+    cause: Cause,
+    /// So many are together.
+    together: i64,
+    /// Pods that ask for more than this don't mind: no machine has as many together.
+    up_to: i64,
+    why: String,
+}
+
+impl Limit {
+    fn denies(&self, devices: i64) -> bool {
+        // What is told of groups may be older than what pods hold.
+        devices > self.together.max(1) && devices <= self.up_to
+    }
+}
+
 impl Described<'_> {
     pub(super) fn stranded(&self, shapes: &[Shape], nobody_waits: bool) -> Vec<Stranded> {
         let name = self.names().name(self.resource);
         let mut all = Vec::new();
+        // Links connect two at least; how many they can connect shows where most are free.
+        let linked =
+            self.machines.iter().filter_map(|machine| self.linked(machine)).max().unwrap_or(0).max(2);
         for machine in &self.machines {
             let free = machine.free(self.resource);
             if free == 0 {
@@ -56,24 +76,59 @@ impl Described<'_> {
             for (cause, devices) in room.stranded(shapes) {
                 lost(cause, devices, self.why(machine, cause, free, shapes, nobody_waits));
             }
-            if let Some(at_once) = self.numa_limit(machine) {
-                let devices = room.apart(shapes, at_once);
-                let why = format!(
-                    "at most {at_once} of {free} free are on one NUMA node, and the machine's kubelet refuses pods that need several (TopologyAffinityError)"
-                );
+            let mut left = shapes.to_vec();
+            for limit in [self.numa_limit(machine), self.nvlink_limit(machine, linked)].into_iter().flatten()
+            {
+                let usable = room.usable(&left);
+                left.retain(|shape| !limit.denies(shape.devices));
+                let devices = usable - room.usable(&left);
                 if devices > 0 {
-                    lost(Cause::Numa, devices, why);
+                    let why = format!("at most {} of {free} free {}", limit.together, limit.why);
+                    lost(limit.cause, devices, why);
                 }
             }
         }
         all
     }
 
-    /// How many devices one pod can have at most where the kubelet takes none that are on several NUMA nodes. That it does shows in pods that it has refused: its
-    /// configuration isn't in the API.
-    fn numa_limit(&self, machine: &Placed<'_>) -> Option<i64> {
-        let refuses = self.cluster.snapshot.numa_refused.contains(&machine.node.name);
-        machine.node.groups.get(self.names().name(self.resource)).filter(|_| refuses)?.numa
+    /// What the kubelet takes no pod for: devices on more NUMA nodes than they have to be on. Its policy tells, or, where that can't be seen, pods that it has refused.
+    fn numa_limit(&self, machine: &Placed<'_>) -> Option<Limit> {
+        const ON_ONE: &str = "are on one NUMA node, and the machine's kubelet";
+        let snapshot = self.cluster.snapshot;
+        let group = machine.node.groups.get(self.names().name(self.resource))?;
+        let refused = snapshot.numa_refused.contains(&machine.node.name);
+        let (up_to, why) = match snapshot.beside.numa_policies.get(&machine.node.name) {
+            Some(NumaPolicy::Lenient) => return None,
+            Some(NumaPolicy::Restricted) => (
+                machine.node.capacity.get(self.resource) / 2,
+                format!(
+                    "{ON_ONE} refuses pods that one could hold if more of it were free (its Topology Manager's policy is restricted)"
+                ),
+            ),
+            Some(NumaPolicy::SingleNode) => (
+                i64::MAX,
+                format!(
+                    "{ON_ONE} refuses pods that need several (its Topology Manager's policy is single-numa-node)"
+                ),
+            ),
+            None if refused => {
+                (i64::MAX, format!("{ON_ONE} refuses pods that need several (TopologyAffinityError)"))
+            }
+            None => return None,
+        };
+        Some(Limit { cause: Cause::Numa, together: group.numa?, up_to, why })
+    }
+
+    /// What is spread over more islands of `NVLink` than it has to be: so many are `linked` somewhere in the pool.
+    fn nvlink_limit(&self, machine: &Placed<'_>, linked: i64) -> Option<Limit> {
+        let together = self.linked(machine)?;
+        let why = "reach each other by NVLink: a pod that needs more would run here, at the speed of the bus";
+        Some(Limit { cause: Cause::Nvlink, together, up_to: linked, why: why.to_owned() })
+    }
+
+    /// How many free devices of a machine that has `NVLink` are connected by it.
+    fn linked(&self, machine: &Placed<'_>) -> Option<i64> {
+        machine.node.groups.get(self.names().name(self.resource))?.nvlink
     }
 
     /// The other MIG profile that pods wait for, where nobody asks for this one.
@@ -127,7 +182,7 @@ impl Described<'_> {
                 )
             }
             Cause::Pods => "the machine takes no more pods".to_owned(),
-            Cause::Closed | Cause::Profile | Cause::Numa => String::new(),
+            Cause::Closed | Cause::Profile | Cause::Numa | Cause::Nvlink => String::new(),
         }
     }
 }

@@ -1,11 +1,17 @@
 //! Why a pod waits, in one sentence, and what would let it start.
 
 mod claims;
+mod gang;
 mod quota;
 mod reason;
 mod remedy;
+mod stuck;
 
-use std::collections::HashMap;
+use std::{
+    collections::{HashMap, HashSet},
+    num::NonZero,
+    thread,
+};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -13,8 +19,8 @@ use serde::Serialize;
 use self::{quota::Limit, reason::Question};
 use super::{
     Holder,
-    snapshot::{Refusal, ResourceId},
-    state::{Cluster, Group},
+    snapshot::{Member, Pod, Refusal, ResourceId},
+    state::{Cluster, Group, Machine},
     words::{amount, clipped, seconds_between},
 };
 
@@ -81,6 +87,10 @@ pub enum Reason {
     Claim,
     /// What the scheduler says that is not looked at here: volumes, claims, plugins.
     Scheduler,
+    /// It fits, but not as many as have to start together.
+    Gang,
+    /// It has its machine, which can't start it: an image, a Secret.
+    NotStarted,
     /// It fits and will be placed.
     Starting,
 }
@@ -88,19 +98,44 @@ pub enum Reason {
 /// Longest text of others that is shown.
 const OTHERS_WORDS: usize = 300;
 /// Kinds of pods that are looked at one by one; of those beyond, the scheduler's words are enough.
-const KINDS: usize = 1_000;
+const KINDS: usize = 10_000;
 
-/// Pods that hold and do nothing, by namespace and name.
-type Idle<'a> = HashMap<(&'a str, &'a str), &'a Holder>;
+/// Pods that hold and do nothing.
+struct Idle<'a> {
+    /// By namespace and name.
+    holders: HashMap<(&'a str, &'a str), &'a Holder>,
+    /// Whether there are any, by the machine's place.
+    machines: Vec<bool>,
+}
+
+impl<'a> Idle<'a> {
+    fn of(idle: &'a [Holder], cluster: &Cluster<'_>) -> Self {
+        let holders = idle.iter().map(|holder| ((&*holder.namespace, &*holder.pod), holder)).collect();
+        let mut idle = Self { holders, machines: Vec::new() };
+        let lazy = |machine: &Machine<'_>| machine.pods.iter().any(|pod| idle.holder(pod).is_some());
+        idle.machines = cluster.machines.iter().map(lazy).collect();
+        idle
+    }
+
+    fn holder(&self, pod: &Pod) -> Option<&'a Holder> {
+        self.holders.get(&(&*pod.namespace, &*pod.name)).copied()
+    }
+
+    fn is_on(&self, machine: &Machine<'_>) -> bool {
+        self.machines.get(machine.place) == Some(&true)
+    }
+}
 
 /// All that wait, those of most accelerators first.
 pub(super) fn waiting(cluster: &Cluster<'_>, idle: &[Holder]) -> Vec<Waiting> {
     let now = cluster.snapshot.at;
-    let idle: Idle<'_> = idle.iter().map(|holder| ((&*holder.namespace, &*holder.pod), holder)).collect();
-    let groups = cluster.waiting.iter().enumerate();
-    let mut all: Vec<_> = groups
-        .filter_map(|(at, group)| Some(of_group(cluster, &idle, group, at < KINDS)?.since(now)))
-        .collect();
+    let idle = Idle::of(idle, cluster);
+    let groups = &cluster.waiting;
+    let mut all = side_by_side(groups.len(), |at| {
+        Some(of_group(cluster, &idle, groups.get(at)?, at < KINDS)?.since(now))
+    });
+    all.extend(stuck::stuck(cluster).map(|one| one.since(now)));
+    all.extend(queued(cluster).map(|one| one.since(now)));
     let refusals = cluster.snapshot.beside.refusals.iter();
     all.extend(refusals.map(|refusal| of_refusal(cluster, &idle, refusal).since(now)));
     let weight = |one: &Waiting| one.amount.saturating_mul(i64::try_from(one.pods.unwrap_or(1)).unwrap_or(1));
@@ -111,9 +146,52 @@ pub(super) fn waiting(cluster: &Cluster<'_>, idle: &[Holder]) -> Vec<Waiting> {
     all
 }
 
+/// What `of` makes of each number below `count`, in no order, on all cores.
+fn side_by_side<T: Send>(count: usize, of: impl Fn(usize) -> Option<T> + Sync) -> Vec<T> {
+    /// What a thread is worth.
+    const EACH: usize = 16;
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let threads = cores.min(count.div_ceil(EACH)).max(1);
+    let of = &of;
+    thread::scope(|scope| {
+        let some = |first: usize| {
+            scope.spawn(move || (first..count).step_by(threads).filter_map(of).collect::<Vec<_>>())
+        };
+        let running: Vec<_> = (0..threads).map(some).collect();
+        let ended = running.into_iter().map(thread::ScopedJoinHandle::join);
+        ended.flat_map(|ended| ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    })
+}
+
 impl Waiting {
     fn since(self, now: Timestamp) -> Self {
         Self { waits_s: self.since.map(|since| seconds_between(since, now)), ..self }
+    }
+}
+
+/// What Kueue holds back that has no pods yet.
+fn queued(cluster: &Cluster<'_>) -> impl Iterator<Item = Waiting> {
+    let makers = cluster.waiting.iter().filter_map(|group| group.first());
+    let makers: HashSet<_> = makers.filter_map(|pod| Some((&pod.namespace, pod.owner.as_ref()?))).collect();
+    cluster.snapshot.beside.gangs.iter().filter_map(move |((namespace, member), gang)| match member {
+        Member::Owner(owner) if !owner.starts_with("Pod/") && !makers.contains(&(namespace, owner)) => {
+            Some(gang.without_pods(namespace, owner))
+        }
+        _ => None,
+    })
+}
+
+/// What a pod asks for in words, and the resource that decides, with how much of it.
+fn asks(cluster: &Cluster<'_>, pod: &Pod) -> (String, Option<(ResourceId, i64)>) {
+    let names = &cluster.snapshot.names;
+    let others = || pod.requests.iter().filter(|(id, asked)| *asked > 0 && *id != ResourceId::PODS);
+    match cluster.accelerator(pod) {
+        Some((resource, asked)) => (amount(names, resource, asked), Some((resource, asked))),
+        // Resources are numbered with CPU and memory first.
+        None => {
+            let told: Vec<_> = others().map(|(id, asked)| amount(names, id, asked)).collect();
+            (told.join(", "), others().next())
+        }
     }
 }
 
@@ -156,14 +234,7 @@ fn of_group(cluster: &Cluster<'_>, idle: &Idle<'_>, group: &Group<'_>, closely: 
     let first = *group.pods.iter().min_by_key(|pod| (pod.created, &pod.name))?;
     let wish = first.wish.as_deref()?;
     let names = &cluster.snapshot.names;
-    let accelerator = cluster.accelerator(first);
-    let others = || first.requests.iter().filter(|(id, asked)| *asked > 0 && *id != ResourceId::PODS);
-    // Resources are numbered with CPU and memory first.
-    let key = accelerator.or_else(|| others().next());
-    let asks = match accelerator {
-        Some((resource, asked)) => amount(names, resource, asked),
-        None => others().map(|(id, asked)| amount(names, id, asked)).collect::<Vec<_>>().join(", "),
-    };
+    let (asks, key) = asks(cluster, first);
     let question = Question { cluster, idle, group, pod: first, wish, names, key };
     let answer = if closely { question.answer() } else { question.scheduler_says(Reason::Scheduler) };
     Some(Waiting {

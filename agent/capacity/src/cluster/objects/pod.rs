@@ -11,10 +11,10 @@ use serde::Deserialize;
 
 use super::{
     super::usage::{Exporter, Kind},
-    Condition, Quantities, amounts, lean, same_as,
+    Condition, POD_GROUP, POD_GROUP_LABELS, Quantities, amounts, lean, same_as,
 };
 use crate::report::snapshot::{
-    self, Amounts, ClaimName, ClaimOf, HostPort, Names, Phase, ResourceId, Stands, Wish,
+    self, Amounts, ClaimName, ClaimOf, HostPort, Names, Phase, ResourceId, Stands, Stuck, Wish,
 };
 
 /// Where exporters of accelerators' metrics listen, unless they say otherwise.
@@ -139,6 +139,7 @@ struct State {
 #[derive(Debug, Clone, Deserialize)]
 struct Waiting {
     reason: Option<String>,
+    message: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -198,6 +199,8 @@ impl Pod {
         };
         let requests = self.requests(names);
         let stands = self.stands();
+        let stuck = if phase == Phase::Pending { self.stuck() } else { None };
+        let group = self.pod_group().map(|name| names.word(&name));
         let claims = self.claims(names);
         let conditions = self.status.conditions.unwrap_or_default();
         let scheduled = conditions.into_iter().find(|condition| condition.kind == "PodScheduled");
@@ -225,6 +228,7 @@ impl Pod {
             created: metadata.creation_timestamp.map(|time| time.0),
             requests,
             stands,
+            stuck,
             priority: self.spec.priority.unwrap_or(0),
             ports,
             refuses: Vec::new(),
@@ -250,9 +254,34 @@ impl Pod {
                     .filter(|name| !name.is_empty())
                     .map(|name| names.word(&name)),
                 claims,
+                group,
             }));
         }
         pod
+    }
+
+    /// The gang that it names.
+    fn pod_group(&self) -> Option<String> {
+        let of = |all: &Option<BTreeMap<String, String>>, key: &str| all.as_ref()?.get(key).cloned();
+        let by_label = POD_GROUP_LABELS.iter().find_map(|label| of(&self.metadata.labels, label));
+        of(&self.metadata.annotations, POD_GROUP).or(by_label).filter(|name| !name.is_empty())
+    }
+
+    /// The first container that can't be started, where the kubelet says so; that one is only just being made is no reason.
+    fn stuck(&self) -> Option<Stuck> {
+        let statuses = [&self.status.init_container_statuses, &self.status.container_statuses];
+        statuses.into_iter().flatten().flatten().find_map(|status| {
+            let waiting = status.state.as_ref()?.waiting.as_ref()?;
+            let why = waiting
+                .reason
+                .as_deref()
+                .filter(|why| !matches!(*why, "" | "ContainerCreating" | "PodInitializing"))?;
+            Some(Stuck {
+                container: status.name.clone(),
+                why: why.to_owned(),
+                said: waiting.message.clone().filter(|said| !said.is_empty()),
+            })
+        })
     }
 
     /// The machine whose kubelet has refused it because what it asks for is not on one NUMA node.

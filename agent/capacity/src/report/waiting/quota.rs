@@ -69,16 +69,14 @@ impl Limit {
                 "by itself: the quota has room by now, and whoever makes the pods tries again".to_owned(),
             ];
         }
-        let lazy = |pod: &&Pod| {
-            idle.get(&(&*pod.namespace, &*pod.name)).is_some_and(|idle| idle.resource == self.name())
-        };
+        let lazy = |pod: &&Pod| idle.holder(pod).is_some_and(|idle| idle.resource == self.name());
         let pods = cluster.machines.iter().flat_map(|machine| machine.pods.iter().copied());
         let pods = pods.chain(cluster.elsewhere.iter().copied());
         let lazy: Vec<_> = pods
             .filter(|pod| *pod.namespace == *refusal.namespace)
             .filter(lazy)
             .map(|pod| {
-                let since = idle.get(&(&*pod.namespace, &*pod.name)).and_then(|idle| idle.idle_s);
+                let since = idle.holder(pod).and_then(|idle| idle.idle_s);
                 let since = since.map(|idle_s| format!(" for {}", lasting(idle_s))).unwrap_or_default();
                 format!("{}/{} (idle{since})", pod.namespace, pod.name)
             })

@@ -2,8 +2,7 @@
 
 use super::{
     super::{
-        fit::{Obstacles, obstacles},
-        near::Near,
+        fit::{Obstacles, Search},
         quantity::{bytes, cores},
         selector::{has, required, told},
         snapshot::{Names, Pod, ResourceId, Wish},
@@ -44,16 +43,15 @@ impl Question<'_> {
         if !snapshot.machines_seen {
             return self.scheduler_says(Reason::Scheduler);
         }
-        let near = Near::of(self.group, self.pod, self.wish, self.cluster);
-        let found = |at| obstacles(self.cluster, self.group, self.pod, at, &near);
-        let machines = self.cluster.machines.iter().enumerate();
-        let spots: Vec<Spot<'_>> = machines.map(|(at, machine)| (machine, found(at))).collect();
+        let search = Search::of(self.cluster, self.group, self.pod, self.wish);
+        let machines = self.cluster.machines.iter();
+        let spots: Vec<Spot<'_>> = machines.map(|machine| (machine, search.on(machine))).collect();
         if spots.iter().any(|(_, found)| found.none()) {
             // What pods that can't be seen hold may be the whole reason.
             let blind = snapshot.pods_only_in.is_some();
             return if blind { self.scheduler_says(Reason::Scheduler) } else { self.fits(&spots) };
         }
-        let alone = near.alone();
+        let alone = search.alone();
         let never = self.never_fits(&spots).map(|answer| {
             let mut starts_if = Self::opened(&spots);
             starts_if.extend(answer.starts_if);
@@ -73,15 +71,12 @@ impl Question<'_> {
     fn before_the_scheduler(&self) -> Option<Answer> {
         let gates = &self.wish.gates;
         if let Some(gate) = gates.first() {
-            let queue = self.pod.labels.get("kueue.x-k8s.io/queue-name");
-            let why = match queue {
-                Some(queue) if gate.starts_with("kueue.") => {
-                    format!("Kueue has not admitted it from its queue {queue}")
-                }
-                _ => format!("held back by its scheduling gate {}", few(gates.iter().map(String::as_str))),
-            };
-            let starts_if = vec!["when whoever set the gate removes it".to_owned()];
-            return Some(Answer { reason: Reason::Gated, why, starts_if });
+            return self.gated(gate).or_else(|| {
+                let why =
+                    format!("held back by its scheduling gate {}", few(gates.iter().map(String::as_str)));
+                let starts_if = vec!["when whoever set the gate removes it".to_owned()];
+                Some(Answer { reason: Reason::Gated, why, starts_if })
+            });
         }
         self.preempting()
     }
@@ -130,7 +125,7 @@ impl Question<'_> {
     fn fits(&self, spots: &[Spot<'_>]) -> Answer {
         let age = self.pod.created.map(|created| seconds_between(created, self.cluster.snapshot.at));
         let known = age.is_none_or(|age| age > SOON_S);
-        if let Some(answer) = self.unfound_claim() {
+        if let Some(answer) = self.unfound_claim().or_else(|| self.together(spots)) {
             return answer;
         }
         if known {
@@ -220,10 +215,10 @@ impl Question<'_> {
         let able = offers.iter().filter(|(machine, _)| has(machine, resource) >= asked);
         let nearest = able.min_by_key(|(_, found)| found.beyond.len());
         let Some((machine, found)) = nearest else { return self.scheduler_says(Reason::Scheduler) };
-        let own = |id: &ResourceId| amount(self.names, *id, self.pod.requests.get(*id));
-        let beside: Vec<_> = found.beyond.iter().filter(|id| **id != resource).map(own).collect();
+        let own = |id: ResourceId| amount(self.names, id, self.pod.requests.get(id));
+        let beside: Vec<_> = found.beyond.of(self.pod).filter(|id| *id != resource).map(own).collect();
         let at_most: Vec<_> =
-            found.beyond.iter().map(|&id| amount(self.names, id, has(machine, id))).collect();
+            found.beyond.of(self.pod).map(|id| amount(self.names, id, has(machine, id))).collect();
         let all = std::iter::once(what).chain(beside).collect::<Vec<_>>().join(" and ");
         let why = format!("asks for {all}, and {} has at most {}", machine.node.name, at_most.join(" and "));
         Answer { reason: Reason::TooLarge, why, starts_if: vec!["with a smaller request".to_owned()] }
@@ -381,11 +376,13 @@ impl Question<'_> {
         let most = roomiest.map_or(0, |(machine, _)| machine.free(resource));
         let place = roomiest.map_or("", |(machine, _)| &*machine.node.name);
         let accelerated = self.accelerated();
-        let beside: Vec<_> = own.iter().filter(|(_, found)| !found.short.contains(&resource)).collect();
+        let its_place = self.pod.requests.place(resource);
+        let lacks = |found: &Obstacles<'_>| its_place.is_some_and(|place| found.short.has(place));
+        let beside: Vec<_> = own.iter().filter(|(_, found)| !lacks(found)).collect();
         let (reason, mut why) = if own.is_empty() {
             (Reason::Full, format!("asks for {what}"))
         } else if let Some((machine, found)) = beside.iter().min_by_key(|(_, found)| found.short.len()) {
-            let short = found.short.iter().map(|&id| {
+            let short = found.short.of(self.pod).map(|id| {
                 let (asked, free) = (self.pod.requests.get(id), machine.free(id));
                 if id == ResourceId::PODS {
                     "it takes no more pods".to_owned()
@@ -436,8 +433,11 @@ impl Question<'_> {
             why = format!("{why}; what it claims can only be reached from {}", few(reached));
         }
         for (machine, found) in &rented {
-            let short =
-                found.short.iter().map(|&id| amount(self.names, id, machine.free(id))).collect::<Vec<_>>();
+            let short = found
+                .short
+                .of(self.pod)
+                .map(|id| amount(self.names, id, machine.free(id)))
+                .collect::<Vec<_>>();
             why = format!("{why}; {} offers only {} more", machine.node.name, short.join(" and "));
         }
         let mut starts_if = self.relieved(open);

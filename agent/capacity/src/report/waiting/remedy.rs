@@ -4,7 +4,6 @@ use std::cmp::Reverse;
 
 use super::{
     super::{
-        Holder,
         selector::told,
         snapshot::{Amounts, Pod, ResourceId},
         state::Machine,
@@ -22,7 +21,7 @@ impl Question<'_> {
     /// Whose end would make room: those that end anyway, else those that hold and do nothing.
     pub(super) fn relieved(&self, open: &[&Spot<'_>]) -> Vec<String> {
         let mut options = Vec::new();
-        let ending = self.fewest(open, |pod| pod.ending);
+        let ending = self.fewest(open, |machine| machine.ending, |pod| pod.ending, usize::MAX);
         if let Some((machine, pods)) = ending {
             let verb = if pods.len() == 1 { "is" } else { "are" };
             options.push(format!(
@@ -32,10 +31,9 @@ impl Question<'_> {
             ));
             return options;
         }
-        if self.idle.is_empty() {
-            return options;
-        }
-        if let Some((machine, pods)) = self.fewest(open, |pod| self.holder(pod).is_some()) {
+        let lazy = |pod: &Pod| self.idle.holder(pod).is_some();
+        if let Some((machine, pods)) = self.fewest(open, |machine| self.idle.is_on(machine), lazy, usize::MAX)
+        {
             options.push(format!("if {} ended on {}", self.holding(&pods), machine.node.name));
             return options;
         }
@@ -45,17 +43,20 @@ impl Question<'_> {
     /// Who takes the fewest pods to end, though they may well be at work.
     pub(super) fn displaced(&self, open: &[&Spot<'_>]) -> Option<String> {
         let holds = |pod: &Pod| self.key.is_none_or(|(resource, _)| pod.requests.get(resource) > 0);
-        let (machine, pods) = self.fewest(open, holds).filter(|(_, pods)| pods.len() <= NAMED)?;
+        let (machine, pods) = self.fewest(open, |_| true, holds, NAMED)?;
         Some(format!("if {} ended on {}", self.holding(&pods), machine.node.name))
     }
 
     /// Whether the end of pods of lower priority would make room.
     pub(super) fn could_preempt(&self, open: &[&Spot<'_>]) -> bool {
-        self.fewest(open, |pod| pod.priority < self.pod.priority).is_some()
+        let lower = |pod: &Pod| pod.priority < self.pod.priority;
+        self.fewest(open, |machine| machine.lowest_priority < self.pod.priority, lower, usize::MAX).is_some()
     }
 
-    fn holder(&self, pod: &Pod) -> Option<&Holder> {
-        self.idle.get(&(&*pod.namespace, &*pod.name)).copied()
+    /// How many of these pods fit on a machine.
+    pub(super) fn times(&self, machine: &Machine<'_>) -> i64 {
+        let asked = self.pod.requests.iter().filter(|(_, asked)| *asked > 0);
+        asked.map(|(resource, asked)| machine.free(resource) / asked).min().unwrap_or(0)
     }
 
     /// What belongs to a machine, or to the cluster itself, nobody ends to make room; nor one of a Job's pods for another.
@@ -67,53 +68,36 @@ impl Question<'_> {
         pod.ending || !(of_node || sibling || &*pod.namespace == "kube-system")
     }
 
-    /// The machine on which the fewest of such pods have to end, and these.
+    /// The machine on which the fewest of such pods have to end, and these: `most` of them at most. No such pod is on a machine that `there` denies.
     fn fewest<'m>(
         &self,
         open: &[&Spot<'m>],
+        there: impl Fn(&Machine<'_>) -> bool,
         such: impl Fn(&Pod) -> bool,
+        most: usize,
     ) -> Option<(&'m Machine<'m>, Vec<&'m Pod>)> {
         let key = self.key.map_or(ResourceId::CPU, |(resource, _)| resource);
-        let mut best: Option<(&Machine<'_>, Vec<&Pod>)> = None;
-        let with = |machine: &&Machine<'_>| machine.pods.iter().any(|pod| such(pod) && self.may_end(pod));
-        let mut machines: Vec<&'m Machine<'m>> =
-            open.iter().map(|(machine, _)| *machine).filter(with).collect();
+        let levels = self.cluster.levels(key);
+        let candidate = |pod: &Pod| such(pod) && self.may_end(pod);
+        let machines = open.iter().map(|(machine, _)| *machine).filter(|machine| there(machine));
         // Where most is free, the fewest have to end; what is rented comes last.
-        let rank = |machine: &&'m Machine<'m>| {
-            (machine.is_virtual(), Reverse(machine.free(key)), machine.node.name.clone())
-        };
+        let mut machines: Vec<_> = machines
+            .filter(|machine| machine.pods.iter().any(|pod| candidate(pod)))
+            .map(|machine| {
+                let free = levels.get(machine.place).map_or(0, |level| level.free);
+                ((machine.is_virtual(), Reverse(free), machine.place), machine)
+            })
+            .collect();
         if machines.len() > CLOSELY {
-            machines.select_nth_unstable_by_key(CLOSELY, rank);
+            machines.select_nth_unstable_by_key(CLOSELY, |(rank, _)| *rank);
             machines.truncate(CLOSELY);
         }
-        machines.sort_by_key(rank);
-        for machine in machines {
-            let mut pods: Vec<&'m Pod> =
-                machine.pods.iter().copied().filter(|pod| such(pod) && self.may_end(pod)).collect();
-            pods.sort_by_key(|pod| (Reverse(pod.requests.get(key)), &pod.name));
-            let mut free = machine.free.clone();
-            let mut gone = Vec::new();
-            for pod in pods {
-                if suffices(&free, &self.pod.requests) {
-                    break;
-                }
-                free.add(&pod.requests);
-                gone.push(pod);
-            }
-            if !suffices(&free, &self.pod.requests) || gone.is_empty() {
-                continue;
-            }
-            // What was taken before something larger came may not be needed.
-            let mut needed = gone.clone();
-            for pod in gone {
-                let mut without = free.clone();
-                without.subtract(&pod.requests);
-                if suffices(&without, &self.pod.requests) {
-                    free = without;
-                    needed.retain(|other| !std::ptr::eq(*other, pod));
-                }
-            }
-            if best.as_ref().is_none_or(|(_, fewest)| needed.len() < fewest.len()) {
+        machines.sort_unstable_by_key(|(rank, _)| *rank);
+        let mut best: Option<(&Machine<'_>, Vec<&Pod>)> = None;
+        for (_, machine) in machines {
+            let most = best.as_ref().map_or(most, |(_, fewest)| fewest.len() - 1);
+            let pods = machine.pods.iter().copied().filter(|pod| candidate(pod));
+            if let Some(needed) = self.needed(machine, key, pods, most) {
                 let one = needed.len() == 1;
                 best = Some((machine, needed));
                 if one {
@@ -124,10 +108,50 @@ impl Question<'_> {
         best
     }
 
+    /// Those of these pods of a machine that have to end, no more than `most`; those that hold most first.
+    fn needed<'m>(
+        &self,
+        machine: &Machine<'_>,
+        key: ResourceId,
+        pods: impl Iterator<Item = &'m Pod>,
+        most: usize,
+    ) -> Option<Vec<&'m Pod>> {
+        let asked = &self.pod.requests;
+        let mut pods: Vec<_> = pods.map(|pod| (Reverse(pod.requests.get(key)), &*pod.name, pod)).collect();
+        pods.sort_unstable_by_key(|(held, name, _)| (*held, *name));
+        let of_most = pods.iter().take(most).fold(0_i64, |sum, (held, ..)| sum.saturating_add(held.0));
+        if machine.free.get(key).saturating_add(of_most) < asked.get(key) {
+            return None;
+        }
+        let mut free = machine.free.clone();
+        let mut gone = Vec::new();
+        for (_, _, pod) in pods {
+            if suffices(&free, asked) {
+                break;
+            }
+            free.add(&pod.requests);
+            gone.push(pod);
+        }
+        if !suffices(&free, asked) || gone.is_empty() {
+            return None;
+        }
+        // What was taken before something larger came may not be needed.
+        let mut needed = gone.clone();
+        for pod in gone {
+            let mut without = free.clone();
+            without.subtract(&pod.requests);
+            if suffices(&without, asked) {
+                free = without;
+                needed.retain(|other| !std::ptr::eq(*other, pod));
+            }
+        }
+        (needed.len() <= most).then_some(needed)
+    }
+
     /// Pods with what they hold and for how long they have done nothing.
     fn holding(&self, pods: &[&Pod]) -> String {
         let told = pods.iter().map(|pod| {
-            let holder = self.holder(pod);
+            let holder = self.idle.holder(pod);
             let holds =
                 self.key.map(|(resource, _)| amount(self.names, resource, pod.requests.get(resource)));
             let idle = holder.map(|holder| match holder.idle_s {
