@@ -120,6 +120,20 @@ pub fn print(
     value: &impl Serialize,
     tables: &[Table],
 ) -> io::Result<()> {
+    print_within(out, format, value, tables, usize::MAX)
+}
+
+/// The same for a terminal of so many columns: sentences are broken there, and rows of a table that is wider are told one by one.
+///
+/// # Errors
+/// When it can't be written.
+pub fn print_within(
+    out: &mut dyn Write,
+    format: Format,
+    value: &impl Serialize,
+    tables: &[Table],
+    columns: usize,
+) -> io::Result<()> {
     match format {
         Format::Json => {
             serde_json::to_writer_pretty(&mut *out, value)?;
@@ -134,7 +148,7 @@ pub fn print(
                 if index > 0 {
                     writeln!(out)?;
                 }
-                aligned(out, table, format == Format::Wide)?;
+                aligned(out, table, format == Format::Wide, columns)?;
             }
         }
         Format::Csv => {
@@ -152,9 +166,9 @@ pub fn print(
 /// Between columns, as kubectl has it.
 const GAP: &str = "   ";
 
-fn aligned(out: &mut dyn Write, table: &Table, wide: bool) -> io::Result<()> {
+fn aligned(out: &mut dyn Write, table: &Table, wide: bool, columns: usize) -> io::Result<()> {
     if !table.title.is_empty() {
-        writeln!(out, "{}", printable(&table.title))?;
+        writeln!(out, "{}", broken(&printable(&table.title), columns, 0))?;
     }
     let shown: Vec<usize> = table
         .columns
@@ -169,31 +183,72 @@ fn aligned(out: &mut dyn Write, table: &Table, wide: bool) -> io::Result<()> {
             .collect();
     let widths: Vec<usize> =
         (0..shown.len()).map(|at| rows.iter().map(|row| row[at].width()).max().unwrap_or(0)).collect();
+    let right: Vec<bool> = shown.iter().map(|&index| table.columns[index].right).collect();
+    let fits = widths.iter().sum::<usize>() + GAP.len() * widths.len().saturating_sub(1) <= columns;
     for (at, row) in rows.iter().enumerate() {
-        let mut line = String::new();
-        for (column, cell) in row.iter().enumerate() {
-            let pad = " ".repeat(widths[column] - cell.width());
-            if column > 0 {
-                line.push_str(GAP);
-            }
-            if table.columns[shown[column]].right {
-                line.push_str(&pad);
-                line.push_str(cell);
-            } else {
-                line.push_str(cell);
-                line.push_str(&pad);
-            }
+        if fits {
+            writeln!(out, "{}", padded(row, &widths, &right))?;
+        } else if at > 0 {
+            writeln!(out, "{}", told(&rows[0], row, &right, columns))?;
         }
-        writeln!(out, "{}", line.trim_end())?;
         // The first is the header.
         let cells = at.checked_sub(1).and_then(|at| table.rows.get(at));
         for (column, cell) in table.columns.iter().zip(cells.into_iter().flatten()) {
             if column.below && !cell.is_empty() {
-                writeln!(out, "    {}: {}", column.name.to_lowercase(), printable(cell))?;
+                let sentence = format!("    {}: {}", column.name.to_lowercase(), printable(cell));
+                writeln!(out, "{}", broken(&sentence, columns, 6))?;
             }
         }
     }
     Ok(())
+}
+
+/// A row in columns of these widths.
+fn padded(row: &[String], widths: &[usize], right: &[bool]) -> String {
+    let cells = row.iter().zip(widths).zip(right).map(|((cell, width), right)| {
+        let pad = " ".repeat(width - cell.width());
+        if *right { format!("{pad}{cell}") } else { format!("{cell}{pad}") }
+    });
+    cells.collect::<Vec<_>>().join(GAP).trim_end().to_owned()
+}
+
+/// A row that has no place in a line: what it is of, and below it each number with its name.
+fn told(names: &[String], row: &[String], right: &[bool], columns: usize) -> String {
+    let heads = right.iter().take_while(|right| !**right).count().max(1);
+    let head = row.iter().take(heads).filter(|cell| !cell.is_empty() && *cell != "-");
+    let head = head.map(String::as_str).collect::<Vec<_>>().join(GAP);
+    let rest = names.iter().zip(row).skip(heads).filter(|(_, cell)| !cell.is_empty() && *cell != "-");
+    let rest: Vec<_> = rest.map(|(name, cell)| format!("{} {cell}", name.to_lowercase())).collect();
+    let head = broken(&head, columns, 4);
+    if rest.is_empty() {
+        head
+    } else {
+        format!("{head}\n{}", broken(&format!("    {}", rest.join(", ")), columns, 4))
+    }
+}
+
+/// A line in pieces of so many columns at most, all but the first moved in by `indent`; longer words stay whole.
+fn broken(line: &str, columns: usize, indent: usize) -> String {
+    if line.width() <= columns {
+        return line.to_owned();
+    }
+    let begin = line.len() - line.trim_start().len();
+    let mut pieces = line[..begin].to_owned();
+    let mut used = begin;
+    for (at, word) in line[begin..].split(' ').enumerate() {
+        let width = word.width();
+        if at > 0 && used + 1 + width > columns {
+            pieces.push('\n');
+            pieces.push_str(&" ".repeat(indent));
+            used = indent;
+        } else if at > 0 {
+            pieces.push(' ');
+            used += 1;
+        }
+        pieces.push_str(word);
+        used += width;
+    }
+    pieces
 }
 
 fn comma_separated(out: &mut dyn Write, table: &Table) -> io::Result<()> {
@@ -225,7 +280,7 @@ fn inert(cell: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Column, Format, Table, alone, print};
+    use super::{Column, Format, Table, alone, print, print_within};
 
     fn table() -> Table {
         Table {
@@ -251,6 +306,38 @@ mod tests {
             "Pools\nNAME         GPUS\na\\u{1b}[2J      8\n=1+1          -16\n"
         );
         assert!(printed(Format::Wide).contains("MODEL"));
+    }
+
+    #[test]
+    fn a_narrow_terminal_gets_rows_one_by_one() {
+        let table = Table {
+            title: "POOLS".to_owned(),
+            columns: vec![
+                Column::text("NAME"),
+                Column::text("MODEL"),
+                Column::number("FREE"),
+                Column::number("USED"),
+                Column::text("LARGEST POD"),
+                Column::sentence("WHY"),
+            ],
+            rows: vec![
+                ["nvidia.com/gpu", "-", "3 (38%)", "-", "2 on gpu-1", "all of it is taken by others"]
+                    .map(str::to_owned)
+                    .to_vec(),
+            ],
+        };
+        let within = |columns: usize| {
+            let mut out = Vec::new();
+            print_within(&mut out, Format::Table, &(), std::slice::from_ref(&table), columns).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(
+            within(30),
+            "POOLS\nnvidia.com/gpu\n    free 3 (38%), largest pod\n    2 on gpu-1\n    why: all of it is taken by\n      others\n"
+        );
+        assert!(within(60).contains("NAME             MODEL"), "{}", within(60));
+        // No place at all is no reason to say nothing.
+        assert!(within(0).contains("nvidia.com/gpu"));
     }
 
     #[test]

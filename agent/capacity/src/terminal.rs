@@ -25,6 +25,13 @@ fn changes_direction(character: char) -> bool {
     matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}')
 }
 
+/// How many columns standard output has; without end where it is no terminal.
+pub fn columns() -> usize {
+    let stdout = io::stdout();
+    let size = terminal_size::terminal_size_of(&stdout).filter(|_| stdout.is_terminal());
+    size.map_or(usize::MAX, |(terminal_size::Width(columns), _)| usize::from(columns)).max(20)
+}
+
 /// A progress bar with an estimate of the time that is left, on standard error; silent where that is no terminal. `total` is in `unit`s, unknown where `None`.
 pub fn progress(total: Option<u64>, unit: &str) -> ProgressBar {
     let bar = match total {

@@ -16,6 +16,7 @@ use crate::{
     output::{self, Format, Table},
     price,
     report::{self, Options, Pricing, Report, Selector, Took, condition::Condition},
+    terminal,
 };
 
 const EXAMPLES: &str = "Examples:
@@ -87,7 +88,7 @@ pub(super) fn run(args: &Telling, global: &Global) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome::Done;
     for condition in &args.fail_if {
         if let Some(held) = condition.holds(&report)? {
-            eprintln!("fails: {}", crate::terminal::printable(&held));
+            eprintln!("fails: {}", terminal::printable(&held));
             outcome = Outcome::Failing;
         }
     }
@@ -165,7 +166,8 @@ async fn watch(args: &Telling, global: &Global) -> anyhow::Result<Outcome> {
 fn told(report: &Report, format: Format) -> anyhow::Result<Vec<u8>> {
     let tables = report.tables();
     let mut text = Vec::new();
-    output::print(&mut text, format, report, &tables).context("can't print the report")?;
+    output::print_within(&mut text, format, report, &tables, terminal::columns())
+        .context("can't print the report")?;
     Ok(match format {
         Format::Table | Format::Wide if shows_colours() => {
             coloured(&String::from_utf8_lossy(&text), &tables).into_bytes()

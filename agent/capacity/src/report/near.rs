@@ -18,7 +18,7 @@ use super::{
 #[derive(Debug, Default)]
 pub(super) struct Topology {
     /// By machine, the number of its domain; nothing where it lacks the label.
-    of: Vec<Option<usize>>,
+    of: Vec<Option<u32>>,
     domains: usize,
 }
 
@@ -27,15 +27,20 @@ impl Topology {
         let mut numbers = HashMap::new();
         let number = |machine: &Machine<'_>| {
             let value = machine.node.labels.get(key)?.clone();
-            let next = numbers.len();
+            let next = u32::try_from(numbers.len()).ok()?;
             Some(*numbers.entry(value).or_insert(next))
         };
         Self { of: machines.iter().map(number).collect(), domains: numbers.len() }
     }
 
+    /// The number of a machine's domain.
+    fn of(&self, machine: usize) -> Option<usize> {
+        self.of.get(machine).copied().flatten().and_then(|domain| usize::try_from(domain).ok())
+    }
+
     /// The entry of the machine's domain among those of all domains.
     fn at<'v, T>(&self, machine: usize, values: &'v [T]) -> Option<&'v T> {
-        values.get(self.of.get(machine).copied().flatten()?)
+        values.get(self.of(machine)?)
     }
 }
 
@@ -184,7 +189,7 @@ impl<'a> Near<'a> {
         });
         let domains = &mut self.apart[at].1;
         for (at, other) in others {
-            if let Some(domain) = topology.of[at] {
+            if let Some(domain) = topology.of(at) {
                 domains[domain] = Some(other);
             }
         }
@@ -200,7 +205,7 @@ impl<'a> Near<'a> {
             let Some(topology) = cluster.neighbours.topologies.get(&*term.topology_key) else { continue };
             let domains = (!is_first).then(|| {
                 let mut domains = vec![false; topology.domains];
-                there.iter().filter_map(|(at, _)| topology.of[*at]).for_each(|domain| domains[domain] = true);
+                there.iter().filter_map(|(at, _)| topology.of(*at)).for_each(|domain| domains[domain] = true);
                 domains
             });
             self.together.push((topology, domains));
@@ -223,13 +228,13 @@ impl<'a> Near<'a> {
             (minds(&rule.node_affinity_policy, "Honor"), minds(&rule.node_taints_policy, "Ignore"));
         let counted = |at: usize| {
             let machine = &cluster.machines[at];
-            all.iter().all(|topology| topology.of[at].is_some())
+            all.iter().all(|topology| topology.of(at).is_some())
                 && !(affinity && group.bars(cluster, machine).unselected)
                 && !(taints && repels(wish, machine.node).is_some())
         };
         let mut there = vec![false; topology.domains];
         for at in 0..cluster.machines.len() {
-            if let Some(domain) = topology.of[at]
+            if let Some(domain) = topology.of(at)
                 && !there[domain]
             {
                 there[domain] = counted(at);
@@ -245,7 +250,7 @@ impl<'a> Near<'a> {
         };
         let mut counts = vec![0_usize; topology.domains];
         for (at, _) in cluster.neighbours.such(rule.label_selector.as_ref(), like) {
-            if let Some(domain) = topology.of[at].filter(|_| counted(at)) {
+            if let Some(domain) = topology.of(at).filter(|_| counted(at)) {
                 counts[domain] += 1;
             }
         }
@@ -267,7 +272,7 @@ impl<'a> Near<'a> {
     pub(super) fn lonely(&self, at: usize) -> bool {
         self.together.iter().any(|(topology, there)| match there {
             Some(there) => topology.at(at, there) != Some(&true),
-            None => topology.of[at].is_none(),
+            None => topology.of(at).is_none(),
         })
     }
 

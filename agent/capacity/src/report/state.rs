@@ -29,6 +29,8 @@ pub(super) struct Machine<'a> {
     pub(super) ending: bool,
     /// The lowest priority of its pods.
     pub(super) lowest_priority: i32,
+    /// The same as that its node has a provider, at hand.
+    is_virtual: bool,
     /// Machines of one class differ in nothing that a pod that waits looks at, but for what they have.
     class: usize,
 }
@@ -42,7 +44,7 @@ pub(super) struct Level {
 
 impl Machine<'_> {
     pub(super) fn is_virtual(&self) -> bool {
-        self.node.provider.is_some()
+        self.is_virtual
     }
 
     /// How much is left of `resource`; never less than nothing.
@@ -142,7 +144,8 @@ impl<'a> Cluster<'a> {
                 free.subtract(&held);
                 let ending = pods.iter().any(|pod| pod.ending);
                 let lowest_priority = pods.iter().map(|pod| pod.priority).min().unwrap_or(i32::MAX);
-                Machine { node, pods, held, free, place: 0, ending, lowest_priority, class: 0 }
+                let is_virtual = node.provider.is_some();
+                Machine { node, pods, held, free, place: 0, ending, lowest_priority, is_virtual, class: 0 }
             })
             .collect();
         machines.sort_by_cached_key(|machine| natural(&machine.node.name));
@@ -211,7 +214,7 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    /// What each machine has of a resource that pods wait for.
+    /// What each machine has of a resource, in the order of their places; nothing of one that no pod waits for.
     pub(super) fn levels(&self, resource: ResourceId) -> &[Level] {
         self.levels.get(&resource).map_or(&[], Vec::as_slice)
     }

@@ -141,7 +141,8 @@ pub(super) fn waiting(cluster: &Cluster<'_>, idle: &[Holder]) -> Vec<Waiting> {
     let weight = |one: &Waiting| one.amount.saturating_mul(i64::try_from(one.pods.unwrap_or(1)).unwrap_or(1));
     let accelerated = |one: &Waiting| one.resource.as_deref().is_some_and(|name| name.contains('/'));
     all.sort_by_key(|one| {
-        (!accelerated(one), std::cmp::Reverse(weight(one)), one.namespace.clone(), one.pod.clone())
+        let name = (one.namespace.clone(), one.pod.clone(), one.owner.clone());
+        (!accelerated(one), std::cmp::Reverse(weight(one)), name)
     });
     all
 }

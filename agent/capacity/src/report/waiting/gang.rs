@@ -63,7 +63,7 @@ impl Question<'_> {
     /// One fits, but not as many as have to start together.
     pub(super) fn together(&self, spots: &[Spot<'_>]) -> Option<Answer> {
         let gang = self.gang(Member::Group(self.wish.group.clone()?))?;
-        let missing = gang.pods? - gang.running;
+        let missing = gang.pods?.saturating_sub(gang.running);
         let open = spots.iter().filter(|(_, found)| found.none());
         let fit = open.map(|(machine, _)| self.times(machine)).fold(0, i64::saturating_add);
         if fit < missing {

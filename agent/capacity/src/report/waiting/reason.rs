@@ -142,20 +142,22 @@ impl Question<'_> {
         let what = amount(self.names, resource, asked);
         // A virtual node that keeps it off is none of its places; what would change that is said beside.
         let places = spots.iter().filter(|(machine, found)| !machine.is_virtual() || found.taint.is_none());
-        let offers: Vec<_> =
-            places.filter(|(machine, _)| machine.node.allocatable.get(resource) > 0).collect();
+        let levels = self.cluster.levels(resource);
+        let offered =
+            |machine: &Machine<'_>| levels.get(machine.place).is_some_and(|level| level.allocatable > 0);
+        let offers: Vec<_> = places.filter(|(machine, _)| offered(machine)).collect();
         if offers.is_empty() {
             return Some(self.not_offered(spots, resource, &what));
         }
-        let large: Vec<_> = offers.iter().filter(|(_, found)| found.beyond.is_empty()).collect();
-        if large.is_empty() {
+        let holds = |(_, found): &&Spot<'_>| found.beyond.is_empty();
+        if !offers.iter().any(|(_, found)| found.beyond.is_empty()) {
             return Some(self.too_large(&offers, resource, asked));
         }
-        let holds = |(_, found): &&Spot<'_>| found.beyond.is_empty();
         if spots.iter().filter(holds).all(|(_, found)| found.unselected) {
+            let large = offers.iter().filter(|(_, found)| found.beyond.is_empty());
             let why = format!(
                 "asks for {what}, and {}",
-                self.unselected(&large.iter().map(|(machine, _)| *machine).collect::<Vec<_>>())
+                self.unselected(&large.map(|(machine, _)| *machine).collect::<Vec<_>>())
             );
             let starts_if = vec![
                 "with a selector that a machine has the labels for, or with that label on a machine"
@@ -370,9 +372,12 @@ impl Question<'_> {
         let Some((resource, asked)) = self.key else { return self.scheduler_says(Reason::Full) };
         let what = amount(self.names, resource, asked);
         let unit = |count: i64| amount(self.names, resource, count);
-        let free: i64 = own.iter().map(|(machine, _)| machine.free(resource)).sum();
-        let all: i64 = own.iter().map(|(machine, _)| machine.node.allocatable.get(resource)).sum();
-        let roomiest = own.iter().max_by_key(|(machine, _)| machine.free(resource));
+        let levels = self.cluster.levels(resource);
+        let level = |machine: &Machine<'_>| levels.get(machine.place).copied().unwrap_or_default();
+        let left = |machine: &Machine<'_>| level(machine).free.max(0);
+        let free = own.iter().map(|(machine, _)| left(machine)).fold(0, i64::saturating_add);
+        let all = own.iter().map(|(machine, _)| level(machine).allocatable).fold(0, i64::saturating_add);
+        let roomiest = own.iter().max_by_key(|(machine, _)| left(machine));
         let most = roomiest.map_or(0, |(machine, _)| machine.free(resource));
         let place = roomiest.map_or("", |(machine, _)| &*machine.node.name);
         let accelerated = self.accelerated();
