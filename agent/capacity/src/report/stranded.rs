@@ -98,7 +98,6 @@ impl Described<'_> {
         let group = machine.node.groups.get(self.names().name(self.resource))?;
         let refused = snapshot.numa_refused.contains(&machine.node.name);
         let (up_to, why) = match snapshot.beside.numa_policies.get(&machine.node.name) {
-            Some(NumaPolicy::Lenient) => return None,
             Some(NumaPolicy::Restricted) => (
                 machine.node.capacity.get(self.resource) / 2,
                 format!(
@@ -114,7 +113,7 @@ impl Described<'_> {
             None if refused => {
                 (i64::MAX, format!("{ON_ONE} refuses pods that need several (TopologyAffinityError)"))
             }
-            None => return None,
+            Some(NumaPolicy::Lenient) | None => return None,
         };
         Some(Limit { cause: Cause::Numa, together: group.numa?, up_to, why })
     }

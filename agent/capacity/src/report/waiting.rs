@@ -172,7 +172,7 @@ impl Waiting {
 
 /// What Kueue holds back that has no pods yet.
 fn queued(cluster: &Cluster<'_>) -> impl Iterator<Item = Waiting> {
-    let makers = cluster.waiting.iter().filter_map(|group| group.first());
+    let makers = cluster.waiting.iter().filter_map(Group::first);
     let makers: HashSet<_> = makers.filter_map(|pod| Some((&pod.namespace, pod.owner.as_ref()?))).collect();
     cluster.snapshot.beside.gangs.iter().filter_map(move |((namespace, member), gang)| match member {
         Member::Owner(owner) if !owner.starts_with("Pod/") && !makers.contains(&(namespace, owner)) => {
@@ -185,15 +185,13 @@ fn queued(cluster: &Cluster<'_>) -> impl Iterator<Item = Waiting> {
 /// What a pod asks for in words, and the resource that decides, with how much of it.
 fn asks(cluster: &Cluster<'_>, pod: &Pod) -> (String, Option<(ResourceId, i64)>) {
     let names = &cluster.snapshot.names;
-    let others = || pod.requests.iter().filter(|(id, asked)| *asked > 0 && *id != ResourceId::PODS);
-    match cluster.accelerator(pod) {
-        Some((resource, asked)) => (amount(names, resource, asked), Some((resource, asked))),
-        // Resources are numbered with CPU and memory first.
-        None => {
-            let told: Vec<_> = others().map(|(id, asked)| amount(names, id, asked)).collect();
-            (told.join(", "), others().next())
-        }
+    if let Some((resource, asked)) = cluster.accelerator(pod) {
+        return (amount(names, resource, asked), Some((resource, asked)));
     }
+    let others = || pod.requests.iter().filter(|(id, asked)| *asked > 0 && *id != ResourceId::PODS);
+    let told: Vec<_> = others().map(|(id, asked)| amount(names, id, asked)).collect();
+    // Resources are numbered with CPU and memory first.
+    (told.join(", "), others().next())
 }
 
 fn of_refusal(cluster: &Cluster<'_>, idle: &Idle<'_>, refusal: &Refusal) -> Waiting {

@@ -366,6 +366,19 @@ impl Question<'_> {
         clipped(&told.join("; "), 150)
     }
 
+    /// What a machine has too little of.
+    fn lacks(&self, machine: &Machine<'_>, found: &Obstacles<'_>) -> String {
+        let short = found.short.of(self.pod).map(|id| match id {
+            ResourceId::PODS => "it takes no more pods".to_owned(),
+            _ => format!(
+                "only {} of the {} it asks for",
+                amount_of(id, machine.free(id)),
+                amount(self.names, id, self.pod.requests.get(id))
+            ),
+        });
+        short.collect::<Vec<_>>().join(" and ")
+    }
+
     fn full(&self, open: &[&Spot<'_>], spots: &[Spot<'_>]) -> Answer {
         let own: Vec<_> = open.iter().filter(|(machine, _)| !machine.is_virtual()).collect();
         let rented: Vec<_> = open.iter().filter(|(machine, _)| machine.is_virtual()).collect();
@@ -387,19 +400,7 @@ impl Question<'_> {
         let (reason, mut why) = if own.is_empty() {
             (Reason::Full, format!("asks for {what}"))
         } else if let Some((machine, found)) = beside.iter().min_by_key(|(_, found)| found.short.len()) {
-            let short = found.short.of(self.pod).map(|id| {
-                let (asked, free) = (self.pod.requests.get(id), machine.free(id));
-                if id == ResourceId::PODS {
-                    "it takes no more pods".to_owned()
-                } else {
-                    format!(
-                        "only {} of the {} it asks for",
-                        amount_of(id, free),
-                        amount(self.names, id, asked)
-                    )
-                }
-            });
-            let short = short.collect::<Vec<_>>().join(" and ");
+            let short = self.lacks(machine, found);
             let on = &machine.node.name;
             let has = machine.free(resource);
             let others = beside.len() - 1;
