@@ -39,7 +39,7 @@ pub use menu::{Machines, Menu, Shape};
 pub use question::{Error, Holes, Prices, Question};
 pub use regret::Fold;
 pub use replayed::Outcome;
-pub use search::{Candidate, Kinds, Later, Objective, Search, Trial, search};
+pub use search::{Candidate, FlatWaits, Kinds, Later, Objective, Search, Trial, Way, search};
 pub(crate) use summary::UNPRICED;
 
 use crate::demand::{Gaps, LoadCurve, Point, Series, Span};

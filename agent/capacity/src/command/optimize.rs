@@ -9,7 +9,7 @@ use anyhow::{Context as _, anyhow, bail};
 
 use super::{
     replay::Jobs,
-    sizes::{Sizes, by_model},
+    sizes::{Sizes, Waits, by_model},
 };
 use crate::{
     args::Global,
@@ -18,7 +18,7 @@ use crate::{
     job::{Demand, WHOLE_GPU},
     optimize::{Holes, Objective, Optimization, Question, Shape, UNPRICED, optimize},
     output::{self, Format},
-    policy::Policy,
+    policy::{Burst, Policy},
     price::{self, Currency, Rates},
     terminal::printable,
     trace::{self, Counted, Kind, Trace},
@@ -45,6 +45,10 @@ use crate::{
   # The least cost at which 95 % of jobs wait no longer than ten minutes
   kubectl spillway optimize jobs.csv --ratio 3 --machine 8 --max-wait-p95 10m
 
+  # The same, and how long a job waits at most before it bursts
+  kubectl spillway optimize jobs.csv --ratio 3 --machine 8 \\
+      --max-wait-p95 10m --burst short-wait --waits auto
+
   # Two kinds of machines, for jobs that ask for models
   kubectl spillway optimize jobs.csv --dedicated-price 2.10 \\
       --serverless-price 6.30 --machine 8xA100@2.10,8xH100@4.20")]
@@ -64,8 +68,11 @@ pub struct Args {
     /// The least wait that costs no more than this per hour, e.g. 500/h: jobs are replayed.
     #[arg(long, value_name = "MONEY/h", value_parser = budget, help_heading = "Jobs that may wait")]
     pub budget: Option<f64>,
+    /// Look for the best wait before bursting, too, together with the number of machines: auto, or the waits to try, e.g. 1m,5m,20m. With --burst wait or short-wait; of both where neither is said.
+    #[arg(long, value_name = "auto|TIMES", help_heading = "Jobs that may wait", conflicts_with = "wait_s")]
+    pub waits: Option<Waits>,
     /// Do not replay jobs: what their sum would cost if they could be split and moved, in one pass.
-    #[arg(long, help_heading = "Jobs that may wait", conflicts_with_all = ["max_wait_p95_s", "budget"])]
+    #[arg(long, help_heading = "Jobs that may wait", conflicts_with_all = ["max_wait_p95_s", "budget", "waits"])]
     pub no_replay: bool,
     /// Show the cost by number of GPUs, what walking forward costs, and the reasons.
     #[arg(long)]
@@ -275,6 +282,14 @@ impl Args {
     /// Reads the trace and answers.
     pub(super) fn optimization(&self) -> anyhow::Result<Optimization> {
         self.policy.check()?;
+        if self.waits.is_some()
+            && !matches!(self.policy.burst, Burst::AtOnce | Burst::Wait | Burst::ShortWait)
+        {
+            bail!(
+                "--waits has no meaning with --burst {}: say --burst wait or --burst short-wait",
+                self.policy.burst
+            );
+        }
         let mut question = self.asked.question()?;
         question.cold_start_s = self.policy.cold_start_s;
         let objective = match (self.max_wait_p95_s, self.budget) {
@@ -288,9 +303,9 @@ impl Args {
         }
         let mut found = optimize(series, &question)?;
         let Some((largest, jobs)) = jobs else {
-            if objective != Objective::Cost {
+            if objective != Objective::Cost || self.waits.is_some() {
                 bail!(
-                    "demand over time tells nothing of waiting: --max-wait-p95 and --budget need a trace of jobs"
+                    "demand over time tells nothing of waiting: --max-wait-p95, --budget and --waits need a trace of jobs"
                 );
             }
             return Ok(found);
@@ -311,11 +326,15 @@ impl Args {
             found.by_model = by_model(&jobs, found.demand.span, &question)?;
             found.warnings.extend(self.models_in_words(&found));
         }
+        if self.waits.is_some() && objective == Objective::Cost {
+            found.warnings.push("nothing limits how long jobs wait, and who waits costs nothing: the longest wait is likely the cheapest; --max-wait-p95 or --budget says what waiting may cost".to_owned());
+        }
         let mut rates = self.asked.rates()?;
         rates.dedicated_per_gpu_hour /= self.asked.availability;
         let sizes = Sizes {
             jobs: &jobs,
             policy: &self.policy,
+            waits: self.waits.as_ref(),
             rates: &rates,
             question: &question,
             seed: self.asked.seed,

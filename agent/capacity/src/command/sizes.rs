@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    str::FromStr,
     sync::Arc,
 };
 
@@ -10,10 +11,10 @@ use crate::{
     demand::{Series, Span, offered},
     job::{Demand, Job},
     optimize::{
-        Candidate, Class, Kinds, Later, Objective, Optimization, Question, Search, Shape, Trial, optimize,
-        search,
+        Candidate, Class, Kinds, Later, Objective, Optimization, Question, Search, Shape, Trial, Way,
+        optimize, search,
     },
-    policy::{Burst, Policy},
+    policy::{Burst, Policy, seconds},
     pool::{Machines, Pool, Serverless},
     price::Rates,
     simulate,
@@ -30,12 +31,60 @@ const HALF: usize = 10;
 /// More sets of models than this are not told apart.
 const CLASSES: usize = 32;
 
+/// Waits before bursting among which the best is looked for.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Waits {
+    /// Times as people say them, from ten seconds to as long as the trace.
+    Auto,
+    /// These, in ascending order.
+    These(Vec<f64>),
+}
+
+/// Times as people say them, each some 1.5 times as long as the one before.
+const TIMES_S: [f64; 28] = [
+    10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 180.0, 300.0, 450.0, 600.0, 900.0, 1200.0, 1800.0,
+    2700.0, 3600.0, 5400.0, 7200.0, 10_800.0, 14_400.0, 21_600.0, 28_800.0, 43_200.0, 64_800.0, 86_400.0,
+    172_800.0, 259_200.0,
+];
+
+impl FromStr for Waits {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "auto" {
+            return Ok(Self::Auto);
+        }
+        let wrong = |error| format!("{error}; or auto, or several of them with commas in between");
+        let times: Result<Vec<f64>, String> =
+            text.split(',').map(|time| seconds(time).map_err(wrong)).collect();
+        let mut times = times?;
+        times.sort_by(f64::total_cmp);
+        times.dedup();
+        Ok(Self::These(times))
+    }
+}
+
+impl Waits {
+    /// Those that are tried for jobs that come within so many seconds: no wait that all end before tells another apart from a longer one.
+    fn within(&self, span_s: f64) -> Vec<f64> {
+        match self {
+            Self::These(times) => times.clone(),
+            Self::Auto => {
+                let count = TIMES_S.partition_point(|time| *time <= span_s).max(1);
+                TIMES_S[..count].to_vec()
+            }
+        }
+    }
+}
+
 /// What is replayed, and with what.
 pub(super) struct Sizes<'a> {
     /// Whose jobs.
     pub(super) jobs: &'a Jobs,
     /// How they are queued and packed, and when they burst.
     pub(super) policy: &'a Policy,
+    /// The waits before bursting that are tried, where more than the policy's is.
+    pub(super) waits: Option<&'a Waits>,
     /// What is paid; dedicated GPUs per hour in which they work.
     pub(super) rates: &'a Rates,
     /// The question of the same jobs, if they never waited.
@@ -52,8 +101,8 @@ impl Sizes<'_> {
 
     /// Tries numbers of machines and ways of bursting; `bound` is the answer if no job ever waited.
     pub(super) fn search(&self, objective: Objective, bound: &Optimization) -> anyhow::Result<Search> {
-        let ways = self.ways(objective);
-        let kinds = self.kinds(bound, ways.len());
+        let ways = self.ways(objective, bound.demand.span.seconds());
+        let kinds = self.kinds(bound, ways.iter().map(|way| way.waits_s.len()).sum());
         let bar = progress(None, "replays");
         let attempt = |half: Half, candidate: &Candidate| {
             bar.inc(1);
@@ -86,22 +135,23 @@ impl Sizes<'_> {
         Ok(found)
     }
 
-    /// The ways of bursting that are tried.
-    fn ways(&self, objective: Objective) -> Vec<(Burst, f64)> {
-        let wait_s = match objective {
-            _ if self.policy.wait_s > 0.0 => self.policy.wait_s,
-            Objective::CostWithinWait { wait_p95_s } if wait_p95_s > 0.0 => wait_p95_s,
-            _ => WAIT_S,
+    /// The ways of bursting that are tried, for jobs that come within so many seconds.
+    fn ways(&self, objective: Objective, span_s: f64) -> Vec<Way> {
+        let waits_s = match (self.waits, objective) {
+            (Some(waits), _) => waits.within(span_s),
+            _ if self.policy.wait_s > 0.0 => vec![self.policy.wait_s],
+            (None, Objective::CostWithinWait { wait_p95_s }) if wait_p95_s > 0.0 => vec![wait_p95_s],
+            _ => vec![WAIT_S],
         };
+        let waits = |burst| Way { burst, waits_s: waits_s.clone() };
+        // Jobs of some namespaces may wait where the others don't.
+        let other = |burst| Way::one(burst, self.policy.wait_s);
         match self.policy.burst {
-            Burst::AtOnce if objective != Objective::Cost => vec![
-                (Burst::AtOnce, 0.0),
-                (Burst::Wait, wait_s),
-                (Burst::ShortWait, wait_s),
-                (Burst::AllWait, 0.0),
-            ],
-            burst @ (Burst::Wait | Burst::ShortWait) => vec![(burst, wait_s)],
-            burst => vec![(burst, 0.0)],
+            Burst::AtOnce if objective != Objective::Cost || self.waits.is_some() => {
+                vec![other(Burst::AtOnce), waits(Burst::Wait), waits(Burst::ShortWait), other(Burst::AllWait)]
+            }
+            burst @ (Burst::Wait | Burst::ShortWait) => vec![waits(burst)],
+            burst => vec![other(burst)],
         }
     }
 
@@ -260,10 +310,12 @@ pub(super) fn by_model(jobs: &Jobs, span: Span, question: &Question) -> anyhow::
 mod tests {
     use std::fmt::Write as _;
 
-    use super::{Kinds, Sizes, candidate};
+    use super::{Kinds, Sizes, Waits, candidate};
     use crate::{
         command::replay::Jobs,
-        optimize::{Candidate, Objective, Optimization, Question, Search, Shape, Trial, optimize, search},
+        optimize::{
+            Candidate, Objective, Optimization, Question, Search, Shape, Trial, Way, optimize, search,
+        },
         policy::{Burst, Policy},
         price::{Currency, Rates},
         trace,
@@ -291,6 +343,8 @@ mod tests {
         trace: trace::Args,
         question: Question,
         serverless: f64,
+        policy: Policy,
+        waits: Option<Waits>,
     }
 
     impl Asking {
@@ -306,8 +360,16 @@ mod tests {
         fn with<T>(&self, then: impl FnOnce(&Sizes) -> T) -> T {
             let jobs = Jobs::read(&self.trace).unwrap();
             let rates = Rates::new(Currency::USD, 1.0, self.serverless).unwrap();
-            let policy = Policy::default();
-            then(&Sizes { jobs: &jobs, policy: &policy, rates: &rates, question: &self.question, seed: 1 })
+            let policy = self.policy.clone();
+            let waits = self.waits.as_ref();
+            then(&Sizes {
+                jobs: &jobs,
+                policy: &policy,
+                waits,
+                rates: &rates,
+                question: &self.question,
+                seed: 1,
+            })
         }
 
         fn search(&self, objective: Objective) -> Search {
@@ -318,7 +380,7 @@ mod tests {
     fn asking(folder: &tempfile::TempDir, serverless: f64, shapes: Vec<Shape>) -> Asking {
         let question =
             Question { serverless_per_gpu_hour: serverless, shapes, resamples: 60, ..Question::default() };
-        Asking { trace: jobs(folder), question, serverless }
+        Asking { trace: jobs(folder), question, serverless, policy: Policy::default(), waits: None }
     }
 
     fn counts(trial: &Trial) -> Vec<u32> {
@@ -365,7 +427,7 @@ mod tests {
         let bound = asked.bound();
         assert_eq!(bound.by_model.len(), 2);
         asked.with(|sizes| {
-            let ways = [(Burst::AtOnce, 0.0)];
+            let ways = [Way::one(Burst::AtOnce, 0.0)];
             let all = Kinds { most: vec![3, 4, 3], few: 1000, ..sizes.kinds(&bound, 1) };
             let attempt = |candidate: &Candidate| sizes.attempt(super::Half::Both, candidate);
             let exact = search(Objective::Cost, &ways, &all, attempt).unwrap();
@@ -389,6 +451,44 @@ mod tests {
         let within = asked.search(Objective::WaitWithinCost { per_hour: dearest }).best.unwrap();
         assert!(within.per_hour <= dearest && within.wait_p95_s <= best.wait_p95_s);
         assert!(asked.search(Objective::WaitWithinCost { per_hour: 0.01 }).interval.is_none());
+    }
+
+    #[test]
+    fn the_best_wait_is_the_one_that_trying_all_finds() {
+        let folder = tempfile::tempdir().unwrap();
+        let objective = Objective::CostWithinWait { wait_p95_s: 900.0 };
+        for burst in [Burst::ShortWait, Burst::Wait] {
+            let mut asked = asking(&folder, 3.0, vec![shape(8, "", 1.0)]);
+            asked.policy.burst = burst;
+            asked.waits = Some("5m, 20m,90s,2h".parse().unwrap());
+            let found = asked.search(objective);
+            let best = found.best.unwrap();
+            let (mut least, mut count) = (f64::INFINITY, 0);
+            for wait_s in [90.0, 300.0, 1200.0, 7200.0] {
+                for machines in 0..=found.trials.iter().map(|trial| trial.machines).max().unwrap() {
+                    let candidate = Candidate { counts: vec![machines], burst, wait_s };
+                    let tried = asked.with(|sizes| sizes.attempt(super::Half::Both, &candidate).unwrap());
+                    count += 1;
+                    if tried.wait_p95_s <= 900.0 {
+                        least = least.min(tried.per_hour);
+                    }
+                }
+            }
+            assert!(found.exact && found.trials.len() == count);
+            assert_eq!(best.per_hour.to_bits(), least.to_bits(), "{burst}");
+            assert!(found.flat_waits.unwrap().from_s <= best.wait_s);
+        }
+    }
+
+    #[test]
+    fn waits_are_said_as_times() {
+        assert_eq!("auto".parse(), Ok(Waits::Auto));
+        assert_eq!("5m,90s,300".parse(), Ok(Waits::These(vec![90.0, 300.0])));
+        assert_eq!(Waits::Auto.within(70.0), [10.0, 15.0, 20.0, 30.0, 45.0, 60.0]);
+        assert_eq!(Waits::Auto.within(0.0), [10.0]);
+        for text in ["", "soon", "5m,", "-1", "auto,5m"] {
+            assert!(text.parse::<Waits>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -2,9 +2,13 @@
 //!
 //! Where all numbers together are few replays, all of them are tried, and the answer is exact. Else, for each way of bursting and along one shape after the other: numbers at equal distances from
 //! none to as many as are ever of use, then halfway between the best and its neighbours on both sides, until these are one machine away; then one machine of a shape for those of another, for as
-//! long as anything gets better. That finds the best where cost and waiting each have one valley, as they have but for the roughness of packing. What was tried is told.
+//! long as anything gets better. Of how long jobs wait before they burst, each time has its own best number of machines; of many times the best is looked for in the same way. That finds the best where
+//! cost and waiting each have one valley, as they have but for the roughness of packing. What was tried is told.
 
-use std::collections::BTreeMap;
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+};
 
 use serde::Serialize;
 
@@ -38,6 +42,22 @@ pub struct Candidate {
     pub burst: Burst,
     /// After how long, where it waits.
     pub wait_s: f64,
+}
+
+/// A way of bursting that is tried.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Way {
+    /// When a job goes to serverless machines.
+    pub burst: Burst,
+    /// After how long, where it waits: each of these, in ascending order; of more than nine, not all where not all can be tried.
+    pub waits_s: Vec<f64>,
+}
+
+impl Way {
+    /// One that has but one wait, or none.
+    pub fn one(burst: Burst, wait_s: f64) -> Self {
+        Self { burst, waits_s: vec![wait_s] }
+    }
 }
 
 /// What became of it.
@@ -78,12 +98,14 @@ pub struct Search {
     /// What was wanted.
     #[serde(flatten)]
     pub objective: Objective,
-    /// Whether every number of machines of each shape was tried that could be of use.
+    /// Whether every number of machines of each shape was tried that could be of use, with each wait that was to be tried.
     pub exact: bool,
     /// The best; none where nothing that was tried is allowed.
     pub best: Option<Trial>,
     /// Of what was tried and is allowed, the numbers of GPUs that cost nearly as little; none where cost is not what is to be least.
     pub flat: Option<Flat>,
+    /// Of the waits that were tried with the best's way of bursting, those which with their own best number of machines cost nearly as little; none where only one was, or cost is not what is to be least.
+    pub flat_waits: Option<FlatWaits>,
     /// By how much the serverless price could be multiplied so that the best stays the best of what was tried and is allowed; none where cost is not what is to be least.
     pub stays_best: Option<RatioRange>,
     /// How far the best could be off; none where nothing is allowed.
@@ -94,6 +116,19 @@ pub struct Search {
     pub today: Option<Trial>,
     /// All that was tried.
     pub trials: Vec<Trial>,
+}
+
+/// Waits before bursting that cost nearly the least.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct FlatWaits {
+    /// Dearer than the least by no more than this share.
+    pub within: f64,
+    /// The shortest of them.
+    pub from_s: f64,
+    /// The longest.
+    pub to_s: f64,
+    /// How many waits were tried.
+    pub tried: usize,
 }
 
 /// The advice on the first half of the time, and what became of it in the second.
@@ -122,8 +157,8 @@ pub struct Kinds {
     pub few: usize,
 }
 
-/// Numbers that are tried first along a shape.
-const FIRST: u32 = 9;
+/// Numbers that are tried first along a shape, or along waits.
+const FIRST: usize = 9;
 
 impl Objective {
     /// Whether a trial keeps to what was asked.
@@ -143,23 +178,50 @@ impl Objective {
     }
 
     /// The better first.
-    pub(super) fn compare(self, one: &Trial, other: &Trial) -> std::cmp::Ordering {
-        let rank = |trial: &Trial| {
-            let (cost, wait) = (trial.per_hour, trial.wait_p95_s);
-            match self {
-                Self::Cost | Self::CostWithinWait { .. } => {
-                    [self.excess(trial), cost, wait, trial.wait_mean_s]
-                }
-                Self::WaitWithinCost { .. } => [self.excess(trial), wait, trial.wait_mean_s, cost],
-            }
+    pub(super) fn compare(self, one: &Trial, other: &Trial) -> Ordering {
+        self.rank(one).cmp(&self.rank(other))
+    }
+
+    fn rank(self, trial: &Trial) -> Rank {
+        let (cost, wait) = (trial.per_hour, trial.wait_p95_s);
+        let measures = match self {
+            Self::Cost | Self::CostWithinWait { .. } => [self.excess(trial), cost, wait, trial.wait_mean_s],
+            Self::WaitWithinCost { .. } => [self.excess(trial), wait, trial.wait_mean_s, cost],
         };
-        let pairs = rank(one).into_iter().zip(rank(other));
-        pairs
-            .map(|(one, other)| one.total_cmp(&other))
-            .find(|order| order.is_ne())
-            .unwrap_or_else(|| one.machines.cmp(&other.machines))
+        Rank { measures, machines: trial.machines }
     }
 }
+
+/// Where a trial stands among others: the least is the best.
+#[derive(Debug, Clone, Copy)]
+struct Rank {
+    measures: [f64; 4],
+    machines: u32,
+}
+
+impl Ord for Rank {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let pairs = self.measures.iter().zip(&other.measures);
+        pairs
+            .map(|(one, other)| one.total_cmp(other))
+            .find(|order| order.is_ne())
+            .unwrap_or_else(|| self.machines.cmp(&other.machines))
+    }
+}
+
+impl PartialOrd for Rank {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Rank {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Rank {}
 
 /// Tries numbers of machines with each of `ways` of bursting.
 ///
@@ -167,31 +229,82 @@ impl Objective {
 /// Those of `attempt`.
 pub fn search<E>(
     objective: Objective,
-    ways: &[(Burst, f64)],
+    ways: &[Way],
     kinds: &Kinds,
     mut attempt: impl FnMut(&Candidate) -> Result<Trial, E>,
 ) -> Result<Search, E> {
-    let all = kinds.most.iter().try_fold(ways.len(), |all, most| all.checked_mul(*most as usize + 1));
+    let waits = ways.iter().map(|way| way.waits_s.len()).sum();
+    let all = kinds.most.iter().try_fold(waits, |all: usize, most| all.checked_mul(*most as usize + 1));
     let exact = all.is_some_and(|all| all <= kinds.few);
     let mut trials = Vec::new();
-    for &(burst, wait_s) in ways {
-        let attempt = |counts: &[u32]| attempt(&Candidate { counts: counts.to_vec(), burst, wait_s });
-        let mut tries = Tries { objective, kinds, attempt, tried: BTreeMap::new() };
-        if exact {
-            tries.all()?;
-        } else {
-            tries.climb(vec![0; kinds.most.len()])?;
-            if kinds.most.len() > 1 {
-                tries.climb(kinds.start.clone())?;
+    for way in ways {
+        let Some(last) = way.waits_s.len().checked_sub(1) else { continue };
+        let mut by_wait: BTreeMap<usize, Vec<Trial>> = BTreeMap::new();
+        let mut best_at = |at: usize| {
+            let (burst, wait_s) = (way.burst, way.waits_s[at]);
+            let attempt = |counts: &[u32]| attempt(&Candidate { counts: counts.to_vec(), burst, wait_s });
+            let mut tries = Tries { objective, kinds, attempt, tried: BTreeMap::new() };
+            if exact {
+                tries.all()?;
+            } else {
+                tries.climb(vec![0; kinds.most.len()])?;
+                if kinds.most.len() > 1 {
+                    tries.climb(kinds.start.clone())?;
+                }
             }
+            let tried = by_wait.entry(at).or_insert(tries.tried.into_values().collect());
+            Ok(tried.iter().map(|trial| objective.rank(trial)).min())
+        };
+        if exact {
+            (0..=last).try_for_each(|at| best_at(at).map(|_| ()))?;
+        } else {
+            valley(last, None, best_at)?;
         }
-        trials.extend(tries.tried.into_values());
+        trials.extend(by_wait.into_values().flatten());
     }
-    let best = trials.iter().min_by(|one, other| objective.compare(one, other));
+    let best = trials.iter().min_by_key(|trial| objective.rank(trial));
     let best = best.filter(|trial| objective.allows(trial)).cloned();
     let flat = best.as_ref().and_then(|best| flat(objective, best, &trials));
+    let flat_waits = best.as_ref().and_then(|best| flat_waits(objective, best, &trials));
     let stays_best = best.as_ref().and_then(|best| stays_best(objective, best, &trials));
-    Ok(Search { objective, exact, best, flat, stays_best, interval: None, later: None, today: None, trials })
+    Ok(Search {
+        objective,
+        exact,
+        best,
+        flat,
+        flat_waits,
+        stays_best,
+        interval: None,
+        later: None,
+        today: None,
+        trials,
+    })
+}
+
+/// Where `rank` is least from 0 to `last`, if it has one valley: tried at equal distances and where it is `known`, then halfway between the best and its neighbours until they are one away.
+fn valley<K: Ord, E>(
+    last: usize,
+    known: Option<usize>,
+    mut rank: impl FnMut(usize) -> Result<K, E>,
+) -> Result<usize, E> {
+    let mut tried = BTreeMap::new();
+    let mut due: Vec<usize> = (0..FIRST).map(|step| last * step / (FIRST - 1)).chain(known).collect();
+    loop {
+        for at in due.drain(..) {
+            if let Entry::Vacant(entry) = tried.entry(at) {
+                entry.insert(rank(at)?);
+            }
+        }
+        let best = tried.iter().min_by_key(|(_, rank)| *rank).map_or(0, |(at, _)| *at);
+        let below = tried.range(..best).next_back().map(|(at, _)| *at);
+        let above = tried.range(best + 1..).next().map(|(at, _)| *at);
+        let middle = |low: usize, high: usize| (high - low > 1).then(|| usize::midpoint(low, high));
+        due.extend(below.and_then(|below| middle(below, best)));
+        due.extend(above.and_then(|above| middle(best, above)));
+        if due.is_empty() {
+            return Ok(best);
+        }
+    }
 }
 
 /// Of the trials that burst as the best does and are allowed, those that cost nearly as little.
@@ -207,6 +320,24 @@ fn flat(objective: Objective, best: &Trial, trials: &[Trial]) -> Option<Flat> {
     let sizes: Vec<u32> = near.map(|trial| trial.gpus).collect();
     let (from_gpus, to_gpus) = (*sizes.iter().min()?, *sizes.iter().max()?);
     Some(Flat { within: FLAT, from_gpus, to_gpus })
+}
+
+/// Of the waits that were tried with the best's way of bursting, those of which a trial is allowed and costs nearly as little.
+fn flat_waits(objective: Objective, best: &Trial, trials: &[Trial]) -> Option<FlatWaits> {
+    if matches!(objective, Objective::WaitWithinCost { .. }) {
+        return None;
+    }
+    let alike = || trials.iter().filter(|trial| trial.burst == best.burst);
+    let tried = alike().map(|trial| trial.wait_s.to_bits()).collect::<BTreeSet<_>>().len();
+    if tried < 2 {
+        return None;
+    }
+    let near = alike()
+        .filter(|trial| objective.allows(trial) && trial.per_hour <= best.per_hour * (1.0 + FLAT))
+        .map(|trial| trial.wait_s);
+    let (from_s, to_s) =
+        near.fold((f64::INFINITY, 0.0_f64), |(from, to), wait_s| (from.min(wait_s), to.max(wait_s)));
+    Some(FlatWaits { within: FLAT, from_s, to_s, tried })
 }
 
 /// Between which multiples of the serverless price the best costs no more than any other: what is rented doesn't depend on its price.
@@ -280,34 +411,12 @@ impl<E, F: FnMut(&[u32]) -> Result<Trial, E>> Tries<'_, F> {
             counts[shape] = count;
             counts
         };
-        let most = self.kinds.most[shape];
-        let mut tried: Vec<u32> = Vec::new();
-        let mut due: Vec<u32> = (0..FIRST)
-            .map(|step| {
-                u32::try_from(u64::from(most) * u64::from(step) / u64::from(FIRST - 1)).unwrap_or(most)
-            })
-            .chain([counts[shape]])
-            .collect();
-        let mut best = 0;
-        while !due.is_empty() {
-            for count in std::mem::take(&mut due) {
-                self.attempt(&with(count))?;
-                tried.push(count);
-            }
-            tried.sort_unstable();
-            tried.dedup();
-            let order = |one: &u32, other: &u32| {
-                self.objective.compare(&self.tried[&with(*one)], &self.tried[&with(*other)])
-            };
-            best = tried.iter().copied().min_by(order).unwrap_or(0);
-            let place = tried.partition_point(|count| *count < best);
-            let below = place.checked_sub(1).map(|below| tried[below]);
-            let above = tried.get(place + 1).copied();
-            let middle = |low: u32, high: u32| (high - low > 1).then(|| u32::midpoint(low, high));
-            due.extend(below.and_then(|below| middle(below, best)));
-            due.extend(above.and_then(|above| middle(best, above)));
-        }
-        Ok(with(best))
+        let objective = self.objective;
+        let count = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
+        let best = valley(self.kinds.most[shape] as usize, Some(counts[shape] as usize), |at| {
+            Ok(objective.rank(self.attempt(&with(count(at)))?))
+        })?;
+        Ok(with(count(best)))
     }
 
     /// The best of giving machines of a shape for those of another: one for one, or as many as have about as many GPUs.
@@ -336,7 +445,7 @@ impl<E, F: FnMut(&[u32]) -> Result<Trial, E>> Tries<'_, F> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Candidate, Kinds, Machines, Objective, Trial, search};
+    use super::{Candidate, Kinds, Machines, Objective, Trial, Way, search};
     use crate::policy::Burst;
 
     fn trial(candidate: &Candidate, each: &[u32], per_hour: f64, wait_p95_s: f64) -> Trial {
@@ -375,7 +484,7 @@ mod tests {
 
     fn best(objective: Objective) -> Option<(u32, Burst)> {
         let kinds = Kinds { gpus: vec![8], most: vec![1000], start: vec![0], few: 10 };
-        let ways = [(Burst::AtOnce, 0.0), (Burst::AllWait, 0.0)];
+        let ways = [Way::one(Burst::AtOnce, 0.0), Way::one(Burst::AllWait, 0.0)];
         let found = search(objective, &ways, &kinds, attempt).unwrap();
         assert!(!found.exact && found.trials.len() < 60, "{}", found.trials.len());
         let all = search(objective, &ways, &Kinds { few: 2002, ..kinds }, attempt).unwrap();
@@ -410,7 +519,7 @@ mod tests {
             Ok::<_, ()>(trial(candidate, &[8, 3], cost, 0.0))
         };
         let kinds = Kinds { gpus: vec![8, 3], most: vec![13, 34], start: vec![0, 34], few: 1 };
-        let ways = [(Burst::AtOnce, 0.0)];
+        let ways = [Way::one(Burst::AtOnce, 0.0)];
         let found = search(Objective::Cost, &ways, &kinds, attempt).unwrap();
         let all = search(Objective::Cost, &ways, &Kinds { few: 1000, ..kinds }, attempt).unwrap();
         assert_eq!(found.best, all.best);
@@ -420,5 +529,30 @@ mod tests {
             found.trials.len()
         );
         assert_eq!(all.best.unwrap().kinds.iter().map(|kind| kind.count).collect::<Vec<_>>(), [8, 12]);
+    }
+    #[test]
+    fn waits_and_machines_are_searched_together() {
+        // The longer jobs wait the fewer machines are of use, and of either too much costs.
+        let attempt = |candidate: &Candidate| {
+            let (machines, wait) = (f64::from(candidate.counts[0]), candidate.wait_s / 60.0);
+            let cost = 500.0 + (machines + wait - 400.0).abs() + (wait - 37.0).abs() / 10.0;
+            Ok::<_, ()>(trial(candidate, &[8], cost, candidate.wait_s))
+        };
+        let minutes: Vec<f64> = (0..100_u32).map(|minute| f64::from(minute) * 60.0).collect();
+        let ways = [Way::one(Burst::AtOnce, 0.0), Way { burst: Burst::Wait, waits_s: minutes }];
+        let kinds = Kinds { gpus: vec![8], most: vec![500], start: vec![0], few: 10 };
+        for objective in [Objective::Cost, Objective::CostWithinWait { wait_p95_s: 1500.0 }] {
+            let found = search(objective, &ways, &kinds, attempt).unwrap();
+            let all = search(objective, &ways, &Kinds { few: 60_000, ..kinds.clone() }, attempt).unwrap();
+            assert!(all.exact && all.trials.len() == 501 * 101 && !found.exact);
+            assert!(found.trials.len() < 1000, "{}", found.trials.len());
+            assert_eq!(found.best, all.best);
+            let (best, flat) = (all.best.unwrap(), all.flat_waits.unwrap());
+            assert!(flat.from_s < best.wait_s && flat.to_s >= best.wait_s && flat.tried == 100, "{flat:?}");
+            if let Objective::CostWithinWait { wait_p95_s } = objective {
+                assert_eq!((best.machines, best.wait_s), (375, 1500.0));
+                assert!(flat.to_s <= wait_p95_s, "no longer wait is allowed: {flat:?}");
+            }
+        }
     }
 }

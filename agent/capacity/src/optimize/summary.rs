@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{
-    Cost, Flat, Interval, Later, Objective, Optimization, RatioRange, Search, Trial,
+    Cost, Flat, FlatWaits, Interval, Later, Objective, Optimization, RatioRange, Search, Trial,
     words::{count, gpus, kinds, machines, money, number, percent, ratio, ratios, time, when},
 };
 use crate::policy::Burst;
@@ -117,7 +117,11 @@ impl Optimization {
             }
         };
         let replays = count(search.trials.len() as u64, "replay");
-        let how = if search.exact { "every number of machines was tried" } else { "found by search" };
+        let how = match (search.exact, &search.flat_waits) {
+            (true, Some(_)) => "every number of machines was tried with every wait",
+            (true, None) => "every number of machines was tried",
+            (false, _) => "found by search",
+        };
         let mut lines = vec![("Wanted", format!("{wanted}; {how}, in {replays}"))];
         let Some(best) = &search.best else {
             let cheapest = search.trials.iter().min_by(|one, other| one.per_hour.total_cmp(&other.per_hour));
@@ -146,6 +150,7 @@ impl Optimization {
         ));
         lines.push(("Waits", waits(best)));
         lines.extend(search.flat.map(|flat| ("Flat", flat.in_words())));
+        lines.extend(search.flat_waits.map(|flat| ("Flat waits", flat.in_words())));
         if let Some(today) = &search.today {
             let saved = today.per_hour - best.per_hour;
             let share = if today.per_hour > 0.0 { saved / today.per_hour } else { 0.0 };
@@ -323,6 +328,18 @@ impl Flat {
             "{} to {} cost within {} of the least",
             number(f64::from(self.from_gpus), 0),
             gpus(self.to_gpus),
+            percent(self.within)
+        )
+    }
+}
+
+impl FlatWaits {
+    fn in_words(self) -> String {
+        format!(
+            "of {} waits tried, {} to {}, each with its own best machines, cost within {} of the least",
+            self.tried,
+            time(self.from_s),
+            time(self.to_s),
             percent(self.within)
         )
     }

@@ -3,8 +3,10 @@
 //! Jobs one after the other wait alike, so their number says little. A simulation is cut into batches of as many jobs; what differs from one to the next tells how far another span like it would be off. What is told is one
 //! standard error: two of them hold the truth 19 times in 20.
 
+use super::tally::float;
+
 /// What adds up over a simulation, up to some moment.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Sums {
     /// Since the first job was submitted.
     pub(super) at_s: f64,
@@ -15,9 +17,18 @@ pub(super) struct Sums {
     pub(super) work_milli_s: f64,
     pub(super) spilled_milli_s: f64,
     pub(super) billed_milli_s: f64,
+    /// Jobs that waited at all, by [steps](super::histogram::step) of the curve of waits.
+    pub(super) waits: Box<[u64]>,
 }
 
 impl Sums {
+    /// How many jobs that waited at all waited no longer: as if waits were spread evenly over a step of the curve.
+    pub(super) fn waited_within(&self, wait_s: f64) -> f64 {
+        let (step, part) = super::histogram::step(wait_s);
+        let (below, here) = (self.waits.iter().take(step).sum(), self.waits.get(step).copied());
+        float(below) + part * float(here.unwrap_or(0))
+    }
+
     fn since(&self, earlier: &Self) -> Self {
         Self {
             at_s: self.at_s - earlier.at_s,
@@ -28,6 +39,12 @@ impl Sums {
             work_milli_s: self.work_milli_s - earlier.work_milli_s,
             spilled_milli_s: self.spilled_milli_s - earlier.spilled_milli_s,
             billed_milli_s: self.billed_milli_s - earlier.billed_milli_s,
+            waits: self
+                .waits
+                .iter()
+                .enumerate()
+                .map(|(step, count)| count - earlier.waits.get(step).unwrap_or(&0))
+                .collect(),
         }
     }
 }
@@ -82,9 +99,9 @@ impl Batches {
         if each == 0 {
             return None;
         }
-        let mut last = self.start;
+        let mut last = &self.start;
         let ends = self.marks.iter().skip(each - 1).step_by(each);
-        Some(Scatter(ends.map(|end| end.since(&std::mem::replace(&mut last, *end))).collect()))
+        Some(Scatter(ends.map(|end| end.since(std::mem::replace(&mut last, end))).collect()))
     }
 }
 
@@ -118,7 +135,7 @@ impl Scatter {
         let off: Vec<f64> = self.0.iter().map(|batch| upper(batch) - ratio * lower(batch)).collect();
         let squares: f64 = off.iter().map(|off| off * off).sum();
         let neighbours: f64 = off.windows(2).map(|pair| pair[0] * pair[1]).sum();
-        let count = super::tally::float(self.0.len() as u64);
+        let count = float(self.0.len() as u64);
         Some(Estimate {
             error: (squares * count / (count - 1.0)).sqrt() / whole,
             is_least: neighbours > CORRELATED * squares,
@@ -142,7 +159,7 @@ mod tests {
             sums.jobs += 1.0;
             sums.wait_s += wait;
             if batches.is_due(job) {
-                batches.mark(sums);
+                batches.mark(sums.clone());
             }
         }
         let scatter = batches.finish().unwrap();

@@ -8,6 +8,8 @@ const PRECISION: u32 = 7;
 pub const RELATIVE_ERROR: f64 = 1.0 / 256.0;
 /// So many waits are kept as they are: 512 KiB.
 const FEW: usize = 1 << 16;
+/// So many buckets together are one step of the curve, of which 16 are a doubling: more than a plot shows.
+const STEP: usize = 1 << (PRECISION - 4);
 /// 2^-10 s: shorter waits count as this long in quantiles.
 const SMALLEST_EXPONENT: u64 = 1023 - 10;
 /// Up to 2^40 s, 35,000 years: longer waits count as this long in quantiles.
@@ -24,12 +26,20 @@ pub struct Waits {
     pub mean_error_s: Option<f64>,
     /// Half of the jobs waited no longer.
     pub p50_s: f64,
+    /// Its standard error, as that of the mean: how many more or fewer jobs may wait no longer is told by batches, and how long these wait by the curve. Nothing where there are too few jobs beyond a percentile to tell.
+    pub p50_error_s: Option<f64>,
     /// 90 % of the jobs waited no longer.
     pub p90_s: f64,
+    /// Its standard error.
+    pub p90_error_s: Option<f64>,
     /// 95 % of the jobs waited no longer.
     pub p95_s: f64,
+    /// Its standard error.
+    pub p95_error_s: Option<f64>,
     /// 99 % of the jobs waited no longer.
     pub p99_s: f64,
+    /// Its standard error.
+    pub p99_error_s: Option<f64>,
     /// The longest wait, exactly.
     pub max_s: f64,
 }
@@ -41,6 +51,8 @@ pub(super) struct Histogram {
     /// The first ones.
     few: Vec<f64>,
     counts: Vec<u64>,
+    /// The same by steps of the curve.
+    steps: Vec<u64>,
     waited: u64,
     sum_s: f64,
     max_s: f64,
@@ -48,7 +60,15 @@ pub(super) struct Histogram {
 
 impl Histogram {
     pub(super) fn new() -> Self {
-        Self { none: 0, few: Vec::new(), counts: vec![0; BUCKETS], waited: 0, sum_s: 0.0, max_s: 0.0 }
+        Self {
+            none: 0,
+            few: Vec::new(),
+            counts: vec![0; BUCKETS],
+            steps: vec![0; BUCKETS / STEP],
+            waited: 0,
+            sum_s: 0.0,
+            max_s: 0.0,
+        }
     }
 
     /// Counts a job that waited `wait_s`.
@@ -60,7 +80,9 @@ impl Histogram {
         if self.few.len() < FEW {
             self.few.push(wait_s);
         }
-        self.counts[bucket(wait_s)] += 1;
+        let bucket = bucket(wait_s);
+        self.counts[bucket] += 1;
+        self.steps[bucket / STEP] += 1;
         self.waited += 1;
         self.sum_s += wait_s;
         self.max_s = self.max_s.max(wait_s);
@@ -69,6 +91,11 @@ impl Histogram {
     /// How many jobs there are, how many of them waited at all, and how long in all.
     pub(super) fn sums(&self) -> (u64, u64, f64) {
         (self.none + self.waited, self.waited, self.sum_s)
+    }
+
+    /// How many jobs waited at all, by steps of the curve.
+    pub(super) fn steps(&self) -> &[u64] {
+        &self.steps
     }
 
     /// Of all jobs, and of those that waited at all.
@@ -91,12 +118,10 @@ impl Histogram {
             return curve;
         }
         curve.push((0.0, share(below, jobs)));
-        // 16 points for each doubling are more than a plot shows.
-        for (index, counts) in self.counts.chunks(1 << (PRECISION - 4)).enumerate() {
-            let count: u64 = counts.iter().sum();
+        for (index, count) in self.steps.iter().enumerate() {
             below += count;
-            if count > 0 {
-                curve.push((value(((index + 1) << (PRECISION - 4)) - 1).min(self.max_s), share(below, jobs)));
+            if *count > 0 {
+                curve.push((value((index + 1) * STEP - 1).min(self.max_s), share(below, jobs)));
             }
         }
         curve
@@ -107,23 +132,33 @@ impl Histogram {
         if jobs == 0 {
             return Waits::default();
         }
-        let quantile = |percent: u64| self.quantile(none, jobs, percent);
+        // Nearest rank: the wait that so many per cent of the jobs don't exceed.
+        let rank = |percent: u64| (u128::from(jobs) * u128::from(percent)).div_ceil(100);
+        let quantile = |percent: u64| self.at(none, u64::try_from(rank(percent)).unwrap_or(jobs));
         Waits {
             jobs,
             mean_s: self.sum_s / float(jobs),
-            mean_error_s: None,
             p50_s: quantile(50),
             p90_s: quantile(90),
             p95_s: quantile(95),
             p99_s: quantile(99),
             max_s: self.max_s,
+            ..Waits::default()
         }
     }
 
-    /// The wait of the job that `percent` of them don't exceed: nearest rank.
-    fn quantile(&self, none: u64, jobs: u64, percent: u64) -> f64 {
-        let rank = (u128::from(jobs) * u128::from(percent)).div_ceil(100);
-        let mut below = u128::from(none);
+    /// The wait that a share of the jobs don't exceed: of all of them, or of those that waited at all.
+    pub(super) fn quantile(&self, of_all: bool, share: f64) -> f64 {
+        let none = if of_all { self.none } else { 0 };
+        let jobs = none + self.waited;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
+        let rank = (share * float(jobs)).ceil() as u64;
+        self.at(none, rank.clamp(1, jobs.max(1)))
+    }
+
+    /// The wait of the job that has this rank, from 1, among `none` that didn't wait and those that did. Those that are [kept](FEW) have to be sorted.
+    fn at(&self, none: u64, rank: u64) -> f64 {
+        let mut below = none;
         if rank <= below {
             return 0.0;
         }
@@ -132,7 +167,7 @@ impl Histogram {
             return self.few.get(at).copied().unwrap_or(self.max_s);
         }
         for (index, count) in self.counts.iter().enumerate() {
-            below += u128::from(*count);
+            below += count;
             if rank <= below {
                 return value(index).min(self.max_s);
             }
@@ -148,6 +183,13 @@ fn float(count: u64) -> f64 {
 
 fn share(part: u64, whole: u64) -> f64 {
     float(part) / float(whole)
+}
+
+/// Where a wait stands among the steps of the curve: the whole steps below it, and which part of its own.
+pub(super) fn step(wait_s: f64) -> (usize, f64) {
+    let bucket = bucket(wait_s);
+    let within = u32::try_from(bucket % STEP).unwrap_or(0);
+    (bucket / STEP, (f64::from(within) + 0.5) / f64::from(1_u32 << (PRECISION - 4)))
 }
 
 /// The exponent and the first bits of the mantissa, as they stand in the number.

@@ -2,6 +2,7 @@
 
 use super::{
     batches::{Estimate, Scatter, Sums},
+    histogram::{Histogram, Waits},
     result::Simulation,
     tally::HOUR_S,
 };
@@ -12,12 +13,12 @@ const ENOUGH: f64 = 0.05;
 
 impl Simulation {
     /// Tells how sure the means are by what differs from batch to batch, if there are any.
-    pub(super) fn weigh(&mut self, scatter: Option<Scatter>, rates: &Rates) {
+    pub(super) fn weigh(&mut self, scatter: Option<Scatter>, waits: &Histogram, rates: &Rates) {
         let Some(scatter) = scatter else {
             if self.wait.jobs > 0 {
                 let jobs =
                     if self.wait.jobs == 1 { "1 job is" } else { &format!("{} jobs are", self.wait.jobs) };
-                self.warnings.push(format!("{jobs} too few to tell how sure the means are"));
+                self.warnings.push(format!("{jobs} too few to tell how sure means and percentiles are"));
             }
             return;
         };
@@ -47,7 +48,51 @@ impl Simulation {
         ];
         self.warnings
             .extend(told.into_iter().filter_map(|(what, mean, estimate)| word(what, mean, estimate?)));
+        self.warnings.extend(percentiles(&mut self.wait, &scatter, waits, true));
+        percentiles(&mut self.waited, &scatter, waits, false);
     }
+}
+
+/// Tells how sure the percentiles of waits are, of all jobs or of those that waited at all, and returns what is to be said of it.
+///
+/// A share of the jobs is a mean, whose standard error batches tell. The waits that a standard error more and less of the jobs don't exceed are a percentile's (Woodruff, 1952): no density needs to be known.
+fn percentiles(told: &mut Waits, scatter: &Scatter, waits: &Histogram, of_all: bool) -> Option<String> {
+    let all = [
+        (50, told.p50_s, &mut told.p50_error_s),
+        (90, told.p90_s, &mut told.p90_error_s),
+        (95, told.p95_s, &mut told.p95_error_s),
+        (99, told.p99_s, &mut told.p99_error_s),
+    ];
+    let (mut unsure, mut untold, mut is_least) = (Vec::new(), Vec::new(), false);
+    for (percent, wait_s, error_s) in all {
+        let did_not_wait = |sums: &Sums| if of_all { sums.jobs - sums.waited_jobs } else { 0.0 };
+        let jobs = |sums: &Sums| if of_all { sums.jobs } else { sums.waited_jobs };
+        let Some(estimate) = scatter.of(|sums| did_not_wait(sums) + sums.waited_within(wait_s), jobs) else {
+            continue;
+        };
+        let share = f64::from(percent) / 100.0;
+        if share + 2.0 * estimate.error >= 1.0 {
+            untold.push(format!("p{percent}"));
+            continue;
+        }
+        let of = |share| waits.quantile(of_all, share);
+        let error = (of(share + estimate.error) - of(share - estimate.error)) / 2.0;
+        *error_s = Some(error);
+        if wait_s > 0.0 && error > ENOUGH * wait_s {
+            unsure.push(format!("p{percent} within ±{:.0} %", error / wait_s * 200.0));
+            is_least |= estimate.is_least;
+        }
+    }
+    let mut words = Vec::new();
+    if !unsure.is_empty() {
+        let or_worse = if is_least { " at best" } else { " only" };
+        words.push(format!("{}{or_worse} (two standard errors)", unsure.join(", ")));
+    }
+    if !untold.is_empty() {
+        words
+            .push(format!("too few jobs wait longer than {} to tell how sure that is", untold.join(" and ")));
+    }
+    (!words.is_empty()).then(|| format!("percentiles of waits are rough: {}", words.join("; ")))
 }
 
 /// What is to be said of a mean; nothing where it is sure enough.

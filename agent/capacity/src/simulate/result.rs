@@ -28,7 +28,7 @@ pub struct Simulation {
     pub wait: Waits,
     /// The same, of those that waited at all.
     pub waited: Waits,
-    /// So many batches of jobs, one after the other, were told apart to see how sure the means are: what ends in `_error` is one standard error by that. Two of them hold the mean of a longer time like this 19 times in 20.
+    /// So many batches of jobs, one after the other, were told apart to see how sure means and percentiles are: what ends in `_error` or `_error_s` is one standard error by that. Two of them hold the number of a longer time like this 19 times in 20.
     /// Of a trace that is replayed once all numbers are exact; the error says how far they may be from what another such time brings. 0 where there are too few jobs.
     pub batches: u64,
     /// Where the run is too short for its answer.

@@ -3,7 +3,6 @@
 use serde_json::Value;
 
 use super::{
-    histogram::Waits,
     result::{Simulation, WorstJob},
     series::Point,
     tally::float,
@@ -123,18 +122,34 @@ impl Simulation {
     }
 
     fn wait_table(&self) -> Table {
-        let row = |name: &str, waits: &Waits| {
-            let mut row = vec![name.to_owned(), waits.jobs.to_string(), duration(waits.mean_s)];
-            row.push(error_or_none(waits.mean_error_s, duration));
-            row.extend([waits.p50_s, waits.p90_s, waits.p95_s, waits.p99_s, waits.max_s].map(duration));
-            row
+        let row = |name: &str, number: String, rest: [String; 6]| {
+            [name.to_owned(), number].into_iter().chain(rest).collect::<Vec<_>>()
         };
-        let numbers =
-            ["NUMBER", "MEAN", "± STD ERROR", "P50", "P90", "P95", "P99", "LONGEST"].map(Column::number);
+        let rows =
+            [("all", &self.wait), ("that waited", &self.waited)].into_iter().flat_map(|(name, waits)| {
+                let times = [waits.mean_s, waits.p50_s, waits.p90_s, waits.p95_s, waits.p99_s, waits.max_s]
+                    .map(duration);
+                let mut rows = vec![row(name, waits.jobs.to_string(), times)];
+                let errors = [
+                    waits.mean_error_s,
+                    waits.p50_error_s,
+                    waits.p90_error_s,
+                    waits.p95_error_s,
+                    waits.p99_error_s,
+                    // No longer time tells how long the longest wait of this one would have been.
+                    None,
+                ];
+                if errors.iter().any(Option::is_some) {
+                    let errors = errors.map(|error| error_or_none(error, duration));
+                    rows.push(row("  ± std error", String::new(), errors));
+                }
+                rows
+            });
+        let numbers = ["NUMBER", "MEAN", "P50", "P90", "P95", "P99", "LONGEST"].map(Column::number);
         Table {
             title: "Wait until work begins".to_owned(),
             columns: [Column::text("JOBS")].into_iter().chain(numbers).collect(),
-            rows: vec![row("all", &self.wait), row("that waited", &self.waited)],
+            rows: rows.collect(),
         }
     }
 

@@ -209,6 +209,7 @@ impl Tally {
             work_milli_s: self.work_milli_s,
             spilled_milli_s: self.spilled_milli_s,
             billed_milli_s: self.billed_milli_s,
+            waits: self.waits.steps().into(),
         }
     }
 
@@ -291,7 +292,7 @@ impl Tally {
             over_time: self.series.finish(end_s, fragmented_milli),
             each: self.each.unwrap_or_default(),
         };
-        found.weigh(self.batches.finish(), rates);
+        found.weigh(self.batches.finish(), &self.waits, rates);
         found
     }
 }

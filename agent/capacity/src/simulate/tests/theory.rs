@@ -129,3 +129,68 @@ fn where_all_wait_erlangs_share_does() {
     within(result.waited.mean_s, 1.0 / spare, 15.0);
     within(result.wait.mean_s, erlang_c(110) / spare, 20.0);
 }
+
+#[test]
+fn percentiles_of_waits_are_as_sure_as_they_say() {
+    // Four servers of which half are busy: what waits, waits exponentially.
+    let (servers, rate, service_rate) = (4_u32, 2.0, 1.0);
+    let busy = |load: f64| {
+        let b = (1..=servers).fold(1.0, |b, server| load * b / (f64::from(server) + load * b));
+        b / (1.0 - load / f64::from(servers) * (1.0 - b))
+    };
+    let waits = busy(rate / service_rate);
+    let exact =
+        |share: f64| (waits / (1.0 - share)).ln().max(0.0) / (f64::from(servers) * service_rate - rate);
+    let policy = Policy { burst: Burst::AllWait, ..Policy::default() };
+    let runs: Vec<Simulation> = (0..24)
+        .map(|seed| {
+            let jobs = Poisson::new(rate, service_rate, 6000, seed).map(Ok::<_, Infallible>);
+            let options =
+                Options { seed, warm_up_s: 100.0, steady: true, bound: false, ..Options::default() };
+            let Ok(found) = run_with(jobs, &Pool::of_gpus(servers, 1), &policy, &rates(), &options);
+            found
+        })
+        .collect();
+    let percentile = |share: f64, of: fn(&Simulation) -> (f64, Option<f64>)| {
+        let exact = exact(share);
+        let (mut squares, mut told, mut held) = (0.0, 0.0, 0.0);
+        for (found, error) in runs.iter().map(of) {
+            let error = error.unwrap();
+            squares += (found - exact).powi(2) / 24.0;
+            told += error / 24.0;
+            held += f64::from(u8::from((found - exact).abs() <= 2.0 * error)) / 24.0;
+        }
+        let off = squares.sqrt();
+        assert!((told / off - 1.0).abs() < 0.4, "p{share}: {told} is told, and it is off by {off}");
+        held
+    };
+    let held = [
+        percentile(0.9, |found| (found.wait.p90_s, found.wait.p90_error_s)),
+        percentile(0.95, |found| (found.wait.p95_s, found.wait.p95_error_s)),
+        percentile(0.99, |found| (found.wait.p99_s, found.wait.p99_error_s)),
+    ];
+    assert!(held.iter().sum::<f64>() / 3.0 > 0.85, "{held:?}");
+    // Half of the jobs don't wait at all, of which there is no doubt.
+    assert!(
+        runs.iter().all(|found| found.wait.p50_error_s == Some(0.0) && found.waited.p50_error_s > Some(0.0))
+    );
+}
+
+#[test]
+fn a_run_too_short_for_a_percentile_says_so() {
+    let policy = Policy { burst: Burst::AllWait, ..Policy::default() };
+    let of = |jobs| {
+        let jobs = Poisson::new(2.8, 1.0, jobs, 1).map(Ok::<_, Infallible>);
+        let Ok(found) = run_with(jobs, &Pool::of_gpus(4, 1), &policy, &rates(), &Options::default());
+        found
+    };
+    let short = of(200);
+    assert!(short.wait.p99_error_s.is_none() && short.wait.p50_error_s.is_some(), "{:?}", short.wait);
+    assert!(
+        short.warnings.iter().any(|word| word.contains("too few jobs wait longer than p99")),
+        "{:?}",
+        short.warnings
+    );
+    let few = of(20);
+    assert!(few.wait.p50_error_s.is_none() && few.warnings[0].contains("percentiles"), "{:?}", few.warnings);
+}
