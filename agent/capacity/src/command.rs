@@ -18,6 +18,7 @@ mod source;
 mod subject;
 mod trace;
 mod usage;
+mod waits;
 mod what_if;
 
 use std::process::ExitCode;

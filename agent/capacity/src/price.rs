@@ -1,5 +1,6 @@
 //! Prices: one dated file of list prices, overridden by the admin's. Knows currencies and never mixes them.
 
+mod by_model;
 mod currency;
 mod file;
 mod rates;
@@ -14,6 +15,7 @@ use std::{
 use jiff::{Timestamp, civil::Date, tz::TimeZone};
 use serde::Serialize;
 
+pub use by_model::ModelPrice;
 pub use currency::{Currency, Exchange};
 pub use file::{Age, AsOf};
 pub use rates::{Args, Rates};
@@ -126,6 +128,12 @@ pub enum Error {
         other: String,
         /// The currency of that.
         currency: Currency,
+    },
+    /// Prices by model where there is no model.
+    #[error("{given}: nothing tells models apart here: give one serverless price")]
+    Models {
+        /// The flag and what was given.
+        given: String,
     },
     /// No currency has that name.
     #[error("{0:?} is no currency: three letters, such as USD")]
@@ -330,13 +338,15 @@ impl Prices {
 
 /// Whether a product's name has all words of a model.
 fn is(model: &str, product: &str) -> bool {
-    let words = |text: &str| -> Vec<String> {
-        let split = text.split(|character: char| !character.is_ascii_alphanumeric());
-        split.filter(|word| !word.is_empty()).map(str::to_ascii_lowercase).collect()
-    };
-    let product = words(product);
-    let mut model = words(model).into_iter().peekable();
+    let product: Vec<String> = words(product).collect();
+    let mut model = words(model).peekable();
     model.peek().is_some() && model.all(|word| product.contains(&word))
+}
+
+/// The words of a model's or a product's name, in small letters.
+fn words(name: &str) -> impl Iterator<Item = String> {
+    let split = name.split(|character: char| !character.is_ascii_alphanumeric());
+    split.filter(|word| !word.is_empty()).map(str::to_ascii_lowercase)
 }
 
 /// With six decimals, without zeros at the end: a second of a virtual CPU costs little.

@@ -30,7 +30,7 @@ mod tally;
 
 pub use fill::{Filled, Filling, fill};
 pub use histogram::{RELATIVE_ERROR, Waits};
-pub use result::{Cost, Deadlines, Jobs, Settlement, Simulation, Spilled, Used, WaitPoint, WorstJob};
+pub use result::{Cost, Deadlines, Jobs, Rented, Settlement, Simulation, Spilled, Used, WaitPoint, WorstJob};
 pub use series::Point;
 pub use synthetic::Poisson;
 

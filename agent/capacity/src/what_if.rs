@@ -119,7 +119,7 @@ impl Change {
             rates.dedicated_per_gpu_hour = price;
         }
         if let Some(price) = self.serverless_per_gpu_hour {
-            rates.serverless_per_gpu_hour = price;
+            rates.set_serverless(price);
         }
         rates
     }

@@ -2,24 +2,27 @@
 
 use std::{
     cell::{Cell, RefCell},
+    fmt::Write as _,
     io::{self, Write},
+    sync::Arc,
 };
 
 use anyhow::{Context as _, anyhow, bail};
 
 use super::{
     replay::Jobs,
-    sizes::{Sizes, Waits, by_model},
+    sizes::{Sizes, by_model},
+    waits::Waits,
 };
 use crate::{
     args::Global,
     command::Outcome,
     demand::{Series, offered},
     job::{Demand, WHOLE_GPU},
-    optimize::{Holes, Objective, Optimization, Question, Shape, UNPRICED, optimize},
+    optimize::{Holes, Objective, Optimization, Question, Shape, UNPRICED, optimize, words::number},
     output::{self, Format},
     policy::{Burst, Policy},
-    price::{self, Currency, Rates},
+    price::{self, Currency, ModelPrice, Rates},
     terminal::printable,
     trace::{self, Counted, Kind, Trace},
 };
@@ -51,7 +54,7 @@ use crate::{
 
   # Two kinds of machines, for jobs that ask for models
   kubectl spillway optimize jobs.csv --dedicated-price 2.10 \\
-      --serverless-price 6.30 --machine 8xA100@2.10,8xH100@4.20")]
+      --serverless-price 6.30,H100=9.80 --machine 8xA100@2.10,8xH100@4.20")]
 pub struct Args {
     /// The trace, of jobs or of demand over time.
     #[command(flatten)]
@@ -152,7 +155,7 @@ pub(super) fn shape(text: &str) -> Result<Shape, String> {
 }
 
 impl Asked {
-    /// The prices; of a ratio, in dedicated GPU-hours.
+    /// The prices; of a ratio, in dedicated GPU-hours. Serverless ones may differ by model.
     pub(super) fn rates(&self) -> anyhow::Result<Rates> {
         match self.ratio {
             Some(ratio) => {
@@ -161,7 +164,7 @@ impl Asked {
                 rates.warnings.clear();
                 Ok(rates)
             }
-            None => match self.prices.rates(price::today()) {
+            None => match self.prices.rates_by_model(price::today()) {
                 Err(error @ price::Error::None { .. }) => {
                     Err(error).context("no prices to reckon with; --ratio R does without")
                 }
@@ -173,6 +176,16 @@ impl Asked {
     /// What costs are in.
     pub(super) fn currency(&self, rates: &Rates) -> String {
         if self.ratio.is_some() { UNPRICED.to_owned() } else { rates.currency.to_string() }
+    }
+
+    /// Refuses serverless prices that differ by model: demand over time doesn't tell models apart.
+    pub(super) fn check_single(&self, rates: &Rates) -> anyhow::Result<()> {
+        if !rates.serverless_by_model.is_empty() {
+            bail!(
+                "demand over time doesn't tell models apart, nor which serverless price is paid: give one with --serverless-price, or a trace of jobs"
+            );
+        }
+        Ok(())
     }
 
     /// The question without what the trace adds to it.
@@ -303,6 +316,7 @@ impl Args {
         }
         let mut found = optimize(series, &question)?;
         let Some((largest, jobs)) = jobs else {
+            self.asked.check_single(&self.asked.rates()?)?;
             if objective != Objective::Cost || self.waits.is_some() {
                 bail!(
                     "demand over time tells nothing of waiting: --max-wait-p95, --budget and --waits need a trace of jobs"
@@ -322,14 +336,15 @@ impl Args {
                 largest.pod_gpus
             ));
         }
+        let mut rates = self.asked.rates()?;
         if largest.models {
-            found.by_model = by_model(&jobs, found.demand.span, &question)?;
+            found.by_model = by_model(&jobs, found.demand.span, &question, &rates)?;
             found.warnings.extend(self.models_in_words(&found));
         }
+        found.warnings.extend(self.prices_in_words(&found, &rates));
         if self.waits.is_some() && objective == Objective::Cost {
             found.warnings.push("nothing limits how long jobs wait, and who waits costs nothing: the longest wait is likely the cheapest; --max-wait-p95 or --budget says what waiting may cost".to_owned());
         }
-        let mut rates = self.asked.rates()?;
         rates.dedicated_per_gpu_hour /= self.asked.availability;
         let sizes = Sizes {
             jobs: &jobs,
@@ -342,6 +357,40 @@ impl Args {
         found.search = Some(sizes.search(objective, &found)?);
         found.explain_search();
         Ok(found)
+    }
+
+    /// Whose serverless price was taken for whom.
+    fn prices_in_words(&self, found: &Optimization, rates: &Rates) -> Option<String> {
+        let asked: Vec<String> = found
+            .by_model
+            .iter()
+            .filter(|class| !class.models.is_empty())
+            .map(|class| class.models.join("|"))
+            .collect();
+        if rates.serverless_by_model.is_empty() {
+            return (asked.len() > 1).then(|| {
+                format!("all models ({}) are rented at one price: where they differ, give that of each, such as --serverless-price A100=5.10,H100=9.80", asked.join(", "))
+            });
+        }
+        let of = |price: &ModelPrice| format!("{} {}", price.model, number(price.per_gpu_hour, 2));
+        let mut prices: Vec<String> = rates.serverless_by_model.iter().map(of).collect();
+        if rates.serverless_of_others {
+            prices.push(format!("any other {}", number(rates.serverless_per_gpu_hour, 2)));
+        }
+        let mut words = format!(
+            "serverless prices differ by model ({}): replays pay for each job that of the cheapest model that will do; the bound, its curve and r are reckoned with {}",
+            prices.join(", "),
+            number(rates.serverless_per_gpu_hour, 2)
+        );
+        let without = found.by_model.iter().filter(|class| {
+            let models: Vec<Arc<str>> = class.models.iter().map(|model| Arc::from(model.as_str())).collect();
+            rates.serverless_of(&models).is_none()
+        });
+        let without: Vec<String> = without.map(|class| class.models.join("|")).collect();
+        if !without.is_empty() {
+            let _ = write!(words, "; {} have none and are never rented", without.join(", "));
+        }
+        Some(words)
     }
 
     /// What became of the models that jobs ask for.

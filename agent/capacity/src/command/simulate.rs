@@ -34,6 +34,10 @@ use crate::{
       --namespace-burst team-a=never,team-b=only --dedicated-price 2.10 \\
       --serverless-price 6.30 -o wide
 
+  # A serverless H100 costs more than any other GPU
+  kubectl spillway simulate jobs.csv --pool pool.yaml --dedicated-price 2.10 \\
+      --serverless-price 6.30,H100=9.80
+
   # No trace: a job every 5 s on average, each for 500 s; those that would wait
   # longer than 300 s go to serverless machines at once
   kubectl spillway simulate --arrivals poisson --rate 0.2 \\
@@ -154,7 +158,7 @@ impl Args {
     pub(super) fn simulation(&self, warn: &mut dyn FnMut(&str)) -> anyhow::Result<Simulation> {
         self.policy.check()?;
         let pool = self.machines()?;
-        let rates = self.prices.rates(price::today())?;
+        let rates = self.prices.rates_by_model(price::today())?;
         for warning in &rates.warnings {
             warn(warning);
         }

@@ -2,11 +2,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    str::FromStr,
     sync::Arc,
 };
 
-use super::replay::{Half, Jobs};
+use super::{
+    replay::{Half, Jobs},
+    waits::Waits,
+};
 use crate::{
     demand::{Series, Span, offered},
     job::{Demand, Job},
@@ -14,7 +16,7 @@ use crate::{
         Candidate, Class, Kinds, Later, Objective, Optimization, Question, Search, Shape, Trial, Way,
         optimize, search,
     },
-    policy::{Burst, Policy, seconds},
+    policy::{Burst, Policy},
     pool::{Machines, Pool, Serverless},
     price::Rates,
     simulate,
@@ -30,52 +32,6 @@ const FEW_REPLAYS: usize = 1000;
 const HALF: usize = 10;
 /// More sets of models than this are not told apart.
 const CLASSES: usize = 32;
-
-/// Waits before bursting among which the best is looked for.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Waits {
-    /// Times as people say them, from ten seconds to as long as the trace.
-    Auto,
-    /// These, in ascending order.
-    These(Vec<f64>),
-}
-
-/// Times as people say them, each some 1.5 times as long as the one before.
-const TIMES_S: [f64; 28] = [
-    10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 180.0, 300.0, 450.0, 600.0, 900.0, 1200.0, 1800.0,
-    2700.0, 3600.0, 5400.0, 7200.0, 10_800.0, 14_400.0, 21_600.0, 28_800.0, 43_200.0, 64_800.0, 86_400.0,
-    172_800.0, 259_200.0,
-];
-
-impl FromStr for Waits {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "auto" {
-            return Ok(Self::Auto);
-        }
-        let wrong = |error| format!("{error}; or auto, or several of them with commas in between");
-        let times: Result<Vec<f64>, String> =
-            text.split(',').map(|time| seconds(time).map_err(wrong)).collect();
-        let mut times = times?;
-        times.sort_by(f64::total_cmp);
-        times.dedup();
-        Ok(Self::These(times))
-    }
-}
-
-impl Waits {
-    /// Those that are tried for jobs that come within so many seconds: no wait that all end before tells another apart from a longer one.
-    fn within(&self, span_s: f64) -> Vec<f64> {
-        match self {
-            Self::These(times) => times.clone(),
-            Self::Auto => {
-                let count = TIMES_S.partition_point(|time| *time <= span_s).max(1);
-                TIMES_S[..count].to_vec()
-            }
-        }
-    }
-}
 
 /// What is replayed, and with what.
 pub(super) struct Sizes<'a> {
@@ -211,7 +167,7 @@ impl Sizes<'_> {
         let pool = Pool { machines, serverless: Serverless::default() };
         pool.check()?;
         let mut models = Models::default();
-        let typed = self.typed();
+        let typed = self.typed() || !self.rates.serverless_by_model.is_empty();
         let jobs = self.jobs.half(half)?.map(|job| {
             job.map(|mut job| {
                 job.request.models = if typed { models.lower(&job) } else { models.any.clone() };
@@ -270,7 +226,12 @@ impl Models {
 }
 
 /// What is best for the jobs of each set of models by themselves, over the time of all.
-pub(super) fn by_model(jobs: &Jobs, span: Span, question: &Question) -> anyhow::Result<Vec<Class>> {
+pub(super) fn by_model(
+    jobs: &Jobs,
+    span: Span,
+    question: &Question,
+    rates: &Rates,
+) -> anyhow::Result<Vec<Class>> {
     let mut sets = BTreeSet::new();
     for job in jobs.half(Half::Both)? {
         sets.insert(job?.request.models);
@@ -278,14 +239,14 @@ pub(super) fn by_model(jobs: &Jobs, span: Span, question: &Question) -> anyhow::
             return Ok(Vec::new());
         }
     }
-    let class = |models: Wanted| {
+    let class = |wanted: Wanted| {
         let edge = |at_s| std::iter::once(Ok(Demand { line: 0, at_s, gpus: 0.0 }));
         let own = jobs
             .half(Half::Both)?
-            .filter(|job| job.as_ref().map_or(true, |job| job.request.models == models));
+            .filter(|job| job.as_ref().map_or(true, |job| job.request.models == wanted));
         let series: anyhow::Result<Series> =
             Series::collect(edge(span.from_s).chain(offered(own)).chain(edge(span.to_s)));
-        let models: Vec<String> = models.iter().map(ToString::to_string).collect();
+        let models: Vec<String> = wanted.iter().map(ToString::to_string).collect();
         let mut question = Question { resamples: 1, ..question.clone() };
         let typed = question.shapes.iter().any(|shape| !shape.model.is_empty());
         let fit: Vec<Shape> =
@@ -295,12 +256,20 @@ pub(super) fn by_model(jobs: &Jobs, span: Span, question: &Question) -> anyhow::
         if !none {
             question.shapes = fit;
         }
+        let price = rates.serverless_of(&wanted);
+        if let Some(Some(at)) = price {
+            question.serverless_per_gpu_hour = rates.serverless_by_model[at].per_gpu_hour;
+        }
         let found = optimize(series?, &question)?;
         Ok(Class {
             models,
             mean_gpus: found.demand.mean_gpus,
             max_gpus: found.demand.max_gpus,
-            advice: if none { found.all_rented } else { found.advice },
+            advice: match (none, price) {
+                (true, _) => found.all_rented,
+                (false, None) => found.all_owned,
+                (false, Some(_)) => found.advice,
+            },
         })
     };
     sets.into_iter().map(class).collect()
@@ -310,9 +279,9 @@ pub(super) fn by_model(jobs: &Jobs, span: Span, question: &Question) -> anyhow::
 mod tests {
     use std::fmt::Write as _;
 
-    use super::{Kinds, Sizes, Waits, candidate};
+    use super::{Kinds, Sizes, candidate};
     use crate::{
-        command::replay::Jobs,
+        command::{replay::Jobs, waits::Waits},
         optimize::{
             Candidate, Objective, Optimization, Question, Search, Shape, Trial, Way, optimize, search,
         },
@@ -353,13 +322,17 @@ mod tests {
             let read = crate::command::optimize::read(&self.trace, &mut question, false).unwrap();
             let mut bound = optimize(read.series, &question).unwrap();
             let jobs = Jobs::read(&self.trace).unwrap();
-            bound.by_model = super::by_model(&jobs, bound.demand.span, &question).unwrap();
+            bound.by_model = super::by_model(&jobs, bound.demand.span, &question, &self.rates()).unwrap();
             bound
+        }
+
+        fn rates(&self) -> Rates {
+            Rates::new(Currency::USD, 1.0, self.serverless).unwrap()
         }
 
         fn with<T>(&self, then: impl FnOnce(&Sizes) -> T) -> T {
             let jobs = Jobs::read(&self.trace).unwrap();
-            let rates = Rates::new(Currency::USD, 1.0, self.serverless).unwrap();
+            let rates = self.rates();
             let policy = self.policy.clone();
             let waits = self.waits.as_ref();
             then(&Sizes {
@@ -463,31 +436,19 @@ mod tests {
             asked.waits = Some("5m, 20m,90s,2h".parse().unwrap());
             let found = asked.search(objective);
             let best = found.best.unwrap();
-            let (mut least, mut count) = (f64::INFINITY, 0);
-            for wait_s in [90.0, 300.0, 1200.0, 7200.0] {
-                for machines in 0..=found.trials.iter().map(|trial| trial.machines).max().unwrap() {
-                    let candidate = Candidate { counts: vec![machines], burst, wait_s };
-                    let tried = asked.with(|sizes| sizes.attempt(super::Half::Both, &candidate).unwrap());
-                    count += 1;
-                    if tried.wait_p95_s <= 900.0 {
-                        least = least.min(tried.per_hour);
-                    }
-                }
-            }
+            let most = found.trials.iter().map(|trial| trial.machines).max().unwrap();
+            let tried: Vec<Trial> = asked.with(|sizes| {
+                let of = |wait_s| (0..=most).map(move |machines| (wait_s, machines));
+                let all = [90.0, 300.0, 1200.0, 7200.0].into_iter().flat_map(of);
+                let candidate = |(wait_s, machines)| Candidate { counts: vec![machines], burst, wait_s };
+                all.map(|at| sizes.attempt(super::Half::Both, &candidate(at)).unwrap()).collect()
+            });
+            let count = tried.len();
+            let allowed = tried.iter().filter(|trial| trial.wait_p95_s <= 900.0);
+            let least = allowed.map(|trial| trial.per_hour).fold(f64::INFINITY, f64::min);
             assert!(found.exact && found.trials.len() == count);
             assert_eq!(best.per_hour.to_bits(), least.to_bits(), "{burst}");
             assert!(found.flat_waits.unwrap().from_s <= best.wait_s);
-        }
-    }
-
-    #[test]
-    fn waits_are_said_as_times() {
-        assert_eq!("auto".parse(), Ok(Waits::Auto));
-        assert_eq!("5m,90s,300".parse(), Ok(Waits::These(vec![90.0, 300.0])));
-        assert_eq!(Waits::Auto.within(70.0), [10.0, 15.0, 20.0, 30.0, 45.0, 60.0]);
-        assert_eq!(Waits::Auto.within(0.0), [10.0]);
-        for text in ["", "soon", "5m,", "-1", "auto,5m"] {
-            assert!(text.parse::<Waits>().is_err(), "{text}");
         }
     }
 

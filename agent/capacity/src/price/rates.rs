@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use jiff::civil::Date;
 use serde::Serialize;
 
-use super::{Age, AsOf, Currency, Error, Kind, Price, Prices, file, rounded};
+use super::{Age, AsOf, Currency, Error, Kind, ModelPrice, Price, Prices, file, rounded};
 
 /// What a GPU costs for an hour, owned and rented.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -14,8 +14,13 @@ pub struct Rates {
     pub currency: Currency,
     /// A dedicated GPU, used or not.
     pub dedicated_per_gpu_hour: f64,
-    /// A serverless GPU while a pod runs, with the CPU and memory that must be rented with it.
+    /// A serverless GPU while a pod runs, with the CPU and memory that must be rented with it. Where only prices by model were given, the least of them.
     pub serverless_per_gpu_hour: f64,
+    /// Where serverless prices differ by model.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub serverless_by_model: Vec<ModelPrice>,
+    /// Whether models without a price of their own can be had for [`Self::serverless_per_gpu_hour`].
+    pub serverless_of_others: bool,
     /// Rented time is rounded up to this; 0 where it isn't.
     pub billed_s: f64,
     /// Where the dedicated price is from: its name and date, or the command line.
@@ -43,6 +48,8 @@ impl Rates {
             currency,
             dedicated_per_gpu_hour: dedicated,
             serverless_per_gpu_hour: serverless,
+            serverless_by_model: Vec::new(),
+            serverless_of_others: true,
             billed_s: 0.0,
             dedicated_from: "command line".to_owned(),
             serverless_from: "command line".to_owned(),
@@ -65,7 +72,7 @@ impl Rates {
 }
 
 const DEDICATED: &str = "--dedicated-price";
-const SERVERLESS: &str = "--serverless-price";
+pub(super) const SERVERLESS: &str = "--serverless-price";
 
 /// Which prices are used.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -78,7 +85,7 @@ pub struct Args {
     /// What an owned GPU costs for an hour: a number, or the name of a price.
     #[arg(long, value_name = "NUMBER|NAME", allow_negative_numbers = true)]
     pub dedicated_price: Option<String>,
-    /// What a rented GPU costs for an hour: a number, or the name of a price.
+    /// What a rented GPU costs for an hour: a number, or the name of a price. For jobs that ask for models, of each: A100=5.10,H100=9.80, with a number for all others before that; or by-model, as the price files have them.
     #[arg(long, value_name = "NUMBER|NAME", allow_negative_numbers = true)]
     pub serverless_price: Option<String>,
     /// The model whose cheapest known prices are taken where none are given.
@@ -114,8 +121,9 @@ impl Args {
     /// The two prices, in one currency.
     ///
     /// # Errors
-    /// When one isn't known, can't be a price, or can't be had in the currency of the other.
+    /// When serverless prices differ by model, or when one isn't known, can't be a price, or can't be had in the currency of the other.
     pub fn rates(&self, today: Date) -> Result<Rates, Error> {
+        self.check_single()?;
         let prices = self.load(today)?;
         let dedicated = self.find(&prices, Kind::Dedicated)?;
         let serverless = self.find(&prices, Kind::Serverless)?;

@@ -16,7 +16,8 @@ pub(super) struct Sums {
     pub(super) wait_s: f64,
     pub(super) work_milli_s: f64,
     pub(super) spilled_milli_s: f64,
-    pub(super) billed_milli_s: f64,
+    /// What is billed, by time and price.
+    pub(super) rented_milli_s: f64,
     /// Jobs that waited at all, by [steps](super::histogram::step) of the curve of waits.
     pub(super) waits: Box<[u64]>,
 }
@@ -38,7 +39,7 @@ impl Sums {
             wait_s: self.wait_s - earlier.wait_s,
             work_milli_s: self.work_milli_s - earlier.work_milli_s,
             spilled_milli_s: self.spilled_milli_s - earlier.spilled_milli_s,
-            billed_milli_s: self.billed_milli_s - earlier.billed_milli_s,
+            rented_milli_s: self.rented_milli_s - earlier.rented_milli_s,
             waits: self
                 .waits
                 .iter()

@@ -12,7 +12,7 @@ use super::{
     forecast::Forecast,
     machines::{Machines, Spot},
     queue::{Key, Queue, Standing},
-    rent::serverless_milli,
+    rent::Rent,
     result::Simulation,
     series::Level,
     slab::Slab,
@@ -48,8 +48,7 @@ pub(super) struct Engine<'a> {
     timers: BinaryHeap<Reverse<(u64, u64, u32)>>,
     pub(super) level: Level,
     pub(super) serverless_pods: u64,
-    /// The most that caps and quota allow, in thousandths of GPUs.
-    pub(super) serverless_milli: u64,
+    pub(super) rent: Rent,
     /// Jobs that would go to serverless machines, were there no cap.
     pub(super) held: BTreeSet<(Key, u32)>,
     pub(super) provider: Dice,
@@ -91,10 +90,10 @@ impl<'a> Engine<'a> {
             timers: BinaryHeap::new(),
             level: Level::default(),
             serverless_pods: 0,
-            serverless_milli: serverless_milli(pool, policy, rates),
+            rent: Rent::new(pool, policy, rates),
             held: BTreeSet::new(),
             provider: Dice::new(options.seed, Stream::Provider),
-            tally: Tally::new(options.warm_up_s, options.bound, options.each),
+            tally: Tally::new(options, rates),
             forecast: policy.any_burst(|burst| burst == Burst::ShortWait).then(|| Forecast::new(gpus)),
             changed: Vec::new(),
             open: Vec::new(),
@@ -138,6 +137,7 @@ impl<'a> Engine<'a> {
         let deadline_s = job.deadline_s.map(|deadline_s| deadline_s - origin_s);
         let counts = self.tally.counts(submit_s);
         if counts {
+            self.note_models(kind, burst);
             self.tally.jobs.submitted += 1;
             self.tally.deadlines.jobs += u64::from(deadline_s.is_some());
         }
@@ -432,6 +432,7 @@ impl<'a> Engine<'a> {
         let milli = self.machines.of(kind).total_milli();
         if let Place::Serverless(pods) = place {
             self.level.serverless_milli -= milli * u64::from(*pods);
+            self.end_rent(kind, milli * u64::from(*pods));
             self.serverless_pods -= u64::from(*pods);
             return *pods;
         }
@@ -489,6 +490,10 @@ impl<'a> Engine<'a> {
         }
         let end_s = self.now_s.max(self.end_s);
         let fragmented_milli = self.machines.fragmented_milli();
-        self.tally.finish(end_s, self.options.seed, self.pool, self.policy, self.rates, fragmented_milli)
+        let words: Vec<String> = self.rent.warnings(&self.machines).collect();
+        let (seed, pool, policy) = (self.options.seed, self.pool, self.policy);
+        let mut found = self.tally.finish(end_s, seed, pool, policy, self.rates, fragmented_milli);
+        found.warnings.splice(0..0, words);
+        found
     }
 }

@@ -6,14 +6,12 @@ use super::{
     result::Simulation,
     tally::HOUR_S,
 };
-use crate::price::Rates;
-
 /// A mean whose standard error is more than this share of it has a word said about it: two of them are then 10 %.
 const ENOUGH: f64 = 0.05;
 
 impl Simulation {
     /// Tells how sure the means are by what differs from batch to batch, if there are any.
-    pub(super) fn weigh(&mut self, scatter: Option<Scatter>, waits: &Histogram, rates: &Rates) {
+    pub(super) fn weigh(&mut self, scatter: Option<Scatter>, waits: &Histogram) {
         let Some(scatter) = scatter else {
             if self.wait.jobs > 0 {
                 let jobs =
@@ -34,8 +32,8 @@ impl Simulation {
         self.spilled.jobs_share_error = error(scatter.of(|sums| sums.spilled_jobs, jobs));
         let spilled = scatter.of(|sums| sums.spilled_milli_s, work);
         self.spilled.gpu_hours_share_error = error(spilled);
-        let (dedicated, serverless) = (self.cost.dedicated_per_hour, rates.serverless_per_gpu_hour);
-        let cost = |sums: &Sums| dedicated * sums.at_s + serverless * sums.billed_milli_s / 1000.0;
+        let dedicated = self.cost.dedicated_per_hour;
+        let cost = |sums: &Sums| dedicated * sums.at_s + sums.rented_milli_s / 1000.0;
         let cost_per_hour = scatter.of(cost, time);
         self.cost.total_per_hour_error = error(cost_per_hour);
         self.cost.per_gpu_hour_of_work_error =

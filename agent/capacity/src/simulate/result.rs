@@ -109,6 +109,22 @@ pub struct Cost {
     pub least_without_waiting: Option<f64>,
     /// The least that any policy must cost: all work that the dedicated machines could do in the span is done by them.
     pub least: f64,
+    /// What was rented of each model, where serverless prices differ by model; the bounds above take the least of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rented_by_model: Vec<Rented>,
+}
+
+/// What was rented at one of several serverless prices.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Rented {
+    /// Whose price it is; none for all models that have none of their own.
+    pub model: Option<String>,
+    /// The price.
+    pub per_gpu_hour: f64,
+    /// What was billed.
+    pub billed_gpu_hours: f64,
+    /// What that costs.
+    pub cost: f64,
 }
 
 /// A point of the curve of waits.

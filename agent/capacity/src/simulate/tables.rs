@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{
-    result::{Simulation, WorstJob},
+    result::{Rented, Simulation, WorstJob},
     series::Point,
     tally::float,
 };
@@ -12,7 +12,11 @@ use crate::output::{Column, Table};
 impl Simulation {
     /// What it costs, who waits, what spills, and the jobs that waited longest.
     pub fn tables(&self) -> Vec<Table> {
-        let mut tables = vec![self.cost_table(), self.wait_table(), self.facts()];
+        let mut tables = vec![self.cost_table()];
+        if !self.cost.rented_by_model.is_empty() {
+            tables.push(rented(&self.cost.rented_by_model));
+        }
+        tables.extend([self.wait_table(), self.facts()]);
         if !self.worst.is_empty() {
             tables.push(worst(&self.worst));
         }
@@ -212,6 +216,29 @@ fn over_time(points: &[Point]) -> Table {
         title: "GPUs over time, on average".to_owned(),
         columns: numbers.map(Column::number).to_vec(),
         rows: rows.collect(),
+    }
+}
+
+fn rented(models: &[Rented]) -> Table {
+    Table {
+        title: "Serverless GPUs by price".to_owned(),
+        columns: vec![
+            Column::text("MODEL"),
+            Column::number("PER GPU-HOUR"),
+            Column::number("GPU-HOURS"),
+            Column::number("IN ALL"),
+        ],
+        rows: models
+            .iter()
+            .map(|of| {
+                vec![
+                    of.model.clone().unwrap_or_else(|| "any other".to_owned()),
+                    money(of.per_gpu_hour),
+                    number(of.billed_gpu_hours),
+                    money(of.cost),
+                ]
+            })
+            .collect(),
     }
 }
 

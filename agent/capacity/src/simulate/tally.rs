@@ -3,9 +3,10 @@
 use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc};
 
 use super::{
+    Options,
     batches::{Batches, Sums},
     histogram::Histogram,
-    result::{Cost, Deadlines, Jobs, Settlement, Simulation, Spilled, Used, WaitPoint, WorstJob},
+    result::{Cost, Deadlines, Jobs, Rented, Settlement, Simulation, Spilled, Used, WaitPoint, WorstJob},
     series::{Level, Series},
 };
 use crate::{policy::Policy, pool::Pool, price::Rates};
@@ -39,7 +40,9 @@ pub(super) struct Tally {
     /// Work of the jobs that count.
     pub(super) work_milli_s: f64,
     pub(super) spilled_milli_s: f64,
-    pub(super) billed_milli_s: f64,
+    /// By serverless price: that of models without one of their own first.
+    pub(super) billed_milli_s: Vec<f64>,
+    prices: Vec<f64>,
     pub(super) lost_milli_s: f64,
     /// Integral of what a policy without waiting would rent at least, where it is asked for.
     pub(super) excess_milli_s: Option<f64>,
@@ -85,7 +88,10 @@ pub(super) struct Settled<'a> {
 }
 
 impl Tally {
-    pub(super) fn new(warm_up_s: f64, bound: bool, each: bool) -> Self {
+    pub(super) fn new(options: &Options, rates: &Rates) -> Self {
+        let Options { warm_up_s, bound, each, .. } = *options;
+        let by_model = rates.serverless_by_model.iter().map(|price| price.per_gpu_hour);
+        let prices: Vec<f64> = std::iter::once(rates.serverless_per_gpu_hour).chain(by_model).collect();
         Self {
             jobs: Jobs::default(),
             deadlines: Deadlines::default(),
@@ -104,7 +110,8 @@ impl Tally {
             peak_pods: 0,
             work_milli_s: 0.0,
             spilled_milli_s: 0.0,
-            billed_milli_s: 0.0,
+            billed_milli_s: vec![0.0; prices.len()],
+            prices,
             lost_milli_s: 0.0,
             excess_milli_s: bound.then_some(0.0),
         }
@@ -198,6 +205,11 @@ impl Tally {
         )));
     }
 
+    /// What is billed, by time and price.
+    fn rented_milli_s(&self) -> f64 {
+        self.prices.iter().zip(&self.billed_milli_s).map(|(price, milli_s)| price * milli_s).sum()
+    }
+
     fn sums(&self, at_s: f64) -> Sums {
         let (jobs, waited_jobs, wait_s) = self.waits.sums();
         Sums {
@@ -208,7 +220,7 @@ impl Tally {
             wait_s,
             work_milli_s: self.work_milli_s,
             spilled_milli_s: self.spilled_milli_s,
-            billed_milli_s: self.billed_milli_s,
+            rented_milli_s: self.rented_milli_s(),
             waits: self.waits.steps().into(),
         }
     }
@@ -230,11 +242,26 @@ impl Tally {
         let gpu_hours = |milli_s: f64| milli_s / 1000.0 / HOUR_S;
         let dedicated_per_hour = dedicated_per_hour(pool, rates);
         let dedicated = dedicated_per_hour * hours;
-        let serverless = rates.serverless_per_gpu_hour * gpu_hours(self.billed_milli_s);
+        let by_price = self.prices.iter().zip(&self.billed_milli_s);
+        let serverless: f64 = by_price.map(|(price, milli_s)| price * gpu_hours(*milli_s)).sum();
         let total = dedicated + serverless;
         let capacity_milli = float(pool.gpu_count()) * 1000.0;
         let least_rented = (self.work_milli_s - capacity_milli * span_s).max(0.0);
-        let rent = |milli_s: f64| dedicated + rates.serverless_per_gpu_hour * gpu_hours(milli_s);
+        let cheapest = self.prices.iter().copied().fold(f64::INFINITY, f64::min);
+        let rent = |milli_s: f64| dedicated + cheapest * gpu_hours(milli_s);
+        let by_model = rates.serverless_by_model.iter().map(|price| Some(price.model.clone()));
+        let rented_by_model = std::iter::once(None)
+            .chain(by_model)
+            .zip(self.prices.iter().zip(&self.billed_milli_s))
+            .filter(|_| !rates.serverless_by_model.is_empty())
+            .filter(|(model, _)| model.is_some() || rates.serverless_of_others)
+            .map(|(model, (per_gpu_hour, milli_s))| Rented {
+                model,
+                per_gpu_hour: *per_gpu_hour,
+                billed_gpu_hours: gpu_hours(*milli_s),
+                cost: per_gpu_hour * gpu_hours(*milli_s),
+            })
+            .collect();
         let mut worst: Vec<Worst> = self.worst.into_iter().map(|Reverse(worst)| worst).collect();
         worst.sort_by(|one, other| other.cmp(one));
         let [wait, waited] = self.waits.summaries();
@@ -260,6 +287,7 @@ impl Tally {
                 per_gpu_hour_of_work_error: None,
                 least_without_waiting: self.excess_milli_s.map(rent),
                 least: rent(least_rented),
+                rented_by_model,
             },
             wait,
             waited,
@@ -276,7 +304,7 @@ impl Tally {
                 gpu_hours: gpu_hours(self.spilled_milli_s),
                 gpu_hours_share: share(self.spilled_milli_s, self.work_milli_s),
                 gpu_hours_share_error: None,
-                billed_gpu_hours: gpu_hours(self.billed_milli_s),
+                billed_gpu_hours: gpu_hours(self.billed_milli_s.iter().sum()),
                 peak_gpus: float(self.peak_spilled_milli) / 1000.0,
                 peak_pods: self.peak_pods,
             },
@@ -292,7 +320,7 @@ impl Tally {
             over_time: self.series.finish(end_s, fragmented_milli),
             each: self.each.unwrap_or_default(),
         };
-        found.weigh(self.batches.finish(), &self.waits, rates);
+        found.weigh(self.batches.finish(), &self.waits);
         found
     }
 }

@@ -2,6 +2,7 @@
 
 mod brute;
 mod packing;
+mod prices;
 mod theory;
 mod words;
 
