@@ -92,13 +92,16 @@ pub enum Preemption {
     Resume,
 }
 
-/// What `--burst` is for the jobs of one namespace: `team-a=never`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// What `--burst` is for the jobs of one namespace, and `--wait`: `team-a=never`, `team-b=wait:10m`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct NamespaceBurst {
     /// Whose jobs: a namespace, or whoever else a trace tells as owner.
     pub namespace: String,
     /// When they go to serverless machines.
     pub burst: Burst,
+    /// How long they wait before; as all others where it isn't said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wait_s: Option<f64>,
 }
 
 impl FromStr for NamespaceBurst {
@@ -108,12 +111,26 @@ impl FromStr for NamespaceBurst {
         let (namespace, burst) = text
             .rsplit_once('=')
             .filter(|(namespace, _)| !namespace.is_empty())
-            .ok_or("give a namespace and a word of --burst, such as team-a=never")?;
+            .ok_or("give a namespace and a word of --burst, such as team-a=never or team-a=wait:10m")?;
+        let (burst, wait_s) = match burst.split_once(':') {
+            Some((burst, time)) => (burst, Some(seconds(time)?)),
+            None => (burst, None),
+        };
         let burst = Burst::from_str(burst, false).map_err(|_| {
             let words = Burst::value_variants().iter().map(ToString::to_string);
             format!("{burst:?} is no word of --burst: {}", words.collect::<Vec<_>>().join(", "))
         })?;
-        Ok(Self { namespace: namespace.to_owned(), burst })
+        if wait_s.is_some() && !burst.waits() {
+            return Err(format!("with {burst} no job waits for a time: say it with wait or short-wait"));
+        }
+        Ok(Self { namespace: namespace.to_owned(), burst, wait_s })
+    }
+}
+
+impl Burst {
+    /// Whether jobs wait for a time.
+    pub(crate) fn waits(self) -> bool {
+        matches!(self, Self::Wait | Self::ShortWait)
     }
 }
 
@@ -140,8 +157,8 @@ pub struct Policy {
     /// When a job that doesn't fit goes to serverless machines.
     #[arg(long, value_enum, default_value_t, value_name = "BURST")]
     pub burst: Burst,
-    /// The same for the jobs of one namespace (of one owner in the trace), e.g. team-a=never,team-b=only.
-    #[arg(long = "namespace-burst", value_name = "NAMESPACE=BURST", value_delimiter = ',')]
+    /// The same for the jobs of one namespace (of one owner in the trace), with how long they wait where they do, e.g. team-a=never,team-b=wait:10m.
+    #[arg(long = "namespace-burst", value_name = "NAMESPACE=BURST[:TIME]", value_delimiter = ',')]
     pub burst_by_namespace: Vec<NamespaceBurst>,
     /// How long jobs wait for dedicated machines with `--burst wait` and `--burst short-wait`, e.g. 300, 5m.
     #[arg(long = "wait", value_parser = seconds, default_value = "0", value_name = "TIME")]
@@ -243,7 +260,8 @@ impl Policy {
         if self.failure_rate > 0.0 && self.retry_s <= 0.0 {
             return Err(Error::NoRetry);
         }
-        if self.wait_s > 0.0 && !self.any_burst(|burst| matches!(burst, Burst::Wait | Burst::ShortWait)) {
+        let own = |of: &NamespaceBurst| of.burst.waits() && of.wait_s.is_none();
+        if self.wait_s > 0.0 && !self.burst.waits() && !self.burst_by_namespace.iter().any(own) {
             return Err(Error::NoWait(self.wait_s));
         }
         let mut namespaces: Vec<&str> = self.burst_by_namespace.iter().map(|of| &*of.namespace).collect();
@@ -254,10 +272,10 @@ impl Policy {
         }
     }
 
-    /// When jobs of a namespace go to serverless machines.
-    pub fn burst_of(&self, namespace: &str) -> Burst {
+    /// When jobs of a namespace go to serverless machines, and after how long where they wait.
+    pub fn burst_of(&self, namespace: &str) -> (Burst, f64) {
         let own = self.burst_by_namespace.iter().find(|of| of.namespace == namespace);
-        own.map_or(self.burst, |of| of.burst)
+        own.map_or((self.burst, self.wait_s), |of| (of.burst, of.wait_s.unwrap_or(self.wait_s)))
     }
 
     /// Whether it holds of when any job goes to serverless machines.
@@ -329,10 +347,14 @@ mod tests {
         let waits = of("team-a=wait").unwrap();
         let policy = Policy { burst_by_namespace: vec![waits.clone()], wait_s: 60.0, ..Policy::default() };
         assert_eq!(policy.check(), Ok(()), "there is someone who waits");
-        assert_eq!((policy.burst_of("team-a"), policy.burst_of("team-b")), (Burst::Wait, Burst::AtOnce));
+        assert_eq!((policy.burst_of("team-a").0, policy.burst_of("team-b").0), (Burst::Wait, Burst::AtOnce));
+        let longer =
+            Policy { burst_by_namespace: vec![of("team-a=short-wait:10m").unwrap()], ..policy.clone() };
+        assert_eq!(longer.burst_of("team-a"), (Burst::ShortWait, 600.0));
+        assert_eq!(longer.check(), Err(Error::NoWait(60.0)), "who waits has a time of their own");
         let twice = Policy { burst_by_namespace: vec![waits.clone(), waits], ..Policy::default() };
         assert_eq!(twice.check(), Err(Error::Twice("team-a".to_owned())));
-        for text in ["team-a", "=never", "team-a=sometimes", ""] {
+        for text in ["team-a", "=never", "team-a=sometimes", "", "team-a=wait:soon", "team-a=never:10m"] {
             assert!(of(text).is_err(), "{text}");
         }
         assert!(of("a=b").unwrap_err().contains("short-wait"));

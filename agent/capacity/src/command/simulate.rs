@@ -29,9 +29,10 @@ use crate::{
       --cold-start 45s --max-burst-pods 10 --dedicated-price 2.10 \\
       --serverless-price 6.30 -o json
 
-  # Jobs of team-b always go to serverless machines, those of team-a never do
+  # Jobs of team-b go to serverless machines after ten minutes, those of team-a
+  # never, all others at once
   kubectl spillway simulate jobs.csv --gpus 16 --gpus-per-machine 8 \\
-      --namespace-burst team-a=never,team-b=only --dedicated-price 2.10 \\
+      --namespace-burst team-a=never,team-b=wait:10m --dedicated-price 2.10 \\
       --serverless-price 6.30 -o wide
 
   # A serverless H100 costs more than any other GPU

@@ -1,8 +1,12 @@
 //! Jobs that have not ended, and their pods that run.
 
-use std::sync::Arc;
+use std::{
+    collections::BTreeSet,
+    ops::{Deref, DerefMut},
+    sync::Arc,
+};
 
-use super::{machines::Spot, queue::Key};
+use super::{machines::Spot, queue::Key, slab::Slab};
 use crate::policy::Burst;
 
 /// A job that has not ended.
@@ -19,6 +23,8 @@ pub(super) struct Active {
     pub(super) deadline_s: Option<f64>,
     pub(super) priority: i32,
     pub(super) burst: Burst,
+    /// How long it waits before that, where it does.
+    pub(super) wait_s: f64,
     pub(super) gang: bool,
     pub(super) pods: u32,
     pub(super) waiting: u32,
@@ -77,5 +83,56 @@ impl Active {
     /// How long its pods run that wait.
     pub(super) fn longest_s(&self) -> f64 {
         if self.rest_s.is_empty() { self.duration_s } else { self.rest_s.iter().copied().fold(0.0, f64::max) }
+    }
+}
+
+/// All pods that run.
+#[derive(Debug)]
+pub(super) struct Runs {
+    slab: Slab<Run>,
+    /// Those on dedicated machines by the bits of their end, where that is asked for.
+    by_end: Option<BTreeSet<(u64, u32)>>,
+}
+
+impl Runs {
+    /// `by_end` where it is asked which end first.
+    pub(super) fn new(by_end: bool) -> Self {
+        Self { slab: Slab::default(), by_end: by_end.then(BTreeSet::new) }
+    }
+
+    pub(super) fn insert(&mut self, run: Run) -> u32 {
+        let end = (!matches!(run.place, Place::Serverless(_))).then_some(run.end_s.to_bits());
+        let slot = self.slab.insert(run);
+        if let (Some(by_end), Some(end)) = (&mut self.by_end, end) {
+            by_end.insert((end, slot));
+        }
+        slot
+    }
+
+    pub(super) fn remove(&mut self, slot: u32) -> Run {
+        let run = self.slab.remove(slot);
+        if let Some(by_end) = &mut self.by_end {
+            by_end.remove(&(run.end_s.to_bits(), slot));
+        }
+        run
+    }
+
+    /// Those on dedicated machines, the first to end first.
+    pub(super) fn by_end(&self) -> impl Iterator<Item = u32> {
+        self.by_end.iter().flatten().map(|(_, run)| *run)
+    }
+}
+
+impl Deref for Runs {
+    type Target = Slab<Run>;
+
+    fn deref(&self) -> &Slab<Run> {
+        &self.slab
+    }
+}
+
+impl DerefMut for Runs {
+    fn deref_mut(&mut self) -> &mut Slab<Run> {
+        &mut self.slab
     }
 }

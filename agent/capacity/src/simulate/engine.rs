@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    active::{Active, Place, Run},
+    active::{Active, Place, Run, Runs},
     bound::Demand,
     dice::{Dice, Stream},
     forecast::Forecast,
@@ -43,7 +43,7 @@ pub(super) struct Engine<'a> {
     pub(super) machines: Machines,
     pub(super) queue: Queue,
     pub(super) jobs: Slab<Active>,
-    pub(super) runs: Slab<Run>,
+    pub(super) runs: Runs,
     departures: BinaryHeap<Reverse<(u64, u32, u32)>>,
     timers: BinaryHeap<Reverse<(u64, u64, u32)>>,
     pub(super) level: Level,
@@ -83,9 +83,9 @@ impl<'a> Engine<'a> {
             end_s: 0.0,
             demand: options.bound.then(|| Demand::new(machines.capacity_milli)),
             machines,
-            queue: Queue::default(),
+            queue: Queue::new(policy.backfill != Backfill::Greedy),
             jobs: Slab::default(),
-            runs: Slab::default(),
+            runs: Runs::new(policy.backfill == Backfill::Easy),
             departures: BinaryHeap::new(),
             timers: BinaryHeap::new(),
             level: Level::default(),
@@ -132,7 +132,7 @@ impl<'a> Engine<'a> {
         } else {
             self.ever(class, kind, if gang { job.pods } else { 1 })
         };
-        let burst = self.policy.burst_of(&job.owner);
+        let (burst, wait_s) = self.policy.burst_of(&job.owner);
         let (fits, rentable) = (fits && burst != Burst::Only, rentable && burst != Burst::Never);
         let deadline_s = job.deadline_s.map(|deadline_s| deadline_s - origin_s);
         let counts = self.tally.counts(submit_s);
@@ -178,6 +178,7 @@ impl<'a> Engine<'a> {
             deadline_s,
             priority: job.priority,
             burst,
+            wait_s,
             gang,
             pods: job.pods,
             waiting: job.pods,
@@ -224,7 +225,7 @@ impl<'a> Engine<'a> {
     /// Whether it goes to serverless machines, and when.
     pub(super) fn decide(&mut self, id: u32) {
         let job = &self.jobs[id];
-        let burst = job.burst;
+        let (burst, wait_s) = (job.burst, job.wait_s);
         match burst {
             Burst::Never => {}
             Burst::AtOnce | Burst::Only => self.rent(id),
@@ -233,13 +234,13 @@ impl<'a> Engine<'a> {
                     self.rent(id);
                 }
             }
-            Burst::Wait => self.patience(id, self.policy.wait_s),
+            Burst::Wait => self.patience(id, wait_s),
             Burst::ShortWait => {
-                if !job.fits || (job.rentable && self.foretell(id, false) - self.now_s > self.policy.wait_s) {
+                if !job.fits || (job.rentable && self.foretell(id, false) - self.now_s > wait_s) {
                     self.rent(id);
                 } else {
                     // The forecast may be wrong: no one waits longer than was promised.
-                    self.patience(id, self.policy.wait_s);
+                    self.patience(id, wait_s);
                 }
             }
         }

@@ -37,14 +37,16 @@ impl Forecast {
     }
 
     /// When a job of so many GPUs starts that stands behind all others; never where there aren't as many.
-    pub(super) fn start_s(&self, gpus: u64, now_s: f64) -> f64 {
+    pub(super) fn start_s(&mut self, gpus: u64, now_s: f64) -> f64 {
         let free = match gpus {
             0 => return now_s,
             1 => self.free.peek().copied(),
+            more if more > self.free.len() as u64 => None,
             more => {
-                let mut times: Vec<Reverse<u64>> = self.free.iter().copied().collect();
-                times.sort_unstable_by(|one, other| other.cmp(one));
-                usize::try_from(more - 1).ok().and_then(|at| times.get(at).copied())
+                let first: Vec<Reverse<u64>> = (0..more).filter_map(|_| self.free.pop()).collect();
+                let last = first.last().copied();
+                self.free.extend(first);
+                last
             }
         };
         free.map_or(f64::INFINITY, |Reverse(bits)| f64::from_bits(bits).max(now_s))
@@ -82,7 +84,7 @@ impl Engine<'_> {
             });
             let running: Vec<(u64, f64)> = running.collect();
             forecast.restart(machines.capacity_milli / 1000, running.into_iter());
-            for (_, other) in self.queue.all().into_iter().filter(|(_, other)| *other != id) {
+            for (_, other) in self.queue.all(usize::MAX).into_iter().filter(|(_, other)| *other != id) {
                 let job = &self.jobs[other];
                 let gpus = whole(self.machines.of(job.kind).total_milli() * u64::from(job.waiting));
                 let start_s = forecast.start_s(gpus, self.now_s);
@@ -95,7 +97,7 @@ impl Engine<'_> {
         }
         let start_s = forecast.start_s(gpus, self.now_s);
         let job = &mut self.jobs[id];
-        if started || start_s - self.now_s <= self.policy.wait_s || !job.rentable {
+        if started || start_s - self.now_s <= job.wait_s || !job.rentable {
             forecast.take(gpus, start_s + job.duration_s);
             job.foretold_s = start_s;
         }

@@ -148,6 +148,11 @@ impl Machines {
         room
     }
 
+    /// How many pods of a kind fit on this machine now; at most `limit`.
+    pub(super) fn room_on(&self, kind: u32, node: u32, limit: u64) -> u64 {
+        self.groups.of(self.nodes[node as usize].group).state.room(self.of(kind), limit)
+    }
+
     /// Whether a pod of a kind fits on this machine now.
     pub(super) fn fits_on(&self, kind: u32, node: u32) -> bool {
         self.groups.of(self.nodes[node as usize].group).state.fits(self.of(kind))

@@ -9,13 +9,22 @@ use crate::policy::Order;
 pub(super) type Key = (i64, u64, u64);
 
 /// Jobs that wait.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Queue {
-    classes: Vec<BTreeMap<Key, u32>>,
+    classes: Vec<Class>,
     by_request: HashMap<(u32, u32), u32, QuickHash>,
+    /// All of them by key, where they are looked at in that order.
+    ordered: Option<BTreeMap<Key, u32>>,
     /// Classes in which a job waits.
     open: Vec<u32>,
     length: usize,
+}
+
+/// Jobs that ask for the same.
+#[derive(Debug)]
+struct Class {
+    kind: u32,
+    jobs: BTreeMap<Key, u32>,
 }
 
 /// What the order looks at.
@@ -43,14 +52,30 @@ impl Standing {
 }
 
 impl Queue {
+    /// `ordered` where jobs are looked at in order, not class by class.
+    pub(super) fn new(ordered: bool) -> Self {
+        Self {
+            classes: Vec::new(),
+            by_request: HashMap::default(),
+            ordered: ordered.then(BTreeMap::new),
+            open: Vec::new(),
+            length: 0,
+        }
+    }
+
     /// The class of jobs with pods of a kind; a gang's size matters, since a smaller one may fit where a larger doesn't.
     pub(super) fn class(&mut self, kind: u32, gang: u32) -> u32 {
         let next = u32::try_from(self.classes.len()).unwrap_or(u32::MAX);
         let class = *self.by_request.entry((kind, gang)).or_insert(next);
         if class == next {
-            self.classes.push(BTreeMap::new());
+            self.classes.push(Class { kind, jobs: BTreeMap::new() });
         }
         class
+    }
+
+    /// Of which kind the pods of a class are.
+    pub(super) fn kind(&self, class: u32) -> u32 {
+        self.classes[class as usize].kind
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -58,22 +83,28 @@ impl Queue {
     }
 
     pub(super) fn push(&mut self, class: u32, key: Key, job: u32) {
-        let jobs = &mut self.classes[class as usize];
+        let jobs = &mut self.classes[class as usize].jobs;
         if jobs.is_empty() {
             self.open.push(class);
         }
         if jobs.insert(key, job).is_none() {
             self.length += 1;
         }
+        if let Some(ordered) = &mut self.ordered {
+            ordered.insert(key, job);
+        }
     }
 
     pub(super) fn remove(&mut self, class: u32, key: Key) {
-        let jobs = &mut self.classes[class as usize];
+        let jobs = &mut self.classes[class as usize].jobs;
         if jobs.remove(&key).is_some() {
             self.length -= 1;
             if jobs.is_empty() {
                 self.open.retain(|other| *other != class);
             }
+        }
+        if let Some(ordered) = &mut self.ordered {
+            ordered.remove(&key);
         }
     }
 
@@ -82,28 +113,30 @@ impl Queue {
         &self.open
     }
 
-    /// The first job of a class, or the first after another.
-    pub(super) fn first(&self, class: u32, after: Option<Key>) -> Option<(Key, u32)> {
-        let jobs = &self.classes[class as usize];
-        let mut jobs = match after {
-            None => return jobs.first_key_value().map(|(key, job)| (*key, *job)),
-            Some(key) => jobs.range((std::ops::Bound::Excluded(key), std::ops::Bound::Unbounded)),
-        };
-        jobs.next().map(|(key, job)| (*key, *job))
+    /// The first job of a class.
+    pub(super) fn first(&self, class: u32) -> Option<(Key, u32)> {
+        self.classes[class as usize].jobs.first_key_value().map(|(key, job)| (*key, *job))
     }
 
     /// The first job of all.
     pub(super) fn head(&self) -> Option<(Key, u32)> {
-        self.open.iter().filter_map(|class| self.first(*class, None)).min()
+        match &self.ordered {
+            Some(ordered) => ordered.first_key_value().map(|(key, job)| (*key, *job)),
+            None => self.open.iter().filter_map(|class| self.first(*class)).min(),
+        }
     }
 
-    /// All jobs, in order.
-    pub(super) fn all(&self) -> Vec<(Key, u32)> {
+    /// All jobs, or the first of them, in order.
+    pub(super) fn all(&self, most: usize) -> Vec<(Key, u32)> {
+        let pair = |(key, job): (&Key, &u32)| (*key, *job);
+        if let Some(ordered) = &self.ordered {
+            return ordered.iter().map(pair).take(most).collect();
+        }
         let open = self.open.iter();
-        let mut jobs: Vec<(Key, u32)> = open
-            .flat_map(|class| self.classes[*class as usize].iter().map(|(key, job)| (*key, *job)))
-            .collect();
+        let mut jobs: Vec<(Key, u32)> =
+            open.flat_map(|class| self.classes[*class as usize].jobs.iter().map(pair)).collect();
         jobs.sort_unstable();
+        jobs.truncate(most);
         jobs
     }
 }

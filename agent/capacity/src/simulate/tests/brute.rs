@@ -115,7 +115,7 @@ fn any_policy() -> impl Strategy<Value = Policy> {
     let numbers = (0_u32..40, prop::option::of(1_u32..8), 0_u32..20, prop::option::of(1_u32..60), 0_u32..2);
     (words, numbers).prop_map(|((packing, order, backfill, preemption, burst, own), numbers)| {
         let (wait, max_burst_pods, cold_start, billing, fails) = numbers;
-        let own = own.map(|burst| NamespaceBurst { namespace: "a".to_owned(), burst });
+        let own = own.map(|burst| NamespaceBurst { namespace: "a".to_owned(), burst, wait_s: None });
         Policy {
             packing,
             order,

@@ -174,7 +174,8 @@ fn namespaces_burst_each_their_own_way() {
     // One GPU, busy until 100. Those of a may not burst, those of b always do, the rest after 50 s.
     let of = |owner: &str, line, submit_s| Job { owner: owner.into(), ..single(line, submit_s, 10.0) };
     let jobs = [single(1, 0.0, 100.0), of("a", 2, 1.0), of("b", 3, 1.0), of("c", 4, 1.0), of("b", 5, 500.0)];
-    let own = |namespace: &str, burst| NamespaceBurst { namespace: namespace.to_owned(), burst };
+    let own =
+        |namespace: &str, burst| NamespaceBurst { namespace: namespace.to_owned(), burst, wait_s: None };
     let policy = Policy {
         burst: Burst::Wait,
         wait_s: 50.0,
@@ -183,6 +184,11 @@ fn namespaces_burst_each_their_own_way() {
     };
     let result = replay(jobs.clone(), &Pool::of_gpus(1, 1), &policy);
     assert_eq!((waits(&result), result.jobs.spilled), (vec![(2, 99.0), (4, 50.0)], 3));
+    // Each namespace may wait for a time of its own.
+    let wait = |namespace, wait_s| NamespaceBurst { wait_s: Some(wait_s), ..own(namespace, Burst::Wait) };
+    let times = Policy { burst_by_namespace: vec![wait("a", 20.0), wait("b", 70.0)], ..policy.clone() };
+    let result = replay(jobs.clone(), &Pool::of_gpus(1, 1), &times);
+    assert_eq!(waits(&result), [(3, 70.0), (4, 50.0), (2, 20.0)]);
     // Those of b see that they would start at 100, those of a are before them in the queue, and c bursts at once.
     let foresees = Policy {
         burst: Burst::AtOnce,
