@@ -130,7 +130,7 @@ pub enum Error {
         currency: Currency,
     },
     /// Prices by model where there is no model.
-    #[error("{given}: nothing tells models apart here: give one serverless price")]
+    #[error("{given}: only jobs of a trace tell which model they ask for; give one serverless price")]
     Models {
         /// The flag and what was given.
         given: String,

@@ -178,16 +178,6 @@ impl Asked {
         if self.ratio.is_some() { UNPRICED.to_owned() } else { rates.currency.to_string() }
     }
 
-    /// Refuses serverless prices that differ by model: demand over time doesn't tell models apart.
-    pub(super) fn check_single(&self, rates: &Rates) -> anyhow::Result<()> {
-        if !rates.serverless_by_model.is_empty() {
-            bail!(
-                "demand over time doesn't tell models apart, nor which serverless price is paid: give one with --serverless-price, or a trace of jobs"
-            );
-        }
-        Ok(())
-    }
-
     /// The question without what the trace adds to it.
     pub(super) fn question(&self) -> anyhow::Result<Question> {
         let rates = self.rates()?;
@@ -316,7 +306,7 @@ impl Args {
         }
         let mut found = optimize(series, &question)?;
         let Some((largest, jobs)) = jobs else {
-            self.asked.check_single(&self.asked.rates()?)?;
+            self.asked.rates()?.check_single()?;
             if objective != Objective::Cost || self.waits.is_some() {
                 bail!(
                     "demand over time tells nothing of waiting: --max-wait-p95, --budget and --waits need a trace of jobs"
@@ -341,7 +331,7 @@ impl Args {
             found.by_model = by_model(&jobs, found.demand.span, &question, &rates)?;
             found.warnings.extend(self.models_in_words(&found));
         }
-        found.warnings.extend(self.prices_in_words(&found, &rates));
+        found.warnings.extend(prices_in_words(&found, &rates));
         if self.waits.is_some() && objective == Objective::Cost {
             found.warnings.push("nothing limits how long jobs wait, and who waits costs nothing: the longest wait is likely the cheapest; --max-wait-p95 or --budget says what waiting may cost".to_owned());
         }
@@ -359,40 +349,6 @@ impl Args {
         Ok(found)
     }
 
-    /// Whose serverless price was taken for whom.
-    fn prices_in_words(&self, found: &Optimization, rates: &Rates) -> Option<String> {
-        let asked: Vec<String> = found
-            .by_model
-            .iter()
-            .filter(|class| !class.models.is_empty())
-            .map(|class| class.models.join("|"))
-            .collect();
-        if rates.serverless_by_model.is_empty() {
-            return (asked.len() > 1).then(|| {
-                format!("all models ({}) are rented at one price: where they differ, give that of each, such as --serverless-price A100=5.10,H100=9.80", asked.join(", "))
-            });
-        }
-        let of = |price: &ModelPrice| format!("{} {}", price.model, number(price.per_gpu_hour, 2));
-        let mut prices: Vec<String> = rates.serverless_by_model.iter().map(of).collect();
-        if rates.serverless_of_others {
-            prices.push(format!("any other {}", number(rates.serverless_per_gpu_hour, 2)));
-        }
-        let mut words = format!(
-            "serverless prices differ by model ({}): replays pay for each job that of the cheapest model that will do; the bound, its curve and r are reckoned with {}",
-            prices.join(", "),
-            number(rates.serverless_per_gpu_hour, 2)
-        );
-        let without = found.by_model.iter().filter(|class| {
-            let models: Vec<Arc<str>> = class.models.iter().map(|model| Arc::from(model.as_str())).collect();
-            rates.serverless_of(&models).is_none()
-        });
-        let without: Vec<String> = without.map(|class| class.models.join("|")).collect();
-        if !without.is_empty() {
-            let _ = write!(words, "; {} have none and are never rented", without.join(", "));
-        }
-        Some(words)
-    }
-
     /// What became of the models that jobs ask for.
     fn models_in_words(&self, found: &Optimization) -> Option<String> {
         let machines = &self.asked.machine;
@@ -407,6 +363,40 @@ impl Args {
             format!("no machine has what some jobs ask for ({}): they are always rented", models.join(", "))
         })
     }
+}
+
+/// Whose serverless price was taken for whom.
+fn prices_in_words(found: &Optimization, rates: &Rates) -> Option<String> {
+    let asked: Vec<String> = found
+        .by_model
+        .iter()
+        .filter(|class| !class.models.is_empty())
+        .map(|class| class.models.join("|"))
+        .collect();
+    if rates.serverless_by_model.is_empty() {
+        return (asked.len() > 1).then(|| {
+            format!("all models ({}) are rented at one price: where they differ, give that of each, such as --serverless-price A100=5.10,H100=9.80", asked.join(", "))
+        });
+    }
+    let of = |price: &ModelPrice| format!("{} {}", price.model, number(price.per_gpu_hour, 2));
+    let mut prices: Vec<String> = rates.serverless_by_model.iter().map(of).collect();
+    if rates.serverless_of_others {
+        prices.push(format!("any other {}", number(rates.serverless_per_gpu_hour, 2)));
+    }
+    let mut words = format!(
+        "serverless prices differ by model ({}): replays pay for each job that of the cheapest model that will do; the bound, its curve and r are reckoned with {}",
+        prices.join(", "),
+        number(rates.serverless_per_gpu_hour, 2)
+    );
+    let without = found.by_model.iter().filter(|class| {
+        let models: Vec<Arc<str>> = class.models.iter().map(|model| Arc::from(model.as_str())).collect();
+        rates.serverless_of(&models).is_none()
+    });
+    let without: Vec<String> = without.map(|class| class.models.join("|")).collect();
+    if !without.is_empty() {
+        let _ = write!(words, "; {} have none and are never rented", without.join(", "));
+    }
+    Some(words)
 }
 
 /// Answers, in a few lines or in full.

@@ -212,7 +212,7 @@ impl Args {
     }
 
     fn with_demand(&self, change: &Change, before: &Pool, after: &Pool) -> anyhow::Result<WhatIf> {
-        self.asked.check_single(&self.asked.rates()?)?;
+        self.asked.rates()?.check_single()?;
         let mut question = self.asked.question()?;
         question.cold_start_s = self.policy.cold_start_s;
         let Read { series, .. } = read(&self.trace, &mut question, false)?;

@@ -233,8 +233,8 @@ pub fn search<E>(
     kinds: &Kinds,
     mut attempt: impl FnMut(&Candidate) -> Result<Trial, E>,
 ) -> Result<Search, E> {
-    let waits = ways.iter().map(|way| way.waits_s.len()).sum();
-    let all = kinds.most.iter().try_fold(waits, |all: usize, most| all.checked_mul(*most as usize + 1));
+    let of_each = ways.iter().map(|way| way.waits_s.len()).sum();
+    let all = kinds.most.iter().try_fold(of_each, |all: usize, most| all.checked_mul(*most as usize + 1));
     let exact = all.is_some_and(|all| all <= kinds.few);
     let mut trials = Vec::new();
     for way in ways {
@@ -252,8 +252,8 @@ pub fn search<E>(
                     tries.climb(kinds.start.clone())?;
                 }
             }
-            let tried = by_wait.entry(at).or_insert(tries.tried.into_values().collect());
-            Ok(tried.iter().map(|trial| objective.rank(trial)).min())
+            let found = by_wait.entry(at).or_insert(tries.tried.into_values().collect());
+            Ok(found.iter().map(|trial| objective.rank(trial)).min())
         };
         if exact {
             (0..=last).try_for_each(|at| best_at(at).map(|_| ()))?;

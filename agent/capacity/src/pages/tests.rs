@@ -157,6 +157,7 @@ fn a_search_by_replaying_jobs() {
         exact: true,
         best: Some(best.clone()),
         flat: Some(Flat { within: 0.01, from_gpus: 24, to_gpus: 32 }),
+        flat_waits: None,
         stays_best: None,
         interval: None,
         later: Some(Later {

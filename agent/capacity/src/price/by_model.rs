@@ -151,6 +151,17 @@ impl Prices {
 }
 
 impl Rates {
+    /// Refuses serverless prices that differ by model where nothing tells models apart, such as demand over time.
+    ///
+    /// # Errors
+    /// When they do.
+    pub fn check_single(&self) -> Result<(), Error> {
+        if self.serverless_by_model.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Models { given: "serverless prices by model".to_owned() })
+    }
+
     /// One serverless price for all models, whatever was given before.
     pub fn set_serverless(&mut self, per_gpu_hour: f64) {
         self.serverless_per_gpu_hour = per_gpu_hour;

@@ -28,8 +28,8 @@ pub(super) struct Rent {
     most_per_hour: Option<f64>,
     /// The first is that of models without one of their own.
     prices: Vec<Price>,
-    /// Of each kind of pods which price is paid, where it is known yet; nothing where there is none.
-    of_kind: Vec<Option<Option<usize>>>,
+    /// Of each kind of pods so far which price is paid; nothing where there is none.
+    of_kind: Vec<Option<usize>>,
     /// Models of which serverless machines have no price, and how many jobs asked for them.
     pub(super) unpriced: (BTreeSet<String>, u64),
     /// Kinds of pods that were rented.
@@ -199,19 +199,16 @@ impl Engine<'_> {
 
     /// Which price is paid for pods of a kind; nothing where they can't be had.
     fn serverless_price(&mut self, kind: u32) -> Option<usize> {
-        let known = &mut self.rent.of_kind;
-        if known.len() <= kind as usize {
-            known.resize(kind as usize + 1, None);
+        // Kinds are numbered as they come.
+        for next in (0..=kind).skip(self.rent.of_kind.len()) {
+            let wanted = &self.machines.of(next).request.models;
+            let place = will_do(&self.pool.serverless, wanted);
+            let place = place.and_then(|models| self.rates.serverless_of(&models));
+            let prices = &self.rent.prices;
+            let price = place.and_then(|place| prices.iter().position(|price| price.place == place));
+            self.rent.of_kind.push(price);
         }
-        if let Some(price) = known[kind as usize] {
-            return price;
-        }
-        let wanted = &self.machines.of(kind).request.models;
-        let place =
-            will_do(&self.pool.serverless, wanted).and_then(|models| self.rates.serverless_of(&models));
-        let price = place.and_then(|place| self.rent.prices.iter().position(|price| price.place == place));
-        known[kind as usize] = Some(price);
-        price
+        self.rent.of_kind[kind as usize]
     }
 
     /// Notes a job that may burst by its namespace's policy, and that no serverless price is for.
