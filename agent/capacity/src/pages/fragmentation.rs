@@ -77,6 +77,11 @@ impl Map {
         time(self.row_s)
     }
 
+    /// Whether rows begin at midnight.
+    pub(super) fn by_day(&self) -> bool {
+        self.row_s >= DAY_S
+    }
+
     /// The drawing, with rows called by when they begin.
     pub(super) fn plot(&self, caption: String, called: impl Fn(f64) -> String) -> Plot {
         let width = self.cells.first().map_or(0, Vec::len);
@@ -86,7 +91,7 @@ impl Map {
                 x: Axis::new(format!("Within {}", self.row()), Unit::Duration),
                 columns: (0..width).map(|column| number(column) * self.tile_s).collect(),
                 column_names: Vec::new(),
-                rows: (0..self.cells.len()).map(|row| self.name(row, &called)).collect(),
+                rows: (0..self.cells.len()).map(|row| called(self.begin(row))).collect(),
                 value: Axis::new("Fragmented", Unit::Percent),
                 cells: self.cells.clone(),
             }),
@@ -98,7 +103,7 @@ impl Map {
         let height = self.cells.len().div_ceil(ROWS).max(1);
         let rows = self.cells.chunks(height).enumerate().map(|(at, part)| {
             let known: Vec<f64> = part.iter().flatten().flatten().copied().collect();
-            let name = self.name(at * height, &called);
+            let name = called(self.begin(at * height));
             if known.is_empty() {
                 return vec![name, "unknown".to_owned(), "unknown".to_owned()];
             }
@@ -113,8 +118,8 @@ impl Map {
         }
     }
 
-    fn name(&self, row: usize, called: &impl Fn(f64) -> String) -> String {
-        format!("from {}", called(self.first_s + number(row) * self.row_s))
+    fn begin(&self, row: usize) -> f64 {
+        self.first_s + number(row) * self.row_s
     }
 }
 
@@ -149,7 +154,7 @@ mod tests {
         assert!(map.cells[4].iter().all(|cell| *cell == Some(10.0)));
         assert!((map.most() - 50.0).abs() < 1e-9);
         let rows = map.table("", |at_s| format!("day {}", at_s / DAY_S)).rows;
-        assert_eq!(rows[0], ["from day 100", "50 %", "50 %"]);
-        assert_eq!(rows[1], ["from day 102", "unknown", "unknown"]);
+        assert_eq!(rows[0], ["day 100", "50 %", "50 %"]);
+        assert_eq!(rows[1], ["day 102", "unknown", "unknown"]);
     }
 }

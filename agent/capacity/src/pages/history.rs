@@ -354,9 +354,15 @@ fn stranded(found: &History, name: &str) -> Option<Section> {
     }
     let mean = mean(&known.iter().map(|&(_, there, lost)| There { mean: lost, ..there }).collect::<Vec<_>>());
     let caption = format!(
-        "Share of the GPUs of {name} that is free but of no use: a row is {}, and the darkest is the most. Of what is crossed out nothing is known. Times are of UTC.",
+        "Share of the GPUs of {name} that is free but of no use: a row is {}, and the scale above says how much. Of what is crossed out nothing is known. Times are of UTC.",
         map.row()
     );
+    // A day has no need of its hour.
+    let called = |at_s: f64| {
+        let at = when(at_s);
+        let day = at.strip_suffix(" 00:00").filter(|_| map.by_day());
+        day.map_or_else(|| at.clone(), str::to_owned)
+    };
     Some(Section {
         heading: format!(
             "{name}: {} GPUs on average are free, but of no use; {} of all at most",
@@ -364,8 +370,8 @@ fn stranded(found: &History, name: &str) -> Option<Section> {
             percent(map.most() / 100.0)
         ),
         text,
-        plot: Some(map.plot(caption, when)),
-        table: map.table("Share of the pool's GPUs", when),
+        plot: Some(map.plot(caption, called)),
+        table: map.table("Share of the pool's GPUs", called),
         ..section
     })
 }

@@ -37,7 +37,7 @@ const plots = (() => {
     other: { width: 2 },
   };
   const spare = ["other", "rented", "waiting", "owned", "stranded", "demand"];
-  const dashes = [null, [7, 4], [2, 3], [10, 3, 2, 3]];
+  const dashes = [[10, 3, 2, 3, 2, 3], [7, 4], [2, 3], [10, 3, 2, 3]];
 
   /** How each of `parts` looks; those of a role that is there already take the next spare one. */
   const styles = (parts, filled) => {
@@ -283,7 +283,13 @@ const plots = (() => {
         children.push({ type: "rect", shape: { x: from, y: y - thick / 2, width: Math.max(to - from, 2), height: thick }, style: { fill: color(name) } });
         for (const x of thick > 2 ? [] : [from, to]) children.push({ type: "line", shape: { x1: x, y1: y - 5, x2: x, y2: y + 5 }, style: { stroke: color(name), lineWidth: 2 } });
         if (to + 8 + wide(words) <= right) label(to + 8, y, words, name, "left");
-        else label(from - 8, y, words, name, "right");
+        else if (from - 8 - wide(words) >= left) label(from - 8, y, words, name, "right");
+        else {
+          // No room on either side: above it, as far in the middle as there is room.
+          y -= room - 3;
+          const half = wide(words) / 2;
+          label(Math.min(Math.max((from + to) / 2, left + half), right - half), y, words, name);
+        }
         y -= room;
       };
       if (plot.flat) {
@@ -307,18 +313,20 @@ const plots = (() => {
 
   /** Each line's name beside it, where it is furthest from all others; one that is near another everywhere is told by the legend alone. */
   const names = (plot, styled, scale, width) => {
-    const shown = plot.series.map((series, at) => ({ series, color: styled[at].color, points: series.points.filter(([, y]) => y != null) })).filter(({ points }) => points.length > 1);
+    const shown = plot.series.map((series, at) => ({ series, color: styled[at].color, points: series.points })).filter(({ points }) => points.filter(([, y]) => y != null).length > 1);
     if (width < 560 || shown.length < 2 || shown.length > 4) return [];
     const value = ({ points, series }, x) => {
       let at = points.findIndex(([px]) => px >= x);
       if (at < 0) return null;
       if (at === 0) return points[0][0] <= x ? points[0][1] : null;
       const [[x0, y0], [x1, y1]] = [points[at - 1], points[at]];
-      return series.stepped ? (x1 === x ? y1 : y0) : y0 + (y1 - y0) * (x - x0) / (x1 - x0);
+      if (series.stepped) return x1 === x ? y1 : y0;
+      // Nothing stands in a gap.
+      return y0 == null || y1 == null ? null : y0 + (y1 - y0) * (x - x0) / (x1 - x0);
     };
     const [begin, end] = extent(shown.flatMap(({ points }) => [points[0][0], points[points.length - 1][0]]));
     return [{
-      type: "custom", name: "names", silent: true, clip: false, z: 6, tooltip: { show: false }, data: [[begin * scale, shown[0].points[0][1]]],
+      type: "custom", name: "names", silent: true, clip: false, z: 6, tooltip: { show: false }, data: [[begin * scale, 0]],
       renderItem: (params, api) => {
         const { x: left, y: top, width: across, height } = params.coordSys;
         const [from, to] = [begin, end].map((one) => api.coord([one * scale, 0])[0]);
@@ -405,7 +413,7 @@ const plots = (() => {
       const points = plot.series.flatMap((series) => series.points);
       const span = extent(points.map(([x]) => x).concat(plot.marks.map((mark) => mark.at)));
       const rows = 1 + Math.max(0, ...placed(plot.marks, (mark) => 60 + (mark.at - span[0]) / (span[1] - span[0]) * (width - 90), 60, width - 30).map(({ row }) => row))
-        + (plot.flat ? 1 : 0) + (plot.interval ? 1 : 0);
+        + (width < 480 ? 2 : 1) * [plot.flat, plot.interval].filter(Boolean).length;
       const option = base(plot, 4);
       option.xAxis = along(plot.x, span, width);
       option.yAxis = upward(plot.y, { min: 0, nameGap: 14 + rows * room });
@@ -478,7 +486,7 @@ const plots = (() => {
       };
       option.yAxis = {
         type: "category", data: plot.rows.map((_, at) => String(at)), inverse: true, axisTick: { show: false }, axisLine: { show: false },
-        axisLabel: { ...label, fontSize: 11, width: width < 480 ? 90 : 190, overflow: "truncate", formatter: (value) => plot.rows[value], interval: plot.rows.length > 60 ? "auto" : 0 },
+        axisLabel: { ...label, fontSize: 11, width: width < 480 ? 100 : 190, overflow: "truncate", formatter: (value) => plot.rows[value], interval: plot.rows.length > 60 ? "auto" : 0 },
       };
       option.visualMap = {
         seriesIndex: 1,
@@ -517,11 +525,14 @@ const plots = (() => {
       // Few ticks that all find room, rather than many of which every other one is left out.
       option.xAxis = side(plot.value, { name: titled(plot.value), nameLocation: "middle", nameGap: 26, min: 0, splitNumber: narrow ? 2 : 5 });
       // Names have two lines where there is little room beside and enough between the bars.
-      const lines = narrow && plot.names.length <= 12;
-      const name = (value) => echarts.format.truncateText(plot.names[value], lines ? 170 : 190, text(12).fontSize + "px " + font, "…");
+      const lines = narrow && plot.names.length <= 8;
+      const longest = Math.max(0, ...plot.names.map(wide));
+      const name = (value) => echarts.format.truncateText(plot.names[value], lines ? 170 : narrow ? 90 : 190, `12px ${font}`, "…");
+      // A width is taken whether it is needed or not.
+      const broken = lines && longest > 90 ? { width: 90, overflow: "break", lineHeight: 14, height: 28, lineOverflow: "truncate" } : {};
       option.yAxis = {
         type: "category", data: plot.names.map((_, at) => String(at)), inverse: true, axisTick: { show: false }, axisLine: { lineStyle: { color: color("rule") } },
-        axisLabel: { ...text(12, "ink"), width: narrow ? 90 : 190, overflow: lines ? "break" : "truncate", lineHeight: 14, formatter: name, interval: 0 },
+        axisLabel: { ...text(12, "ink"), ...broken, formatter: name, interval: 0 },
       };
       option.tooltip = {
         ...option.tooltip, trigger: "axis", axisPointer: { type: "shadow", shadowStyle: { color: faded("soft", 0.12) } },

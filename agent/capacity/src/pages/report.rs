@@ -189,12 +189,17 @@ fn waiting(report: &Report, table: Table) -> Section {
         }],
     };
     bars.greatest_first();
+    let pods = match waiting_pods(report) {
+        1 => "1 pod waits".to_owned(),
+        more => format!("{} pods wait", count_of(more)),
+    };
     Section {
         name: "Why pods wait".to_owned(),
-        heading: match bars.names.first() {
-            None => "No pod waits".to_owned(),
-            Some(only) if bars.names.len() == 1 => format!("Why pods wait: {only}"),
-            Some(first) => format!("Why pods wait: most often {first}"),
+        heading: match (report.waiting.as_slice(), bars.names.as_slice()) {
+            ([], _) | (_, []) => "No pod waits".to_owned(),
+            ([one], _) => format!("{pods}: {}", one.why),
+            (_, [only]) => format!("{pods}, all for one reason: {only}"),
+            (_, [first, ..]) => format!("{pods}, most often: {first}"),
         },
         plot: (bars.names.len() > 1)
             .then(|| Plot { caption: "Pods that wait, by reason.".to_owned(), drawing: Drawing::Bars(bars) }),

@@ -287,9 +287,10 @@ fn fragmentation(found: &Simulation) -> Option<Section> {
         });
     }
     let caption = format!(
-        "Share of the dedicated GPUs that is free but fragmented: a row is {}, and the darkest is the most.",
+        "Share of the dedicated GPUs that is free but fragmented: a row is {}, and the scale above says how much.",
         map.row()
     );
+    let called = |at_s: f64| format!("from {}", time(at_s));
     Some(Section {
         name: "Fragmentation".to_owned(),
         heading: format!(
@@ -299,8 +300,8 @@ fn fragmentation(found: &Simulation) -> Option<Section> {
         text: vec![
             "GPUs that are free where the job that comes next can't use them: too few on one machine, or without the CPU and memory beside them.".to_owned(),
         ],
-        plot: Some(map.plot(caption, time)),
-        table: map.table("Share of the dedicated GPUs", time),
+        plot: Some(map.plot(caption, called)),
+        table: map.table("Share of the dedicated GPUs", called),
         ..Section::default()
     })
 }

@@ -59,7 +59,11 @@ fn title(found: &WhatIf) -> String {
 /// By what waits differ, where they do.
 fn waiting(was: &Wait, is: &Wait) -> String {
     let (p95, mean) = ((time(is.p95_s), time(was.p95_s)), (time(is.mean_s), time(was.mean_s)));
-    if p95.0 != p95.1 {
+    if p95.0 != p95.1 && is.p95_s <= 0.0 {
+        format!("95 % of jobs start at once instead of within {}", p95.1)
+    } else if p95.0 != p95.1 && was.p95_s <= 0.0 {
+        format!("95 % of jobs start within {} instead of at once", p95.0)
+    } else if p95.0 != p95.1 {
         format!("95 % of jobs start within {} instead of {}", p95.0, p95.1)
     } else if mean.0 != mean.1 {
         format!("jobs wait {} on average instead of {}", mean.0, mean.1)

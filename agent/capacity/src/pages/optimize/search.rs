@@ -144,7 +144,7 @@ pub(super) fn section(found: &Optimization, search: &Search) -> Section {
             title: if rows.iter().all(|trial| allowed(trial)) {
                 "What was tried, the cheapest first".to_owned()
             } else {
-                "What was tried: first what keeps to the limit, the cheapest before".to_owned()
+                "What was tried; what keeps to the limit first".to_owned()
             },
             columns: vec![
                 Column::number("GPUS"),
