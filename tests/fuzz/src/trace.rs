@@ -122,7 +122,12 @@ fn check(found: &Found) {
 
 /// Both parts of a file, each with the header. Nothing where a line may not be a row.
 fn parts(file: &[u8], cut: u8, no_header: bool) -> Option<(Vec<u8>, Vec<u8>)> {
-    if file.starts_with(b"\xef\xbb\xbf") || file.iter().any(|byte| matches!(byte, b'"' | b'\r' | b'#')) {
+    let begins = |with: &[u8]| file.starts_with(with);
+    if begins(b"\xef\xbb\xbf") || begins(b"\xff\xfe") || begins(b"\xfe\xff") || file.iter().any(|byte| matches!(byte, b'"' | b'\r' | b'#')) {
+        return None;
+    }
+    // A line above the header that tells the separator.
+    if file.windows(4).any(|word| word == b"sep=") {
         return None;
     }
     let mut lines = file.split_inclusive(|&byte| byte == b'\n').filter(|line| !line.trim_ascii().is_empty());

@@ -11,7 +11,26 @@ use crate::{
 
 /// Flags of `prices`.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = "Examples:
+#[command(after_long_help = "A price file is YAML or JSON:
+  prices:
+    our-a100:                # its name for --dedicated-price
+      kind: dedicated        # paid whether used or not; or serverless
+      model: A100            # may be left out, as provider may
+      machineHour: 18.40     # of a machine of so many gpus; or gpuHour, gpuSecond
+      gpus: 8
+      currency: EUR
+      asOf: 2026-11-22       # or 2026-11, or 2026
+      source: contract of November 2026
+    rented-a100:
+      kind: serverless       # with vcpuHour, gibHour, leastVcpus, leastGib and
+      gpuSecond: 0.00175     # billedSeconds where they count
+      currency: USD
+      asOf: 2026-11-22
+      source: the provider's list
+  exchange:                  # only where currencies meet
+  - {from: USD, to: EUR, rate: 0.86, asOf: 2026-11-22, source: ECB}
+
+Examples:
   # The list prices that come with the program
   kubectl spillway prices
 

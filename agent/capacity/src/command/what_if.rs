@@ -1,5 +1,7 @@
 //! `kubectl spillway what-if`: before and after, side by side.
 
+use std::path::PathBuf;
+
 use anyhow::{Context as _, bail};
 
 use super::{
@@ -33,9 +35,11 @@ Examples:
   kubectl spillway what-if demand.csv --gpus 48 --dedicated-price 2.80 \\
       --serverless-price 6.30 --new-dedicated-price 2.10
 
-  # One team moves to serverless machines
-  kubectl spillway what-if jobs.csv --gpus 16 --gpus-per-machine 8 --ratio 3 \\
-      --move-namespace team-a=serverless -o json")]
+  # One team moves to serverless machines, which become cheaper, and the others
+  # get a machine more of a kind
+  kubectl spillway what-if jobs.csv --pool pool.yaml --dedicated-price 2.10 \\
+      --serverless-price 6.30 --move-namespace team-a=serverless \\
+      --new-serverless-price 5.10 --add 1xH100 -o json")]
 pub struct Args {
     /// The trace, of jobs or of demand over time.
     #[command(flatten)]
@@ -43,6 +47,9 @@ pub struct Args {
     /// The pool as it is.
     #[command(flatten)]
     pub pool: pool::Args,
+    /// The pool's machines, from the list of Alibaba's GPU cluster of 2023 (CSV, plain or compressed).
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, help_heading = "Pool", conflicts_with_all = ["pool", "gpus", "gpus_per_machine"])]
+    pub machines: Option<PathBuf>,
     /// Prices as they are, and the machines that can be bought.
     #[command(flatten)]
     pub asked: Asked,
@@ -126,10 +133,13 @@ impl Args {
         if self.trace.files.iter().any(|file| file.as_os_str() == "-") {
             bail!("the trace is read more than once, which standard input can't be: name a file");
         }
-        let before = match (self.pool.pool()?, self.asked.owned) {
-            (Some(pool), _) => pool,
-            (None, Some(gpus)) => Pool::of_gpus(gpus, 1),
-            (None, None) => bail!("no pool: describe it with --pool FILE, or --gpus and --gpus-per-machine"),
+        let before = match (&self.machines, self.pool.pool()?, self.asked.owned) {
+            (Some(list), ..) => trace::lists::openb_machines(list)?,
+            (None, Some(pool), _) => pool,
+            (None, None, Some(gpus)) => Pool::of_gpus(gpus, 1),
+            (None, None, None) => {
+                bail!("no pool: describe it with --pool FILE, or --gpus and --gpus-per-machine")
+            }
         };
         let change = Change {
             add: self.change.add.clone(),
@@ -241,5 +251,52 @@ impl Args {
             let sample = sample?;
             Ok(Demand { gpus: sample.gpus * (1.0 + growth), ..sample })
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use crate::{
+        args,
+        command::Command,
+        what_if::{Side, WhatIf},
+    };
+
+    /// What the words say of the jobs of two teams, in hours.
+    fn compared(words: &str) -> WhatIf {
+        let folder = tempfile::tempdir().unwrap();
+        let trace = folder.path().join("jobs.csv");
+        std::fs::write(&trace, "submit,duration,gpus,owner\n0,3600,1,a\n0,3600,1,b\n7200,3600,1,b\n")
+            .unwrap();
+        let machines = folder.path().join("machines.csv");
+        std::fs::write(&machines, "sn,cpu_milli,memory_mib,gpu,model\nm1,64000,262144,1,T4\n").unwrap();
+        let words = words.replace("MACHINES", &machines.display().to_string());
+        let line = ["kubectl-spillway", "what-if", &trace.display().to_string()].map(str::to_owned);
+        let line = line.into_iter().chain(words.split_whitespace().map(str::to_owned));
+        let args::Args { command: Command::WhatIf(args), .. } = args::Args::try_parse_from(line).unwrap()
+        else {
+            panic!("another command");
+        };
+        args.what_if().unwrap()
+    }
+
+    #[test]
+    fn changes_of_all_kinds_go_together() {
+        // a runs on the only machine, b beside it is rented, then the next of b runs: 3 hours, of which one is rented.
+        // Then a is rented, b runs on one of two machines, and the next of b comes an hour sooner.
+        let all = "--dedicated-price 1 --serverless-price 3 --add 1 --grow 100% --new-serverless-price 2 --move-namespace a=serverless";
+        for pool in ["--gpus 1", "--machines MACHINES", "--owned 1"] {
+            let found = compared(&format!("{pool} {all}"));
+            let sides = [&found.before, &found.after];
+            assert_eq!(sides.map(|side| side.gpus), [1, 2], "{pool}");
+            let told = |side: &Side| {
+                let percent = (side.utilisation * 100.0).round();
+                format!("{} + {}, {percent} % used", side.owned_per_hour, side.rented_per_hour)
+            };
+            assert_eq!(sides.map(told), ["1 + 1, 67 % used", "2 + 1, 50 % used"], "{pool}");
+            assert_eq!(found.changes.len(), 4);
+        }
     }
 }

@@ -200,14 +200,17 @@ pub(super) fn parse(file: &str, bytes: &[u8], today: Date) -> Result<Prices, Err
     })?;
     let text = text.trim_start_matches('\u{feff}');
     if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
-        return Err(wrong("it is empty; it has `prices:`, see `kubectl spillway prices --help`".to_owned()));
+        return Err(wrong(
+            "it is empty; `kubectl spillway prices --help` shows what a price file looks like".to_owned(),
+        ));
     }
     let document: Document = serde_saphyr::from_str(text).map_err(|error| {
         // The parser adds an excerpt of the file below its message.
         let message = error.to_string();
         let line = message.lines().next().unwrap_or_default().trim_start_matches("error: ");
         // What a programmer could set is no help here.
-        wrong(line.split(", set DuplicateKeyPolicy").next().unwrap_or_default().to_owned())
+        let what = line.split(", set DuplicateKeyPolicy").next().unwrap_or_default();
+        wrong(format!("{what}; `kubectl spillway prices --help` shows what a price file looks like"))
     })?;
     let mut prices = BTreeMap::new();
     for (name, entry) in document.prices {

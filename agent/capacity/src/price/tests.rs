@@ -52,7 +52,7 @@ fn the_built_in_prices_are_the_published_ones() {
 #[test]
 fn what_can_be_no_price_is_told_with_its_line() {
     let twice = parsed(&entry("    kind: dedicated\n    gpuHour: 1\n  x: {}\n")).unwrap_err();
-    assert_eq!(twice, "p.yaml: line 8 column 3: duplicate mapping key: x");
+    assert!(twice.starts_with("p.yaml: line 8 column 3: duplicate mapping key: x; "), "{twice}");
     for (lines, told) in [
         ("    kind: dedicated\n    gpuHour: -1\n", "p.yaml:7: x: gpuHour is -1: a price may not be negative"),
         ("    kind: dedicated\n    gpuHour: .nan\n", "p.yaml:7: x: gpuHour is NaN: not a number"),
@@ -77,6 +77,8 @@ fn what_can_be_no_price_is_told_with_its_line() {
         ("", "empty"),
         ("# nothing\n", "empty"),
         ("prices: [", "line"),
+        ("name,kind,gpuHour\nx,dedicated,1\n", "prices --help"),
+        ("prices:\n- {name: x, kind: dedicated, gpuHour: 1}\n", "line 2 column 3"),
         ("prices:\n  x: {}\n  x: {}\n", "p.yaml"),
         ("exchange:\n- {from: EUR, to: EUR, rate: 1, asOf: 2026}\n", "itself"),
         ("exchange:\n- {from: EUR, to: USD, rate: 0, asOf: 2026}\n", "p.yaml:2"),
@@ -169,6 +171,17 @@ fn names_are_found_or_listed() {
     let rates = by_model.rates(TODAY).unwrap();
     assert!((rates.ratio() - 1.3).abs() < 0.01);
     assert!(Args::default().rates(TODAY).unwrap_err().to_string().contains("--dedicated-price"));
+}
+
+/// The price file that `--help` shows.
+#[test]
+fn the_help_shows_a_price_file() {
+    let mut command = <crate::args::Args as clap::CommandFactory>::command();
+    let help = command.find_subcommand_mut("prices").unwrap().get_after_long_help().unwrap().to_string();
+    let shown: Vec<&str> = help.lines().skip(1).take_while(|line| !line.is_empty()).collect();
+    let prices = parsed(&shown.join("\n")).unwrap();
+    assert_eq!(prices.prices["our-a100"].gpu_per_hour, Some(2.3));
+    assert_eq!((prices.prices.len(), prices.exchange.len()), (2, 1));
 }
 
 proptest! {

@@ -5,6 +5,8 @@ use std::{
     sync::{Arc, atomic::AtomicU64},
 };
 
+use jiff::tz::TimeZone;
+
 use super::{
     Trace,
     error::Error,
@@ -42,12 +44,12 @@ pub struct Args {
     /// What separates columns: one character, or `tab`. Without it the first line tells.
     #[arg(long, value_name = "CHARACTER", value_parser = delimiter)]
     pub delimiter: Option<u8>,
-    /// The unit of times and durations that are plain numbers. Without it times of twelve digits or more are milliseconds and all else seconds.
+    /// The unit of times and durations that are plain numbers. Without it the size of times tells: seconds, or from twelve digits on milliseconds, microseconds or nanoseconds; durations are seconds.
     #[arg(long, value_enum, value_name = "UNIT")]
     pub time_unit: Option<TimeUnit>,
-    /// How far the clock of times without a zone is ahead of UTC.
-    #[arg(long, value_name = "±HH:MM", value_parser = super::value::offset, allow_hyphen_values = true)]
-    pub utc_offset: Option<i32>,
+    /// The zone of times that name none: a name such as Europe/Berlin, or how far it is ahead of UTC, ±HH:MM.
+    #[arg(long, value_name = "ZONE", value_parser = super::value::zone, allow_hyphen_values = true, visible_alias = "utc-offset")]
+    pub time_zone: Option<TimeZone>,
     /// Which GPUs are demanded where a trace tells running from pending.
     #[arg(long, value_enum, value_name = "WHICH", default_value_t)]
     pub demand: Counted,
@@ -97,7 +99,7 @@ impl Args {
     }
 
     fn read(&self, files: Vec<(String, input::Bytes)>, progress: Progress) -> Result<Trace, Error> {
-        let times = Times { unit: self.time_unit, offset_s: self.utc_offset.unwrap_or(0) };
+        let times = Times { unit: self.time_unit, zone: self.time_zone.clone().unwrap_or(TimeZone::UTC) };
         let mapping = self.columns.clone().unwrap_or_default();
         let mut reading = Reading::new(times, self.asks_only, self.strict, progress);
         let (mut jobs, mut demand) = (Vec::new(), Vec::new());

@@ -75,9 +75,14 @@ impl Decoder {
             return Ok(None);
         }
         columns.fits(row)?;
-        let submit_s = self.at(cells, Key::Submit)?.or(self.asks_only.then_some(0.0));
-        let submit_s =
-            submit_s.ok_or(Skipped { kind: Kind::BadTime, key: Some(Key::Submit), what: "empty" })?;
+        let submit = if columns.of(Key::Submit).is_some() { Key::Submit } else { Key::Start };
+        let submit_s = cells.at(&self.times, submit, columns.last_s.get())?;
+        let submit_s = submit_s.or(self.asks_only.then_some(0.0)).ok_or(Skipped {
+            kind: Kind::BadTime,
+            key: Some(submit),
+            what: "empty",
+        })?;
+        columns.last_s.set(submit_s);
         let duration_s = match self.duration(cells, submit_s) {
             Err(Skipped { kind: Kind::NeverRan | Kind::Unfinished, .. }) if self.asks_only => 0.0,
             duration_s => duration_s?,
@@ -90,7 +95,7 @@ impl Decoder {
             pods,
             gang: cells.read(Key::Gang, Kind::BadNumber, value::truth)?.unwrap_or(pods > 1),
             request,
-            deadline_s: self.at(cells, Key::Deadline)?,
+            deadline_s: cells.at(&self.times, Key::Deadline, submit_s)?,
             priority: cells.read(Key::Priority, Kind::BadNumber, value::priority)?.unwrap_or(0),
             owner: self.name(cells.get(Key::Owner).unwrap_or_default()),
         }))
@@ -105,21 +110,15 @@ impl Decoder {
         now
     }
 
-    fn at(&self, cells: Cells, key: Key) -> Result<Option<f64>, Skipped> {
-        let times = self.times.of_column(cells.columns.unit(key));
-        cells.read(key, Kind::BadTime, |cell| times.at(cell))
-    }
-
     fn duration(&mut self, cells: Cells, submit_s: f64) -> Result<f64, Skipped> {
-        let times = self.times.of_column(cells.columns.unit(Key::Duration));
-        let long = cells.read(Key::Duration, Kind::BadTime, |cell| times.long(cell))?;
-        let start = self.at(cells, Key::Start)?;
-        let end = self.at(cells, Key::End)?;
-        let of_submit = self.times.of_column(cells.columns.unit(Key::Submit));
+        let (times, unit) = (&self.times, |key| cells.columns.unit(key));
+        let long = cells.read(Key::Duration, Kind::BadTime, |cell| times.long(unit(Key::Duration), cell))?;
+        let start = cells.at(times, Key::Start, submit_s)?;
+        let end = cells.at(times, Key::End, start.unwrap_or(submit_s))?;
         let is = |key, test: &dyn Fn(&[u8]) -> bool| cells.get(key).is_some_and(test);
         if self.guessed == Guessed::Never
-            && is(Key::Submit, &|cell| of_submit.is_guessed(cell))
-            && is(Key::Duration, &|cell| times.is_bare(cell))
+            && is(Key::Submit, &|cell| times.is_guessed(unit(Key::Submit), cell))
+            && is(Key::Duration, &|cell| times.bare(unit(Key::Duration), cell).is_some())
         {
             self.guessed = Guessed::Now;
         }
@@ -181,6 +180,10 @@ impl Decoder {
             let (total, share) = gpus(Key::TotalGpus)?;
             (pods, request.gpus) = spread(total, pods);
             request.gpu_milli = part(request.gpu_milli, share);
+        } else if let Some((gpus, share)) =
+            cells.read(Key::GpuPercent, Kind::BadNumber, value::gpu_percent)?
+        {
+            (request.gpus, request.gpu_milli) = (gpus, part(request.gpu_milli, share));
         } else if let Some(tres) = tres(cells)? {
             pods = pods.max(tres.nodes);
             let (spread_over, gpus) = spread(tres.gpus, pods);

@@ -129,6 +129,20 @@ pub enum Error {
         /// Rows.
         limit: usize,
     },
+    /// Plain numbers that can't all be times of one unit.
+    #[error(
+        "{file}:{line}: by their size, times above this row are in {first} and one of this row is in {now}; say which with --time-unit"
+    )]
+    Units {
+        /// Its path.
+        file: String,
+        /// Where.
+        line: u64,
+        /// The unit of those above.
+        first: &'static str,
+        /// The unit of this.
+        now: &'static str,
+    },
     /// A warning, where `--strict` was given.
     #[error("{file}:{line}: {what}")]
     Strict {

@@ -60,6 +60,7 @@ pub(super) fn decompress(bytes: impl Read + Send + 'static, file: &str) -> Resul
         Kind::Gzip => Ok(Box::new(MultiGzDecoder::new(bytes))),
         Kind::Zstd => Ok(Box::new(Zstd::new(bytes))),
         Kind::Plain => Ok(Box::new(bytes)),
+        Kind::Utf16 { little } => Ok(Box::new(Utf16 { bytes, little, text: Cursor::default() })),
         Kind::Other(what) => format(what),
     }
 }
@@ -68,6 +69,7 @@ enum Kind {
     Plain,
     Gzip,
     Zstd,
+    Utf16 { little: bool },
     Other(&'static str),
 }
 
@@ -81,7 +83,8 @@ impl Kind {
             [b'B', b'Z', b'h', ..] => Self::Other("compressed with bzip2"),
             [0xfd, b'7', b'z', b'X', b'Z', ..] => Self::Other("compressed with xz"),
             [b'P', b'A', b'R', b'1', ..] => Self::Other("a Parquet file"),
-            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Self::Other("text in UTF-16"),
+            [0xff, 0xfe, ..] => Self::Utf16 { little: true },
+            [0xfe, 0xff, ..] => Self::Utf16 { little: false },
             [b'S', b'Q', b'L', b'i', b't', b'e', ..] => Self::Other("an SQLite database"),
             [0x7f, b'E', b'L', b'F', ..] => Self::Other("a program"),
             _ => Self::Plain,
@@ -103,6 +106,42 @@ impl<R: Read> Read for Counted<R> {
         let length = self.inner.read(buffer)?;
         self.read.fetch_add(length as u64, Ordering::Relaxed);
         Ok(length)
+    }
+}
+
+/// Text in UTF-16, as Excel and Windows' shell write it, in UTF-8. What isn't UTF-16 is replaced.
+struct Utf16<R> {
+    bytes: R,
+    little: bool,
+    /// What was read and not taken yet.
+    text: Cursor<Vec<u8>>,
+}
+
+impl<R: Read> Read for Utf16<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let length = self.text.read(buffer)?;
+            if length > 0 || buffer.is_empty() {
+                return Ok(length);
+            }
+            let mut raw = Vec::new();
+            (&mut self.bytes).take(BUFFER as u64).read_to_end(&mut raw)?;
+            if raw.is_empty() {
+                return Ok(0);
+            }
+            let unit = |pair: &[u8]| match *pair {
+                [first, second] if self.little => u16::from_le_bytes([first, second]),
+                [first, second] => u16::from_be_bytes([first, second]),
+                // Half a unit at the end of the file.
+                _ => 0xfffd,
+            };
+            if raw.chunks(2).next_back().map(unit).is_some_and(|last| (0xd800..0xdc00).contains(&last)) {
+                (&mut self.bytes).take(2).read_to_end(&mut raw)?;
+            }
+            let characters = char::decode_utf16(raw.chunks(2).map(unit));
+            let text: String = characters.map(|known| known.unwrap_or(char::REPLACEMENT_CHARACTER)).collect();
+            self.text = Cursor::new(text.into_bytes());
+        }
     }
 }
 

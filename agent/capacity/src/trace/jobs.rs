@@ -1,10 +1,16 @@
 //! Rows that are jobs.
 
+use std::{
+    collections::{HashSet, hash_map::RandomState},
+    hash::BuildHasher as _,
+};
+
 use super::{
     decoder::Decoder,
     error::Error,
+    key::Key,
     layout::Columns,
-    reports::Reading,
+    reports::{Cells, Reading, shown},
     rows::Rows,
     warnings::{Kind, Warnings},
     window::{Came, Timed, Window},
@@ -14,12 +20,19 @@ use crate::job::Job;
 /// Rows that are sorted in memory: 64 MiB of jobs.
 const WINDOW: usize = 1 << 19;
 
+/// A job that runs longer is doubted, in seconds.
+const YEAR_S: f64 = 365.0 * 86_400.0;
+
+/// So many ids that were read last are known, to twice as many: 20 MiB.
+const IDS: usize = 1 << 19;
+
 /// The jobs of a trace by submit time, rows of one time in the order of their files.
 #[derive(Debug)]
 pub struct Jobs {
     files: Vec<File>,
     window: Window<Job>,
     decoder: Decoder,
+    ids: Box<Ids>,
     reading: Reading,
     /// All rows are in the window.
     read: bool,
@@ -33,6 +46,25 @@ struct File {
     ahead: Option<Job>,
 }
 
+/// Hashes of the ids that were read last.
+#[derive(Debug, Default)]
+struct Ids {
+    hasher: RandomState,
+    now: HashSet<u64>,
+    before: HashSet<u64>,
+}
+
+impl Ids {
+    /// Whether the id was there before.
+    fn is_known(&mut self, id: &[u8]) -> bool {
+        if self.now.len() >= IDS {
+            self.before = std::mem::take(&mut self.now);
+        }
+        let hash = self.hasher.hash_one(id);
+        !self.now.insert(hash) || self.before.contains(&hash)
+    }
+}
+
 impl Timed for Job {
     fn at_s(&self) -> f64 {
         self.submit_s
@@ -41,7 +73,8 @@ impl Timed for Job {
 
 impl Jobs {
     pub(super) fn new(files: Vec<(Rows, Columns)>, mut reading: Reading) -> Result<Self, Error> {
-        let mut decoder = Decoder::new(reading.times, reading.asks_only);
+        let mut decoder = Decoder::new(reading.times.clone(), reading.asks_only);
+        let mut ids = Box::<Ids>::default();
         let mut begun = Vec::new();
         for (rows, columns) in files {
             if !columns.tells_gpus() {
@@ -49,11 +82,16 @@ impl Jobs {
                     "no column tells how many GPUs a job asks for: 1 each".to_owned()
                 })?;
             }
+            if columns.of(Key::Submit).is_none() {
+                reading.reports.warn(Kind::Assumed, &rows.file, rows.header_line(), || {
+                    "no column tells when a job was submitted: when it started, so that how long it waited before is not seen".to_owned()
+                })?;
+            }
             let mut file = File { rows, columns, ahead: None };
-            file.advance(&mut decoder, &mut reading)?;
+            file.advance(&mut decoder, &mut ids, &mut reading)?;
             begun.push(file);
         }
-        Ok(Self { files: begun, window: Window::new(WINDOW), decoder, reading, read: false })
+        Ok(Self { files: begun, window: Window::new(WINDOW), decoder, ids, reading, read: false })
     }
 
     /// What was wrong so far.
@@ -87,7 +125,7 @@ impl Jobs {
                     return Err(Error::Unsorted { file: name.to_string(), line, limit: self.window.limit() });
                 }
             }
-            file.advance(&mut self.decoder, &mut self.reading)?;
+            file.advance(&mut self.decoder, &mut self.ids, &mut self.reading)?;
         }
         Ok(())
     }
@@ -120,13 +158,28 @@ impl File {
     }
 
     /// Looks for the next row that is a job.
-    fn advance(&mut self, decoder: &mut Decoder, reading: &mut Reading) -> Result<(), Error> {
+    fn advance(&mut self, decoder: &mut Decoder, ids: &mut Ids, reading: &mut Reading) -> Result<(), Error> {
         let Reading { reports, progress, asks_only, .. } = reading;
         let file = self.rows.file.clone();
         while let Some((line, row)) = self.rows.next()? {
             progress.row();
-            match decoder.job(line, row, &self.columns) {
+            let job = decoder.job(line, row, &self.columns);
+            if !*asks_only {
+                self.columns.check_units(&file, line)?;
+            }
+            match job {
                 Ok(Some(job)) => {
+                    let id = Cells { row, columns: &self.columns }.get(Key::Id).unwrap_or_default();
+                    if !id.is_empty() && ids.is_known(id) {
+                        reports.warn(Kind::SameId, &file, line, || {
+                            format!("id {:?} was there before", shown(id))
+                        })?;
+                    }
+                    if job.duration_s > YEAR_S {
+                        reports.warn(Kind::LongDuration, &file, line, || {
+                            format!("it runs for {:.0} days", job.duration_s / 86_400.0)
+                        })?;
+                    }
                     if job.duration_s == 0.0 && !*asks_only {
                         reports.warn(Kind::ZeroDuration, &file, line, || "duration is 0".to_owned())?;
                     }

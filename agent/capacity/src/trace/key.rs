@@ -21,6 +21,8 @@ pub enum Key {
     TotalGpus,
     /// How much of each GPU, in thousandths.
     GpuMilli,
+    /// GPUs of each pod in hundredths: 400 are four, 25 a quarter of one.
+    GpuPercent,
     /// How many equal pods.
     Pods,
     /// Whether they start together or not at all.
@@ -47,7 +49,7 @@ pub enum Key {
     Running,
     /// GPUs of pending jobs.
     Pending,
-    /// Slurm's number of a job or step.
+    /// A job's name or number; Slurm's steps have that of their job, a point and more.
     Id,
     /// What Slurm granted.
     Tres,
@@ -58,7 +60,7 @@ pub enum Key {
 }
 
 impl Key {
-    pub(super) const ALL: [Self; 24] = [
+    pub(super) const ALL: [Self; 25] = [
         Self::Submit,
         Self::Start,
         Self::End,
@@ -66,6 +68,7 @@ impl Key {
         Self::Gpus,
         Self::TotalGpus,
         Self::GpuMilli,
+        Self::GpuPercent,
         Self::Pods,
         Self::Gang,
         Self::Cpu,
@@ -100,6 +103,7 @@ impl Key {
             Self::Gpus => "gpus",
             Self::TotalGpus => "total_gpus",
             Self::GpuMilli => "gpu_milli",
+            Self::GpuPercent => "gpu_percent",
             Self::Pods => "pods",
             Self::Gang => "gang",
             Self::Cpu => "cpu",

@@ -1,5 +1,7 @@
 //! What a file is and where in its rows what is, by its header, a preset and `--columns`.
 
+use std::cell::Cell;
+
 use csv::ByteRecord;
 
 use super::{
@@ -9,7 +11,7 @@ use super::{
     preset::Preset,
     reports::Skipped,
     rows::Rows,
-    value::TimeUnit,
+    value::{Sizes, TimeUnit},
     warnings::Kind,
 };
 
@@ -44,18 +46,24 @@ pub(super) struct Columns {
     units: [Option<TimeUnit>; Key::ALL.len()],
     /// Each row of one time counts.
     pub(super) labelled: bool,
+    /// Each column but the time is a series, of which the sum counts.
+    pub(super) wide: bool,
     /// Pending GPUs count.
     pub(super) counted: Counted,
     /// The last column that a row must have.
     last: usize,
     /// How many columns there are.
     width: usize,
+    /// What the size of times tells of their unit.
+    pub(super) sizes: Sizes,
+    /// The time of the row that was read last.
+    pub(super) last_s: Cell<f64>,
 }
 
 impl Columns {
     /// Whether there is a column of GPUs.
     pub(super) fn tells_gpus(&self) -> bool {
-        [Key::Gpus, Key::TotalGpus, Key::GpuMilli, Key::Tres, Key::AskedTres]
+        [Key::Gpus, Key::TotalGpus, Key::GpuMilli, Key::GpuPercent, Key::Tres, Key::AskedTres]
             .into_iter()
             .any(|key| self.of(key).is_some())
     }
@@ -79,6 +87,16 @@ impl Columns {
     /// The unit of plain numbers in the column of `key`, where its name tells it, as `runtime_ms` does.
     pub(super) fn unit(&self, key: Key) -> Option<TimeUnit> {
         self.units[key as usize]
+    }
+
+    /// Refuses times of which the size tells different units: one of them is wrong.
+    pub(super) fn check_units(&self, file: &str, line: u64) -> Result<(), Error> {
+        match self.sizes.mixed() {
+            Some((first, now)) => {
+                Err(Error::Units { file: file.to_owned(), line, first: first.name(), now: now.name() })
+            }
+            None => Ok(()),
+        }
     }
 
     /// The column of `key`.
@@ -252,12 +270,29 @@ impl<'a> Header<'a> {
                 return Err(self.missing(preset, any));
             }
         }
+        let wide = preset == Preset::Grafana && at[Key::Gpus as usize].is_none();
+        let width = self.lower.len();
+        if wide && width < 2 {
+            return Err(self.missing(preset, &[Key::Gpus]));
+        }
         let last = needs.iter().flat_map(|any| any.iter().filter_map(|key| at[*key as usize])).max();
         let labelled = match preset {
             Preset::Prometheus => self.lower.len() > 2,
             _ => at[Key::Owner as usize].is_some(),
         };
-        Ok(Columns { preset, at, units, labelled, counted, last: last.unwrap_or(0), width: self.lower.len() })
+        let last = if wide { width - 1 } else { last.unwrap_or(0) };
+        Ok(Columns {
+            preset,
+            at,
+            units,
+            labelled,
+            wide,
+            counted,
+            last,
+            width,
+            sizes: Sizes::default(),
+            last_s: Cell::new(f64::MIN),
+        })
     }
 
     fn missing(&self, preset: Preset, any: &[Key]) -> Error {

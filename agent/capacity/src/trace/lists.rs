@@ -9,7 +9,7 @@ use super::{
     error::Error,
     input,
     rows::Rows,
-    value::{self, Times, Unusable},
+    value::{self, Sizes, Times, Unusable},
 };
 use crate::{
     job::Demand,
@@ -71,8 +71,9 @@ pub(super) fn owned(mut rows: Rows) -> Result<Vec<Demand>, Error> {
     let mut owned = Vec::new();
     while let Some((line, row)) = rows.next()? {
         let cell = |column: usize| row.get(column).unwrap_or_default();
-        let at_s =
-            Times::default().at(cell(date)).map_err(|why| wrong(&file, line, "date", cell(date), why))?;
+        let at_s = Times::default()
+            .at(None, &Sizes::default(), f64::MIN, cell(date))
+            .map_err(|why| wrong(&file, line, "date", cell(date), why))?;
         let gpus = value::number(cell(total)).map_err(|why| wrong(&file, line, "total", cell(total), why))?;
         owned.push(Demand { line, at_s, gpus });
     }

@@ -2,13 +2,16 @@
 //!
 //! | preset | columns | gives |
 //! | --- | --- | --- |
-//! | `jobs` | `submit`, `duration` or `end`, and what else of [`Key`] there is | jobs |
+//! | `jobs` | `submit` or else `start`, `duration` or `end`, and what else of [`Key`] there is | jobs |
 //! | `demand` | `at`, `gpus` | demand |
 //! | `helios` | `time`, `running_gpu_num`, `pending_gpu_num`, as in `HeliosArtifact`'s cluster sequences, a file for each virtual cluster | demand |
 //! | `openb` | `name`, `cpu_milli`, `memory_mib`, `num_gpu`, `gpu_milli`, `gpu_spec`, `creation_time`, `deletion_time`, `scheduled_time` | jobs |
 //! | `sacct` | `sacct --allusers --allocations --parsable2 --format=JobID,User,Account,Submit,Start,End,Elapsed,NNodes,State,AllocTRES,ReqTRES` | jobs |
+//! | `grafana` | a time, and a column for each series: what Grafana's panel inspector downloads | demand |
 //! | `prometheus` | `timestamp`, `value`, and labels, of which each has its own row | demand |
 //! | `record` | `at`, `pool`, `owner`, `gpus`: what `kubectl spillway history` exports; `at` in RFC 3339, a row for each pool and owner at each time, 0 where it holds none any more | demand |
+//!
+//! The series of `grafana` are summed, cells without a value are 0.
 //!
 //! Rows of one time are summed in `prometheus` and `record`, and wherever there is an `owner`; else the later row of one time is the one that counts.
 
@@ -31,10 +34,12 @@ pub enum Preset {
     Prometheus,
     /// What Spillway's recorder exports.
     Record,
+    /// A time, and a column for each series, as Grafana downloads them; their sum counts.
+    Grafana,
 }
 
 impl Preset {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 8] = [
         // The most particular first: the first that fits is taken.
         Self::Helios,
         Self::Openb,
@@ -43,6 +48,7 @@ impl Preset {
         Self::Jobs,
         Self::Prometheus,
         Self::Demand,
+        Self::Grafana,
     ];
 
     /// Its word on the command line.
@@ -55,6 +61,7 @@ impl Preset {
             Self::Sacct => "sacct",
             Self::Prometheus => "prometheus",
             Self::Record => "record",
+            Self::Grafana => "grafana",
         }
     }
 
@@ -68,6 +75,7 @@ impl Preset {
         match (self, key) {
             (Self::Jobs, key) => of_jobs(key),
 
+            (Self::Openb, Key::Id) => &["name"],
             (Self::Openb, Key::Submit) => &["creation_time"],
             (Self::Openb, Key::Start) => &["scheduled_time"],
             (Self::Openb, Key::End) => &["deletion_time"],
@@ -90,7 +98,9 @@ impl Preset {
             (Self::Sacct, Key::State) => &["state"],
             (Self::Sacct, Key::Priority) => &["priority"],
 
-            (Self::Demand, Key::At) => &["at", "at_s", "time", "timestamp", "date", "datetime", "ts"],
+            (Self::Demand | Self::Grafana, Key::At) => {
+                &["at", "at_s", "time", "timestamp", "date", "datetime", "ts"]
+            }
             (Self::Demand, Key::Gpus) => &[
                 "gpus",
                 "demand",
@@ -118,13 +128,14 @@ impl Preset {
     /// What it can't do without: one of each list.
     pub(super) fn needs(self) -> &'static [&'static [Key]] {
         match self {
-            Self::Jobs => &[&[Key::Submit], &[Key::Duration, Key::End]],
+            Self::Jobs => &[&[Key::Submit, Key::Start], &[Key::Duration, Key::End]],
             Self::Openb => &[&[Key::Submit], &[Key::End], &[Key::Gpus]],
             Self::Sacct => {
                 &[&[Key::Submit], &[Key::Duration, Key::End], &[Key::Tres, Key::AskedTres, Key::Gpus]]
             }
             Self::Helios => &[&[Key::At], &[Key::Running], &[Key::Pending]],
             Self::Record => &[&[Key::At], &[Key::Gpus], &[Key::Owner]],
+            Self::Grafana => &[&[Key::At]],
             Self::Prometheus | Self::Demand => &[&[Key::At], &[Key::Gpus]],
         }
     }
@@ -133,11 +144,13 @@ impl Preset {
 /// The names of columns in traces of jobs, in any spelling; the best first.
 fn of_jobs(key: Key) -> &'static [&'static str] {
     match key {
+        Key::Id => &["id", "job_id", "uid", "task_id", "vm_id"],
         Key::Submit => &[
             "submit",
             "submit_s",
             "submit_time",
             "submitted",
+            "submitted_time",
             "submitted_at",
             "submit_at",
             "submission_time",
@@ -148,8 +161,10 @@ fn of_jobs(key: Key) -> &'static [&'static str] {
             "creation_timestamp",
             "arrival",
             "arrival_time",
+            "qtime",
             "queued_at",
             "enqueued_at",
+            "vm_created",
         ],
         Key::Start => &["start", "start_s", "start_time", "started", "started_at", "scheduled_time"],
         Key::End => &[
@@ -165,6 +180,8 @@ fn of_jobs(key: Key) -> &'static [&'static str] {
             "completed_at",
             "completion_time",
             "deletion_time",
+            "deleted_at",
+            "vm_deleted",
         ],
         Key::Duration => &[
             "duration",
@@ -173,6 +190,7 @@ fn of_jobs(key: Key) -> &'static [&'static str] {
             "elapsed",
             "elapsed_time",
             "wall_time",
+            "resources_used.walltime",
             "job_duration",
             "job_runtime",
         ],
@@ -183,6 +201,7 @@ fn of_jobs(key: Key) -> &'static [&'static str] {
             "num_gpus",
             "num_gpu",
             "ngpus",
+            "Resource_List.ngpus",
             "gpu_count",
             "gpus_requested",
             "requested_gpus",
@@ -194,7 +213,18 @@ fn of_jobs(key: Key) -> &'static [&'static str] {
             "gpu",
         ],
         Key::GpuMilli => &["gpu_milli"],
-        Key::Pods => &["pods", "nodes", "node_num", "num_nodes", "nnodes", "replicas"],
+        Key::GpuPercent => &["gpu_percent", "plan_gpu"],
+        Key::Pods => &[
+            "pods",
+            "nodes",
+            "node_num",
+            "num_nodes",
+            "nnodes",
+            "replicas",
+            "inst_num",
+            "Resource_List.nodect",
+            "nexec_host",
+        ],
         Key::Gang => &["gang"],
         Key::Cpu => &["cpu", "cpus"],
         Key::CpuMilli => &["cpu_milli"],

@@ -7,7 +7,7 @@ use super::{
     key::Key,
     layout::Columns,
     progress::Progress,
-    value::{Times, Unusable},
+    value::{self, Times, Unusable},
     warnings::{Kind, Warnings},
 };
 
@@ -106,6 +106,20 @@ impl<'a> Cells<'a> {
         self.columns.of(key).map(|column| self.row.get(column).unwrap_or_default())
     }
 
+    /// The cells of all series of a wide row.
+    pub(super) fn series(self) -> impl Iterator<Item = &'a [u8]> {
+        let at = self.columns.of(Key::At);
+        let series = self.row.iter().enumerate().filter(move |(column, _)| Some(*column) != at);
+        series.map(|(_, cell)| cell).filter(move |_| self.columns.wide)
+    }
+
+    /// A time of the row: see [`Times::at`].
+    pub(super) fn at(self, times: &Times, key: Key, not_before_s: f64) -> Result<Option<f64>, Skipped> {
+        let Columns { sizes, .. } = self.columns;
+        let unit = self.columns.unit(key);
+        self.read(key, Kind::BadTime, |cell| times.at(unit, sizes, not_before_s, cell))
+    }
+
     /// The cell's value, where there is one.
     pub(super) fn read<T>(
         self,
@@ -124,14 +138,25 @@ impl<'a> Cells<'a> {
 impl Skipped {
     /// What is wrong with which cell.
     pub(super) fn words(&self, cells: Cells) -> String {
-        const SHOWN: usize = 40;
-        let Some(key) = self.key else { return self.what.to_owned() };
-        let cell = cells.get(key).unwrap_or_default();
-        let mut shown: String =
-            String::from_utf8_lossy(&cell[..cell.len().min(4 * SHOWN)]).chars().take(SHOWN).collect();
-        if shown.len() < cell.len() {
-            shown.push('…');
-        }
-        format!("{} {shown:?} is {}", key.name(), self.what)
+        let (name, cell) = match self.key {
+            Some(key) => (key.name(), cells.get(key).unwrap_or_default()),
+            None => match cells.series().find(|cell| matches!(value::number(cell), Err(Unusable::Not(_)))) {
+                Some(cell) => ("a series", cell),
+                None => return self.what.to_owned(),
+            },
+        };
+        let shown = shown(cell);
+        format!("{name} {shown:?} is {}", self.what)
     }
+}
+
+/// The beginning of a cell: enough to find it.
+pub(super) fn shown(cell: &[u8]) -> String {
+    const SHOWN: usize = 40;
+    let begin = String::from_utf8_lossy(&cell[..cell.len().min(4 * SHOWN)]);
+    let mut shown: String = begin.chars().take(SHOWN).collect();
+    if shown.len() < cell.len() {
+        shown.push('…');
+    }
+    shown
 }

@@ -23,6 +23,7 @@ pub(super) struct Rows {
     /// Its columns, trimmed.
     pub(super) header: Vec<String>,
     reader: csv::Reader<Limited>,
+    delimiter: u8,
     record: ByteRecord,
     /// Lines above those that the reader has seen.
     above: u64,
@@ -38,8 +39,13 @@ impl fmt::Debug for Rows {
 impl Rows {
     /// Reads the header; where there is none, columns are called `1`, `2`, ….
     pub(super) fn new(bytes: Bytes, file: &str, delimiter: Option<u8>, header: bool) -> Result<Self, Error> {
-        let (first, above, bytes) = first_line(bytes, file)?;
-        let delimiter = delimiter.unwrap_or_else(|| sniff(&first));
+        let First { line: mut first, above, said, mut bytes } = first_line(bytes, file)?;
+        let mut delimiter = delimiter.or(said).unwrap_or_else(|| sniff(&first));
+        if header && !first.contains(&delimiter) && first.trim_ascii().windows(2).any(|pair| pair == b"  ") {
+            delimiter = b'\t';
+            first = Blanks::default().tabs(&first);
+            bytes = Box::new(Aligned { bytes, blanks: Blanks::default(), text: Cursor::default() });
+        }
         let mut reader = csv::ReaderBuilder::new()
             .has_headers(false)
             .flexible(true)
@@ -64,6 +70,7 @@ impl Rows {
             file: Arc::from(file),
             header: header.collect(),
             reader,
+            delimiter,
             record: ByteRecord::new(),
             above,
             line: above + 1,
@@ -96,12 +103,46 @@ impl Rows {
                 break;
             }
         }
+        if matches!(self.delimiter, b',' | b';') && self.record.as_slice().contains(&b',') {
+            let decimal = self.delimiter == b';';
+            let numbers: Vec<_> = self.record.iter().map(|cell| without_comma(cell, decimal)).collect();
+            if numbers.iter().any(Option::is_some) {
+                let cells = self.record.iter().zip(&numbers);
+                self.record = cells.map(|(cell, number)| number.as_deref().unwrap_or(cell)).collect();
+            }
+        }
         // The reader's own position of a row is that of the blank lines above it. Each row has taken the end of its last line.
         let within = self.record.as_slice().split(|&byte| byte == b'\n').count() as u64;
         let line = (self.above + self.reader.position().line()).saturating_sub(within);
         self.line = line.max(self.line + 1);
         Ok(Some((self.line, &self.record)))
     }
+}
+
+/// A number as a spreadsheet writes it, as it is read everywhere: `1.234,5` where semicolons separate columns and so the comma is `decimal`, else `1,234.5`.
+fn without_comma(cell: &[u8], decimal: bool) -> Option<Vec<u8>> {
+    let cell = cell.trim_ascii();
+    let (thousands, point) = if decimal { (b'.', b',') } else { (b',', b'.') };
+    let digits = |text: &[u8]| text.iter().all(u8::is_ascii_digit);
+    let (whole, fraction) = match cell.iter().position(|&byte| byte == point) {
+        Some(at) => (&cell[..at], &cell[at + 1..]),
+        None => (cell, &cell[cell.len()..]),
+    };
+    let unsigned = whole.strip_prefix(b"-").unwrap_or(whole);
+    let groups: Vec<&[u8]> = unsigned.split(|&byte| byte == thousands).collect();
+    let is_grouped = (1..=3).contains(&groups[0].len()) && groups[1..].iter().all(|group| group.len() == 3);
+    if !cell.contains(&b',') || !digits(fraction) || !groups.iter().all(|group| digits(group)) {
+        return None;
+    }
+    if groups.len() > 1 && !is_grouped || unsigned.is_empty() {
+        return None;
+    }
+    let mut number: Vec<u8> = whole.iter().copied().filter(|&byte| byte != thousands).collect();
+    if !fraction.is_empty() {
+        number.push(b'.');
+        number.extend(fraction);
+    }
+    Some(number)
 }
 
 fn failed(file: &str, line: u64, error: csv::Error) -> Error {
@@ -118,20 +159,37 @@ fn failed(file: &str, line: u64, error: csv::Error) -> Error {
     }
 }
 
-/// The first line that is neither blank nor a comment, how many lines stand above it, and all bytes from it on.
-fn first_line(mut bytes: Bytes, file: &str) -> Result<(Vec<u8>, u64, Bytes), Error> {
+/// The first line that is neither blank nor a comment.
+struct First {
+    line: Vec<u8>,
+    /// How many lines stand above it.
+    above: u64,
+    /// What separates columns, where a line above says it for spreadsheets: `sep=;`.
+    said: Option<u8>,
+    /// All bytes from it on.
+    bytes: Bytes,
+}
+
+fn first_line(mut bytes: Bytes, file: &str) -> Result<First, Error> {
     let mut begin = Vec::new();
     let mut above = 0;
     let mut at = 0;
     let mut ended = false;
+    let mut said = None;
     loop {
         if let Some(length) = begin[at..].iter().position(|&byte| byte == b'\n') {
             let line = &begin[at..at + length];
             let text = if at == 0 { line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line) } else { line };
             let blank = text.iter().all(u8::is_ascii_whitespace);
-            if !blank && text.first() != Some(&b'#') {
+            let separator = match text.trim_ascii_end() {
+                [b's', b'e', b'p', b'=', separator] => Some(*separator),
+                _ if text.strip_suffix(b"\r").unwrap_or(text) == b"sep=\t" => Some(b'\t'),
+                _ => None,
+            };
+            if !blank && text.first() != Some(&b'#') && separator.is_none() {
                 break;
             }
+            said = said.or(separator);
             at += length + 1;
             above += 1;
         } else if ended {
@@ -163,7 +221,7 @@ fn first_line(mut bytes: Bytes, file: &str) -> Result<(Vec<u8>, u64, Bytes), Err
     if matches!(line.trim_ascii_start().first(), Some(b'{' | b'[')) {
         return Err(Error::Format { file: file.to_owned(), what: "JSON" });
     }
-    Ok((line, above, Box::new(Cursor::new(begin).chain(bytes))))
+    Ok(First { line, above, said, bytes: Box::new(Cursor::new(begin).chain(bytes)) })
 }
 
 /// What separates the columns of `line`: what stands there most often, outside quotes.
@@ -224,6 +282,59 @@ impl Read for Limited {
                 return Ok(kept);
             }
         }
+    }
+}
+
+/// Text whose columns are padded with blanks, as `kubectl get -o custom-columns` writes it, with tabs instead.
+struct Aligned {
+    bytes: Bytes,
+    blanks: Blanks,
+    /// What was read and not taken yet.
+    text: Cursor<Vec<u8>>,
+}
+
+impl Read for Aligned {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let length = self.text.read(buffer)?;
+            if length > 0 || buffer.is_empty() {
+                return Ok(length);
+            }
+            let mut raw = Vec::new();
+            (&mut self.bytes).take(64 * 1024).read_to_end(&mut raw)?;
+            if raw.is_empty() {
+                return Ok(0);
+            }
+            self.text = Cursor::new(self.blanks.tabs(&raw));
+        }
+    }
+}
+
+/// Blanks that were read and not written yet.
+#[derive(Default)]
+struct Blanks {
+    count: usize,
+    /// Something stands before them in the line.
+    line_begun: bool,
+}
+
+impl Blanks {
+    /// Makes one tab of two and more blanks, and nothing of those at either end of a line.
+    fn tabs(&mut self, text: &[u8]) -> Vec<u8> {
+        let mut tabs = Vec::with_capacity(text.len() + 1);
+        for &byte in text {
+            if byte == b' ' {
+                self.count += 1;
+                continue;
+            }
+            let ends = matches!(byte, b'\n' | b'\r');
+            if self.count > 0 && self.line_begun && !ends {
+                tabs.push(if self.count == 1 { b' ' } else { b'\t' });
+            }
+            *self = Self { count: 0, line_begun: !ends };
+            tabs.push(byte);
+        }
+        tabs
     }
 }
 

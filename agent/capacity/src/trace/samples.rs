@@ -4,7 +4,7 @@ use super::{
     error::Error,
     key::Key,
     layout::{Columns, Counted},
-    reports::{Cells, Reading, Skipped},
+    reports::{Cells, Reading, Skipped, shown},
     rows::Rows,
     value::{self, Times, Unusable},
     warnings::{Kind, Warnings},
@@ -14,6 +14,9 @@ use crate::job::Demand;
 
 /// Rows of each file that are sorted in memory: 2 MiB.
 const WINDOW: usize = 1 << 16;
+
+/// So many columns are named where all are summed.
+const SHOWN: usize = 20;
 
 /// How often a step must have been the usual one before a longer one is a gap.
 const USUAL: u32 = 8;
@@ -64,6 +67,18 @@ impl Samples {
     ) -> Result<Self, Error> {
         let mut begun = Vec::new();
         for (rows, columns) in files {
+            if columns.wide && rows.header.len() > 2 {
+                reading.reports.warn(Kind::Assumed, &rows.file, rows.header_line(), || {
+                    let series = (0..rows.header.len()).filter(|at| columns.of(Key::At) != Some(*at));
+                    let names: Vec<String> =
+                        series.take(SHOWN).map(|at| shown(rows.header[at].as_bytes())).collect();
+                    let more = if rows.header.len() - 1 > SHOWN { ", …" } else { "" };
+                    format!(
+                        "each column counts GPUs, and their sum is the demand: {}{more}",
+                        names.join(", ")
+                    )
+                })?;
+            }
             let window = Window::new(WINDOW);
             let mut file =
                 File { rows, columns, window, read: false, ahead: None, now: None, begun_s: f64::NAN };
@@ -218,7 +233,9 @@ impl File {
                 break;
             };
             progress.row();
-            match sample(line, Cells { row, columns }, *times) {
+            let sample = sample(line, Cells { row, columns }, times);
+            columns.check_units(&name, line)?;
+            match sample {
                 Ok(sample) => match window.push(sample, 0) {
                     Came::InOrder => {}
                     Came::Late => reports
@@ -234,17 +251,22 @@ impl File {
     }
 }
 
-fn sample(line: u64, cells: Cells, times: Times) -> Result<Demand, Skipped> {
-    cells.columns.fits(cells.row)?;
-    let skipped = |kind, key| move |why: Unusable| Skipped { kind, key: Some(key), what: why.words() };
-    let at = cells.get(Key::At).unwrap_or_default();
-    let times = times.of_column(cells.columns.unit(Key::At));
-    let at_s = times.at(at).map_err(skipped(Kind::BadTime, Key::At))?;
-    let number =
-        |key| value::number(cells.get(key).unwrap_or_default()).map_err(skipped(Kind::BadNumber, key));
-    let gpus = if cells.columns.of(Key::Running).is_some() {
+fn sample(line: u64, cells: Cells, times: &Times) -> Result<Demand, Skipped> {
+    let columns = cells.columns;
+    columns.fits(cells.row)?;
+    // Where a row has all of its time, the next has another.
+    let last_s = columns.last_s.get();
+    let not_before_s = if columns.labelled { last_s } else { last_s.next_up() };
+    let missing = Skipped { kind: Kind::BadTime, key: Some(Key::At), what: Unusable::Missing.words() };
+    let at_s = cells.at(times, Key::At, not_before_s)?.ok_or(missing)?;
+    columns.last_s.set(at_s);
+    let skipped = |key| move |why: Unusable| Skipped { kind: Kind::BadNumber, key, what: why.words() };
+    let number = |key| value::number(cells.get(key).unwrap_or_default()).map_err(skipped(Some(key)));
+    let gpus = if columns.wide {
+        total(cells).map_err(skipped(None))?
+    } else if columns.of(Key::Running).is_some() {
         let running = number(Key::Running)?;
-        match cells.columns.counted {
+        match columns.counted {
             Counted::All => running + number(Key::Pending)?,
             Counted::Running => running,
         }
@@ -252,6 +274,19 @@ fn sample(line: u64, cells: Cells, times: Times) -> Result<Demand, Skipped> {
         number(Key::Gpus)?
     };
     Ok(Demand { line, at_s, gpus })
+}
+
+/// The sum of all series. One without a value has none; where none has one, nothing is known.
+fn total(cells: Cells) -> Result<f64, Unusable> {
+    let mut sum = Err(Unusable::Not("no series has a value"));
+    for cell in cells.series() {
+        match value::number(cell) {
+            Ok(number) => sum = Ok(sum.unwrap_or(0.0) + number),
+            Err(Unusable::Missing) => {}
+            Err(why) => return Err(why),
+        }
+    }
+    sum
 }
 
 /// Times are finite, and 0 has one sign: see [`Times::at`].

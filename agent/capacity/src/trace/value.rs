@@ -1,6 +1,11 @@
 //! Cells: numbers, times, durations, quantities, what Slurm calls TRES. Borrowed bytes in, values out.
 
-use jiff::civil;
+use std::cell::Cell;
+
+use jiff::{
+    civil,
+    tz::{AmbiguousOffset, Offset, TimeZone},
+};
 
 use crate::job::WHOLE_GPU;
 
@@ -11,6 +16,9 @@ const MOST: f64 = 253_402_300_800.0;
 const MILLIS: f64 = 1e11;
 const MICROS: f64 = 1e14;
 const NANOS: f64 = 1e17;
+
+/// No time is written with more letters.
+const LONGEST: usize = 64;
 
 /// The unit of times that are plain numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -30,6 +38,18 @@ pub enum TimeUnit {
 }
 
 impl TimeUnit {
+    /// Its word, as on the command line.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::S => "s",
+            Self::Ms => "ms",
+            Self::Us => "us",
+            Self::Ns => "ns",
+            Self::Min => "min",
+            Self::H => "h",
+        }
+    }
+
     fn seconds(self) -> f64 {
         match self {
             Self::S => 1.0,
@@ -43,12 +63,51 @@ impl TimeUnit {
 }
 
 /// How times are read.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Times {
     /// The unit of plain numbers, where it was said.
     pub(super) unit: Option<TimeUnit>,
-    /// How far times without a zone are ahead of UTC.
-    pub(super) offset_s: i32,
+    /// The zone of times that name none.
+    pub(super) zone: TimeZone,
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        Self { unit: None, zone: TimeZone::UTC }
+    }
+}
+
+/// The units that plain numbers of one file had by their size.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Sizes {
+    first: Cell<Option<TimeUnit>>,
+    other: Cell<Option<TimeUnit>>,
+}
+
+impl Sizes {
+    /// The unit of a number by its size, which numbers of one file can't tell differently: see [`Sizes::mixed`].
+    fn unit(&self, number: f64) -> TimeUnit {
+        let unit = match number.abs() {
+            size if size >= NANOS => TimeUnit::Ns,
+            size if size >= MICROS => TimeUnit::Us,
+            size if size >= MILLIS => TimeUnit::Ms,
+            _ => TimeUnit::S,
+        };
+        // 0 and -1 stand for no time, whatever the unit, and what no unit makes a time is none.
+        if number > 0.0
+            && number * unit.seconds() < MOST
+            && self.first.get().is_none_or(|first| first != unit)
+        {
+            let seen = if self.first.get().is_none() { &self.first } else { &self.other };
+            seen.set(Some(unit));
+        }
+        unit
+    }
+
+    /// Two units that times of the file would have by their size: that of the first, and another.
+    pub(super) fn mixed(&self) -> Option<(TimeUnit, TimeUnit)> {
+        self.first.get().zip(self.other.get())
+    }
 }
 
 /// Why a cell has no value. The words follow "KEY is ".
@@ -61,6 +120,8 @@ pub(super) enum Unusable {
 }
 
 const NO_TIME: Unusable = Unusable::Not("not a time: seconds, 2020-05-01 00:00:00 or 2020-05-01T00:00:00Z");
+const NO_DAY: Unusable =
+    Unusable::Not("not a time: the day or the month may come first; write 2020-05-01 00:00:00");
 const NO_DURATION: Unusable = Unusable::Not("not a duration: seconds, [days-]hh:mm:ss or 1h30m");
 
 const NO_NUMBER: Unusable = Unusable::Not("not a number");
@@ -75,64 +136,82 @@ impl Unusable {
 }
 
 impl Times {
-    /// The same for a column whose name tells a unit, which counts where none was said.
-    pub(super) fn of_column(self, unit: Option<TimeUnit>) -> Self {
-        Self { unit: self.unit.or(unit), ..self }
+    /// Whether a cell is a plain number whose size alone tells that it is not in seconds. `column` is the unit that a column's name tells, here and below.
+    pub(super) fn is_guessed(&self, column: Option<TimeUnit>, cell: &[u8]) -> bool {
+        self.bare(column, cell).is_some_and(|number| number.abs() >= MILLIS)
     }
 
-    /// Whether a cell is a plain number whose size alone tells that it is not in seconds.
-    pub(super) fn is_guessed(self, cell: &[u8]) -> bool {
-        self.unit.is_none() && filled(cell).ok().and_then(plain).is_some_and(|number| number.abs() >= MILLIS)
+    /// A plain number of a unit that nothing tells.
+    pub(super) fn bare(&self, column: Option<TimeUnit>, cell: &[u8]) -> Option<f64> {
+        if self.unit.or(column).is_some() { None } else { filled(cell).ok().and_then(plain) }
     }
 
-    /// Whether a cell is a plain number of a unit that nothing tells.
-    pub(super) fn is_bare(self, cell: &[u8]) -> bool {
-        self.unit.is_none() && filled(cell).ok().and_then(plain).is_some()
-    }
-
-    /// A point in time, in seconds since 1970, or since whenever a trace counts from.
-    pub(super) fn at(self, cell: &[u8]) -> Result<f64, Unusable> {
+    /// A point in time, in seconds since 1970, or since whenever a trace counts from. Of two that a clock shows when it is set back, the first that is not before `not_before_s`.
+    pub(super) fn at(
+        &self,
+        column: Option<TimeUnit>,
+        sizes: &Sizes,
+        not_before_s: f64,
+        cell: &[u8],
+    ) -> Result<f64, Unusable> {
         let cell = filled(cell)?;
         if let Some(number) = plain(cell) {
-            let unit = match self.unit {
-                Some(unit) => unit,
-                None if number.abs() >= NANOS => TimeUnit::Ns,
-                None if number.abs() >= MICROS => TimeUnit::Us,
-                None if number.abs() >= MILLIS => TimeUnit::Ms,
-                None => TimeUnit::S,
-            };
+            let unit = self.unit.or(column).unwrap_or_else(|| sizes.unit(number));
             return time(number * unit.seconds());
         }
-        let text = str::from_utf8(cell).map_err(|_| NO_TIME)?;
+        let text = str::from_utf8(cell).ok().filter(|text| text.len() <= LONGEST).ok_or(NO_TIME)?;
         if let Ok(local) = text.parse::<civil::DateTime>() {
             // The parser takes a zone and forgets it.
             if !zoned(text) {
-                let zone = jiff::tz::TimeZone::fixed(
-                    jiff::tz::Offset::from_seconds(self.offset_s).map_err(|_| NO_TIME)?,
-                );
-                let at = zone.to_timestamp(local).map_err(|_| NO_TIME)?;
-                return time(at.as_duration().as_secs_f64());
+                let of = |offset: Offset| match offset.to_timestamp(local) {
+                    Ok(at) => time(at.as_duration().as_secs_f64()),
+                    Err(_) => Err(NO_TIME),
+                };
+                return match self.zone.to_ambiguous_timestamp(local).offset() {
+                    AmbiguousOffset::Unambiguous { offset } | AmbiguousOffset::Gap { before: offset, .. } => {
+                        of(offset)
+                    }
+                    AmbiguousOffset::Fold { before, after } => match of(before)? {
+                        first_s if first_s >= not_before_s => Ok(first_s),
+                        _ => of(after),
+                    },
+                };
             }
         }
-        let at = match text.parse::<jiff::Timestamp>() {
-            Ok(at) => at.as_duration().as_secs_f64(),
-            // 2020/05/01 is unmistakable, too.
-            Err(_) if text.get(4..5) == Some("/") => return self.at(text.replace('/', "-").as_bytes()),
-            Err(_) => return Err(NO_TIME),
-        };
-        time(at)
+        if let Ok(at) = text.parse::<jiff::Timestamp>() {
+            return time(at.as_duration().as_secs_f64());
+        }
+        let again = respelled(text).ok_or(if text.get(2..3) == Some("/") { NO_DAY } else { NO_TIME })?;
+        self.at(column, sizes, not_before_s, again.as_bytes())
     }
 
     /// How long, in seconds: a number in the unit of times, `[days-]hh:mm:ss`, `mm:ss`, or as in Go, `1h30m`. May be negative.
-    pub(super) fn long(self, cell: &[u8]) -> Result<f64, Unusable> {
+    pub(super) fn long(&self, column: Option<TimeUnit>, cell: &[u8]) -> Result<f64, Unusable> {
         let cell = filled(cell)?;
         if let Some(number) = plain(cell) {
-            return time(number * self.unit.map_or(1.0, TimeUnit::seconds));
+            return time(number * self.unit.or(column).map_or(1.0, TimeUnit::seconds));
         }
         let text = str::from_utf8(cell).map_err(|_| NO_DURATION)?;
         let long = clock(text).or_else(|| units(text)).ok_or(NO_DURATION)?;
         time(long)
     }
+}
+
+/// A date that can only mean one day, as the parser knows it: `2020/05/01`, `01.05.2020`, ` UTC` or ` +0200` at the end.
+fn respelled(text: &str) -> Option<String> {
+    if text.get(4..5) == Some("/") {
+        return Some(text.replacen('/', "-", 2));
+    }
+    if let (Some("."), Some("."), Some(day), Some(month), Some(year), Some(clock)) =
+        (text.get(2..3), text.get(5..6), text.get(..2), text.get(3..5), text.get(6..10), text.get(10..))
+    {
+        return Some(format!("{year}-{month}-{day}{clock}"));
+    }
+    if let Some(at) = text.strip_suffix("UTC").or_else(|| text.strip_suffix("GMT")) {
+        return Some(format!("{}Z", at.trim_end()));
+    }
+    let (at, offset) = text.rsplit_once(' ')?;
+    (offset.starts_with(['+', '-']) && at.len() >= 10).then(|| format!("{at}{offset}"))
 }
 
 /// `Z`, `+08:00` or `[Europe/Paris]` at its end.
@@ -164,7 +243,7 @@ fn clock(text: &str) -> Option<f64> {
     (parts == 2 || parts == 3).then_some(f64::from(days) * 86_400.0 + seconds)
 }
 
-/// `1d2h30m5s`.
+/// `1d2h30m5s`, `90 min`, and `513 second(s)` as LSF writes it.
 fn units(text: &str) -> Option<f64> {
     let mut seconds = 0.0;
     let mut rest = text;
@@ -173,12 +252,12 @@ fn units(text: &str) -> Option<f64> {
         let number = plain(&rest.as_bytes()[..digits])?;
         rest = &rest[digits..];
         let letters = rest.find(|character: char| character.is_ascii_digit()).unwrap_or(rest.len());
-        let unit = match &rest[..letters] {
+        let unit = match rest[..letters].trim() {
             "ms" => 0.001,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            "d" => 86_400.0,
+            "s" | "sec" | "secs" | "second" | "seconds" | "second(s)" => 1.0,
+            "m" | "min" | "mins" | "minute" | "minutes" => 60.0,
+            "h" | "hour" | "hours" => 3600.0,
+            "d" | "day" | "days" => 86_400.0,
             "w" => 604_800.0,
             _ => return None,
         };
@@ -190,7 +269,7 @@ fn units(text: &str) -> Option<f64> {
 
 /// A duration given on a command line: seconds, `[days-]hh:mm:ss` or `1h30m`.
 pub fn duration(text: &str) -> Result<f64, String> {
-    match Times::default().long(text.as_bytes()) {
+    match Times::default().long(None, text.as_bytes()) {
         Ok(long) if long >= 0.0 => Ok(long),
         Ok(_) => Err("negative".to_owned()),
         Err(Unusable::Missing) => Err("empty".to_owned()),
@@ -199,7 +278,7 @@ pub fn duration(text: &str) -> Result<f64, String> {
 }
 
 /// `+08:00`, in seconds.
-pub(super) fn offset(text: &str) -> Result<i32, String> {
+fn offset(text: &str) -> Result<i32, String> {
     let wrong = || "an offset such as +08:00 or -05:30".to_owned();
     let (sign, rest) = match text.as_bytes() {
         [b'+', ..] => (1, &text[1..]),
@@ -216,10 +295,27 @@ pub(super) fn offset(text: &str) -> Result<i32, String> {
     Ok(sign * (hours * 3600 + minutes * 60))
 }
 
+/// A zone by an offset such as `+08:00`, or by its name, `Europe/Berlin`, with the hours at which its clocks are set.
+pub(super) fn zone(text: &str) -> Result<TimeZone, String> {
+    let fixed = |offset_s| Offset::from_seconds(offset_s).map(TimeZone::fixed).map_err(|why| why.to_string());
+    if !text.starts_with(|first: char| first.is_ascii_alphabetic()) || text == "Z" {
+        return offset(text).and_then(fixed);
+    }
+    if text.contains("..") {
+        return Err("a zone such as Europe/Berlin".to_owned());
+    }
+    let folder = std::env::var_os("TZDIR").unwrap_or_else(|| "/usr/share/zoneinfo".into());
+    let path = std::path::Path::new(&folder).join(text);
+    let rules = std::fs::read(&path).map_err(|why| {
+        format!("no such zone in {}: {why}; an offset such as +08:00 does, too", folder.display())
+    })?;
+    TimeZone::tzif(text, &rules).map_err(|why| format!("{}: {why}", path.display()))
+}
+
 /// A cell without the blanks around it.
 fn filled(cell: &[u8]) -> Result<&[u8], Unusable> {
     let cell = cell.trim_ascii();
-    let nothing: [&[u8]; 8] = [b"", b"-", b"unknown", b"none", b"null", b"(null)", b"n/a", b"nil"];
+    let nothing: [&[u8]; 9] = [b"", b"-", b"unknown", b"none", b"null", b"(null)", b"<none>", b"n/a", b"nil"];
     if cell.len() < 8 && nothing.iter().any(|word| cell.eq_ignore_ascii_case(word)) {
         return Err(Unusable::Missing);
     }
@@ -263,17 +359,23 @@ pub(super) fn number(cell: &[u8]) -> Result<f64, Unusable> {
 
 /// GPUs, and how much of each in thousandths: a whole number, or a share of one such as `0.25`.
 pub(super) fn gpus(cell: &[u8]) -> Result<(u32, u32), Unusable> {
-    let number = number(cell)?;
-    if number > 0.0 && number < 1.0 {
+    whole_or_share(number(cell)?)
+}
+
+/// The same in hundredths of a GPU, as in Alibaba's traces: `400` is four of them, `25` a quarter of one.
+pub(super) fn gpu_percent(cell: &[u8]) -> Result<(u32, u32), Unusable> {
+    whole_or_share(number(cell)? / 100.0)
+}
+
+fn whole_or_share(gpus: f64) -> Result<(u32, u32), Unusable> {
+    if gpus > 0.0 && gpus < 1.0 {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "below 1000")]
-        return Ok((1, ((number * f64::from(WHOLE_GPU)).round() as u32).clamp(1, WHOLE_GPU)));
+        return Ok((1, ((gpus * f64::from(WHOLE_GPU)).round() as u32).clamp(1, WHOLE_GPU)));
     }
-    match count(cell) {
-        Err(Unusable::Not("not a whole number")) => {
-            Err(Unusable::Not("neither a whole number nor a share of one GPU"))
-        }
-        gpus => gpus.map(|gpus| (gpus, WHOLE_GPU)),
+    if gpus.fract() != 0.0 {
+        return Err(Unusable::Not("neither a whole number nor a share of one GPU"));
     }
+    Ok((fits(gpus)?, WHOLE_GPU))
 }
 
 /// A whole number that fits 32 bits; `8.0` is one.
@@ -282,6 +384,10 @@ pub(super) fn count(cell: &[u8]) -> Result<u32, Unusable> {
     if number.fract() != 0.0 {
         return Err(Unusable::Not("not a whole number"));
     }
+    fits(number)
+}
+
+fn fits(number: f64) -> Result<u32, Unusable> {
     if number > f64::from(u32::MAX) {
         return Err(Unusable::Not("too large"));
     }

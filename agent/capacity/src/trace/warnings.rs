@@ -30,6 +30,10 @@ pub enum Kind {
     Assumed,
     /// A job that ends at once; kept.
     ZeroDuration,
+    /// A job of more than a year; kept.
+    LongDuration,
+    /// A job with the name or number of one before it; kept.
+    SameId,
     /// A row was moved to its place in time.
     OutOfOrder,
     /// A step between samples of more than one and a half times the usual one; the value before it holds.
@@ -53,6 +57,8 @@ impl Kind {
             Self::Duplicate => "rows skipped as duplicates",
             Self::Assumed => "assumptions",
             Self::ZeroDuration => "jobs that end at once",
+            Self::LongDuration => "jobs of more than a year: is the unit of times right?",
+            Self::SameId => "jobs whose id was there before; each counts",
             Self::OutOfOrder => "rows out of order, sorted",
             Self::Gap => "gaps, over which the value before holds",
             Self::LeftOut => "files left out",
@@ -149,7 +155,15 @@ impl Warnings {
 
     /// The first for which a row was skipped.
     pub(super) fn first_skipped(&self) -> Option<&Warning> {
-        let kept = [Kind::Assumed, Kind::LeftOut, Kind::BadText, Kind::OutOfOrder];
+        let kept = [
+            Kind::Assumed,
+            Kind::LeftOut,
+            Kind::BadText,
+            Kind::OutOfOrder,
+            Kind::ZeroDuration,
+            Kind::LongDuration,
+            Kind::SameId,
+        ];
         self.0.iter().find(|warning| !kept.contains(&warning.kind))
     }
 

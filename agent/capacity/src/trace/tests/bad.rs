@@ -159,7 +159,7 @@ fn times_are_read_in_their_usual_forms() {
     ] {
         assert_eq!(read(&plain, cell).to_bits(), 1_588_291_200.0_f64.to_bits(), "{cell}");
     }
-    let east = Args { utc_offset: Some(8 * 3600), ..Args::default() };
+    let east = Args { time_zone: Some(jiff::tz::TimeZone::fixed(jiff::tz::offset(8))), ..Args::default() };
     assert_eq!(read(&east, "2020-05-01 08:00:00").to_bits(), 1_588_291_200.0_f64.to_bits());
     assert_eq!(read(&east, "2020-05-01T00:00:00Z").to_bits(), 1_588_291_200.0_f64.to_bits());
     let millis = Args { time_unit: Some(TimeUnit::Ms), ..Args::default() };
@@ -229,4 +229,37 @@ proptest! {
 fn jobs_are_no_demand() {
     assert!(demand_of(&Args::default(), &[b"submit,duration\n1,1\n"]).is_err());
     assert!(jobs_of(&Args::default(), &[b"at,gpus\n1,1\n"]).unwrap_err().contains("no jobs"));
+}
+
+#[test]
+fn times_of_two_units_are_refused() {
+    // Microseconds since the trace began: small ones look like seconds, large ones like milliseconds.
+    let text = "submit_time,end_time,gpus\n1266000000,1779000000,4\n99000000000,128639000000,4\n";
+    let told = error(text);
+    assert!(
+        told.contains("0.csv:3")
+            && told.contains("in s")
+            && told.contains("in ms")
+            && told.contains("--time-unit"),
+        "{told}"
+    );
+    let args = Args { time_unit: Some(TimeUnit::Us), ..Args::default() };
+    let (jobs, warnings) = jobs_of(&args, &[text.as_bytes()]).unwrap();
+    assert_eq!(jobs.iter().map(|job| job.duration_s).collect::<Vec<_>>(), [513.0, 29_639.0]);
+    assert!(warnings.is_empty());
+    assert!(error("time,gpus\n1700000000,1\n1700000060000,1\n").contains("0.csv:3"));
+    // Each file has its own; 0 and -1 have none.
+    assert_eq!(demand(&["time,gpus\n0,1\n1700000000000,1\n", "time,gpus\n1700000060,2\n"]).0.len(), 3);
+}
+
+#[test]
+fn jobs_that_are_there_twice_or_for_years_are_told() {
+    let text = "id,submit,duration,gpus\n7,0,60,1\n8,10,60,1\n7,20,60,1\n9,30,100000000,1\n";
+    let (jobs, warnings) = jobs(text);
+    assert_eq!((jobs.len(), warnings.count(Kind::SameId), warnings.count(Kind::LongDuration)), (4, 1, 1));
+    let told: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    assert!(told[0].contains("0.csv:4: id \"7\" was there before"), "{told:?}");
+    assert!(told[1].contains("1157 days"), "{told:?}");
+    let args = Args { strict: true, ..Args::default() };
+    assert!(jobs_of(&args, &[text.as_bytes()]).unwrap_err().contains("0.csv:4"));
 }

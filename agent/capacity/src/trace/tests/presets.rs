@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Args, Kind, demand, demand_of, jobs, jobs_of};
+use super::{Args, Kind, Warnings, demand, demand_of, jobs, jobs_of};
 use crate::trace::{Counted, lists, summary::Summary};
 
 const SACCT: &str = "\
@@ -177,4 +177,142 @@ fn shares_of_a_gpu_are_read() {
     assert_eq!(asked, [(1, 250), (1, 1000), (0, 1000), (2, 1000)]);
     assert_eq!(warnings.count(Kind::BadNumber), 1);
     assert!(warnings.iter().any(|warning| warning.first.contains("nor a share of one GPU")));
+}
+
+#[test]
+fn grafanas_series_are_summed() {
+    let text = "\u{feff}sep=;\r\n\"Time\";\"vision (GPUs)\";\"{namespace=\"\"nlp\"\"}\"\r\n\
+        1700000000000;2;3\r\n1700000060000;;0,5\r\n1700000120000;;\r\n1700000180000;x;1\r\n";
+    let (samples, warnings) = demand(&[text]);
+    assert_eq!(samples, [(1.7e9, 5.0), (1.7e9 + 60.0, 0.5)]);
+    let told: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    assert!(told[0].contains("vision (GPUs), {namespace=\"nlp\"}"), "{told:?}");
+    assert_eq!((warnings.count(Kind::Assumed), warnings.count(Kind::BadNumber)), (1, 2));
+    assert!(told[1].contains("first 0.csv:5"), "{told:?}");
+    // One series is no assumption; one of several can be named.
+    let single = "Time,sum(gpus)\n2023-11-14 22:13:20,4\n";
+    assert_eq!(demand(&[single]), (vec![(1.7e9, 4.0)], Warnings::default()));
+    let args = Args { columns: Some("gpus=b".parse().unwrap()), ..Args::default() };
+    let (samples, warnings) = demand_of(&args, &[b"time,a,b\n60,1,7\n"]).unwrap();
+    assert_eq!((samples, warnings), (vec![(60.0, 7.0)], Warnings::default()));
+}
+
+#[test]
+fn padded_columns_are_read_as_kubectl_writes_them() {
+    let text = "NAMESPACE   NAME   CREATED                STARTED                FINISHED               GPUS   PODS\n\
+        ml          a b    2026-09-01T00:00:00Z   2026-09-01T00:01:00Z   2026-09-01T01:01:00Z   8      2   \n\
+        ads         c      2026-09-01T00:05:00Z   <none>                 <none>                 1      1\n";
+    let (jobs, warnings) = jobs(text);
+    assert_eq!((jobs.len(), &*jobs[0].owner, jobs[0].pods, jobs[0].request.gpus), (1, "ml", 2, 8));
+    assert_eq!(jobs[0].duration_s.to_bits(), 3600.0_f64.to_bits());
+    assert_eq!((jobs[0].line, warnings.count(Kind::Unfinished)), (2, 1));
+}
+
+#[test]
+fn numbers_are_read_as_spreadsheets_write_them() {
+    let semicolons = "submit;duration;gpus;owner\n0;1.234,5;4,0;a,b\n60;1234,25;0,25;\n";
+    let found = jobs(semicolons).0;
+    let durations: Vec<f64> = found.iter().map(|job| job.duration_s).collect();
+    assert_eq!(durations, [1234.5, 1234.25]);
+    assert_eq!((found[0].request.gpus, &*found[0].owner, found[1].request.gpu_milli), (4, "a,b", 250));
+    let commas = "submit,duration,gpus\n0,\"1,234.5\",4\n60,\"12,34\",4\n";
+    let (found, warnings) = jobs(commas);
+    assert_eq!((found.len(), found[0].duration_s.to_bits()), (1, 1234.5_f64.to_bits()));
+    assert_eq!(warnings.count(Kind::BadTime), 1);
+}
+
+#[test]
+fn schedulers_names_are_known() {
+    let check = |text: &str, seconds: f64, pods: u32, gpus: u32| {
+        let (jobs, _) = jobs(text);
+        assert_eq!((jobs.len(), jobs[0].pods, jobs[0].request.gpus), (1, pods, gpus), "{text}");
+        assert_eq!((jobs[0].submit_s, jobs[0].duration_s), (60.0, seconds), "{text}");
+    };
+    check(
+        "Job ID;qtime;start;end;resources_used.walltime;Resource_List.ngpus;Resource_List.nodect\n1.pbs;60;70;180;00:01:50;16;2\n",
+        110.0,
+        2,
+        8,
+    );
+    check(
+        "JOBID,SUBMIT_TIME,START_TIME,FINISH_TIME,RUN_TIME,NUM_GPUS,NEXEC_HOST\n1,60,70,180,110 second(s),4,1\n",
+        110.0,
+        1,
+        4,
+    );
+    check("jobid,vc,submitted_time,start_time,end_time,num_gpus\na,v,60,70,180,2\n", 110.0, 1, 2);
+    check(
+        "job_name,task_name,inst_num,status,start_time,end_time,plan_cpu,plan_mem,plan_gpu,gpu_type\nj,worker,2.0,Terminated,60.0,180.0,600.0,29.3,400.0,V100\n",
+        120.0,
+        2,
+        4,
+    );
+    let shares = jobs("start_time,end_time,plan_gpu\n0,60,25\n0,60,150\n");
+    assert_eq!((shares.0[0].request.gpus, shares.0[0].request.gpu_milli), (1, 250));
+    assert_eq!((shares.1.count(Kind::BadNumber), shares.1.count(Kind::Assumed)), (1, 1));
+}
+
+#[test]
+fn times_have_many_spellings() {
+    let check = |cell: &str, at_s: f64| {
+        assert_eq!(demand(&[&format!("time,gpus\n{cell},1\n")]).0, [(at_s, 1.0)], "{cell}");
+    };
+    let at_s = 1_588_291_200.0;
+    for cell in [
+        "2020-05-01 00:00:00",
+        "2020-05-01T00:00",
+        "2020/05/01 00:00:00",
+        "01.05.2020 00:00",
+        "2020-05-01 00:00:00 UTC",
+        "2020-05-01 00:00:00 +0000",
+        "2020-05-01 02:00:00 +02:00",
+        "2020-05-01 02:00:00+02",
+        "2020-05-01T00:00:00.000Z",
+        "1588291200",
+        "1588291200000",
+        "1588291200000000000",
+        "1.5882912e9",
+    ] {
+        check(cell, at_s);
+    }
+    for endless in ["2020-05-01 ", "01.05.2020 "] {
+        let told = super::error(&format!("time,gpus\n{endless}{},1\n", "+ ".repeat(1 << 18)));
+        assert!(told.contains("is not a time"), "{told}");
+    }
+    let told = super::error("time,gpus\n05/01/2020 00:00,1\n");
+    assert!(told.contains("the day or the month may come first"), "{told}");
+}
+
+#[test]
+fn clocks_are_set_back_and_forth() {
+    let berlin =
+        Args { time_zone: Some(crate::trace::value::zone("Europe/Berlin").unwrap()), ..Args::default() };
+    // Each hour from 0:00 to 4:00 of summer's end, 2:00 twice.
+    let text = "time,gpus\n2026-10-25 00:00,1\n2026-10-25 01:00,2\n2026-10-25 02:00,3\n2026-10-25 02:00,4\n2026-10-25 03:00,5\n";
+    let (samples, warnings) = demand_of(&berlin, &[text.as_bytes()]).unwrap();
+    let begin_s = 1_792_879_200.0;
+    let hours: Vec<f64> = samples.iter().map(|(at_s, _)| (at_s - begin_s) / 3600.0).collect();
+    assert_eq!((hours, warnings), (vec![0.0, 1.0, 2.0, 3.0, 4.0], Warnings::default()));
+    // A job that ends before it began by the clock.
+    let text = b"submit,end,gpus\n2026-10-25 02:50,2026-10-25 02:10,1\n2026-03-29 01:30,2026-03-29 03:30,1\n";
+    let (found, warnings) = jobs_of(&berlin, &[text]).unwrap();
+    assert_eq!(found.iter().map(|job| job.duration_s).collect::<Vec<_>>(), [3600.0, 1200.0]);
+    assert_eq!(warnings.count(Kind::OutOfOrder), 1);
+    assert!(crate::trace::value::zone("Europe/Nowhere").unwrap_err().contains("+08:00"));
+    assert!(crate::trace::value::zone("x/../../etc/passwd").is_err());
+    assert_eq!(crate::trace::value::zone("+08:00"), Ok(jiff::tz::TimeZone::fixed(jiff::tz::offset(8))));
+}
+
+#[test]
+fn text_in_utf_16_is_read() {
+    let text = "submit\tduration\tgpus\towner\r\n0\t60\t4\tf\u{fc}r \u{1f600}\r\n";
+    for (bom, bytes) in
+        [([0xff, 0xfe], u16::to_le_bytes as fn(u16) -> [u8; 2]), ([0xfe, 0xff], u16::to_be_bytes)]
+    {
+        let encoded: Vec<u8> = bom.into_iter().chain(text.encode_utf16().flat_map(bytes)).collect();
+        let (jobs, warnings) = jobs_of(&Args::default(), &[&encoded]).unwrap();
+        assert_eq!((jobs.len(), &*jobs[0].owner, warnings), (1, "f\u{fc}r \u{1f600}", Warnings::default()));
+        // Cut in the midst of a character.
+        assert!(jobs_of(&Args::default(), &[&encoded[..encoded.len() - 7]]).is_ok());
+    }
 }
