@@ -50,6 +50,9 @@ pub struct Args {
     /// The zone of times that name none: a name such as Europe/Berlin, or how far it is ahead of UTC, ±HH:MM.
     #[arg(long, value_name = "ZONE", value_parser = super::value::zone, allow_hyphen_values = true, visible_alias = "utc-offset")]
     pub time_zone: Option<TimeZone>,
+    /// How many GPUs a pod has at most, where a trace tells only how many a job has in all: larger jobs are gangs of equal pods.
+    #[arg(long, value_name = "GPUS", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub gpus_per_pod: Option<u32>,
     /// Which GPUs are demanded where a trace tells running from pending.
     #[arg(long, value_enum, value_name = "WHICH", default_value_t)]
     pub demand: Counted,
@@ -102,6 +105,7 @@ impl Args {
         let times = Times { unit: self.time_unit, zone: self.time_zone.clone().unwrap_or(TimeZone::UTC) };
         let mapping = self.columns.clone().unwrap_or_default();
         let mut reading = Reading::new(times, self.asks_only, self.strict, progress);
+        reading.gpus_per_pod = self.gpus_per_pod;
         let (mut jobs, mut demand) = (Vec::new(), Vec::new());
         let (mut machines, mut owned) = (None, Vec::new());
         for (name, bytes) in files {

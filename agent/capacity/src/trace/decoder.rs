@@ -8,7 +8,7 @@ use super::{
     key::Key,
     layout::Columns,
     preset::Preset,
-    reports::{Cells, Skipped},
+    reports::{Cells, Reading, Skipped},
     value::{self, Times, Tres},
     warnings::Kind,
 };
@@ -22,11 +22,17 @@ const NAME: usize = 256;
 const PODS: u32 = 1_000_000;
 const GPUS: u32 = 1_000_000;
 
+/// More GPUs than machines usually have.
+const USUAL: u32 = 8;
+
 /// Makes jobs of rows. Names are kept once.
 #[derive(Debug)]
 pub(super) struct Decoder {
     times: Times,
     asks_only: bool,
+    gpus_per_pod: Option<u32>,
+    /// The last job's GPUs were taken for those of one pod, more than machines usually have.
+    one_pod: bool,
     names: HashMap<Box<[u8]>, Arc<str>>,
     models: HashMap<Box<[u8]>, Arc<[Arc<str>]>>,
     any: Arc<[Arc<str>]>,
@@ -45,10 +51,12 @@ enum Guessed {
 }
 
 impl Decoder {
-    pub(super) fn new(times: Times, asks_only: bool) -> Self {
+    pub(super) fn new(reading: &Reading) -> Self {
         Self {
-            times,
-            asks_only,
+            times: reading.times.clone(),
+            asks_only: reading.asks_only,
+            gpus_per_pod: reading.gpus_per_pod,
+            one_pod: false,
             names: HashMap::new(),
             models: HashMap::new(),
             any: Arc::from([]),
@@ -99,6 +107,11 @@ impl Decoder {
             priority: cells.read(Key::Priority, Kind::BadNumber, value::priority)?.unwrap_or(0),
             owner: self.name(cells.get(Key::Owner).unwrap_or_default()),
         }))
+    }
+
+    /// Whether the last job's GPUs were taken for those of one pod, more than machines usually have.
+    pub(super) fn one_pod(&self) -> bool {
+        self.one_pod
     }
 
     /// Whether a duration was taken for seconds beside times that are not in seconds, for the first time.
@@ -159,6 +172,7 @@ impl Decoder {
     fn request(&mut self, cells: Cells) -> Result<(u32, Request), Skipped> {
         let number = |key| cells.read(key, Kind::BadNumber, value::count);
         let mut pods = number(Key::Pods)?.unwrap_or(1).max(1);
+        self.one_pod = false;
         let mut request = Request { models: Arc::clone(&self.any), ..Request::gpus(1) };
         if let Some(milli) = number(Key::GpuMilli)? {
             if milli > WHOLE_GPU {
@@ -178,6 +192,12 @@ impl Decoder {
             (request.gpus, request.gpu_milli) = (gpus, part(request.gpu_milli, share));
         } else if cells.get(Key::TotalGpus).is_some() {
             let (total, share) = gpus(Key::TotalGpus)?;
+            let untold = cells.columns.of(Key::Pods).is_none();
+            if let Some(most) = self.gpus_per_pod.filter(|_| untold) {
+                let each = (1..=most.min(total)).rev().find(|each| total.is_multiple_of(*each));
+                pods = each.map_or(1, |each| total / each);
+            }
+            self.one_pod = untold && self.gpus_per_pod.is_none() && total > USUAL;
             (pods, request.gpus) = spread(total, pods);
             request.gpu_milli = part(request.gpu_milli, share);
         } else if let Some((gpus, share)) =

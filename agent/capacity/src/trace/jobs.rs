@@ -73,7 +73,7 @@ impl Timed for Job {
 
 impl Jobs {
     pub(super) fn new(files: Vec<(Rows, Columns)>, mut reading: Reading) -> Result<Self, Error> {
-        let mut decoder = Decoder::new(reading.times.clone(), reading.asks_only);
+        let mut decoder = Decoder::new(&reading);
         let mut ids = Box::<Ids>::default();
         let mut begun = Vec::new();
         for (rows, columns) in files {
@@ -173,6 +173,14 @@ impl File {
                     if !id.is_empty() && ids.is_known(id) {
                         reports.warn(Kind::SameId, &file, line, || {
                             format!("id {:?} was there before", shown(id))
+                        })?;
+                    }
+                    if decoder.one_pod() {
+                        reports.warn(Kind::OnePod, &file, line, || {
+                            format!(
+                                "{} GPUs in one pod: --gpus-per-pod 8 makes a gang of several of it",
+                                job.request.gpus
+                            )
                         })?;
                     }
                     if job.duration_s > YEAR_S {

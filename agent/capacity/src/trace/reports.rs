@@ -53,6 +53,8 @@ pub(super) struct Reading {
     pub(super) times: Times,
     /// Times are needed for the order of jobs at the most.
     pub(super) asks_only: bool,
+    /// How many GPUs a pod has at most, where only those of the job are told.
+    pub(super) gpus_per_pod: Option<u32>,
     pub(super) reports: Reports,
     pub(super) progress: Progress,
     /// An item was given.
@@ -64,7 +66,7 @@ pub(super) struct Reading {
 impl Reading {
     pub(super) fn new(times: Times, asks_only: bool, strict: bool, progress: Progress) -> Self {
         let reports = Reports { warnings: Warnings::default(), strict };
-        Self { times, asks_only, reports, progress, given: false, ended: false }
+        Self { times, asks_only, gpus_per_pod: None, reports, progress, given: false, ended: false }
     }
 
     /// At the end: an error where nothing was given, with why the first row was skipped.

@@ -32,6 +32,8 @@ pub enum Kind {
     ZeroDuration,
     /// A job of more than a year; kept.
     LongDuration,
+    /// A job of which only the GPUs in all are told, more than machines usually have; kept as one pod.
+    OnePod,
     /// A job with the name or number of one before it; kept.
     SameId,
     /// A row was moved to its place in time.
@@ -58,6 +60,7 @@ impl Kind {
             Self::Assumed => "assumptions",
             Self::ZeroDuration => "jobs that end at once",
             Self::LongDuration => "jobs of more than a year: is the unit of times right?",
+            Self::OnePod => "jobs of more than 8 GPUs, taken for one pod",
             Self::SameId => "jobs whose id was there before; each counts",
             Self::OutOfOrder => "rows out of order, sorted",
             Self::Gap => "gaps, over which the value before holds",
@@ -163,6 +166,7 @@ impl Warnings {
             Kind::ZeroDuration,
             Kind::LongDuration,
             Kind::SameId,
+            Kind::OnePod,
         ];
         self.0.iter().find(|warning| !kept.contains(&warning.kind))
     }

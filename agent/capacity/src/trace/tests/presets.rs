@@ -253,6 +253,23 @@ fn schedulers_names_are_known() {
 }
 
 #[test]
+fn gpus_in_all_are_one_pods_or_a_gangs() {
+    let text = b"submit,duration,num_gpus\n0,60,8\n1,60,32\n2,60,12\n3,60,13\n4,60,0.5\n";
+    let shapes = |args: &Args| -> (Vec<(u32, u32)>, u64) {
+        let (jobs, warnings) = jobs_of(args, &[text]).unwrap();
+        (jobs.iter().map(|job| (job.pods, job.request.gpus)).collect(), warnings.count(Kind::OnePod))
+    };
+    assert_eq!(shapes(&Args::default()), (vec![(1, 8), (1, 32), (1, 12), (1, 13), (1, 1)], 3));
+    let most = |most| Args { gpus_per_pod: Some(most), ..Args::default() };
+    assert_eq!(shapes(&most(8)), (vec![(1, 8), (4, 8), (2, 6), (13, 1), (1, 1)], 0));
+    assert_eq!(shapes(&most(16)).0, [(1, 8), (2, 16), (1, 12), (1, 13), (1, 1)]);
+    // Where pods are told, they count.
+    let told = "submit,duration,num_gpus,nodes\n0,60,32,2\n";
+    let (found, warnings) = jobs_of(&most(8), &[told.as_bytes()]).unwrap();
+    assert_eq!((found[0].pods, found[0].request.gpus, warnings.is_empty()), (2, 16, true));
+}
+
+#[test]
 fn times_have_many_spellings() {
     let check = |cell: &str, at_s: f64| {
         assert_eq!(demand(&[&format!("time,gpus\n{cell},1\n")]).0, [(at_s, 1.0)], "{cell}");
