@@ -123,7 +123,11 @@ fn check(found: &Found) {
 /// Both parts of a file, each with the header. Nothing where a line may not be a row.
 fn parts(file: &[u8], cut: u8, no_header: bool) -> Option<(Vec<u8>, Vec<u8>)> {
     let begins = |with: &[u8]| file.starts_with(with);
-    if begins(b"\xef\xbb\xbf") || begins(b"\xff\xfe") || begins(b"\xfe\xff") || file.iter().any(|byte| matches!(byte, b'"' | b'\r' | b'#')) {
+    if begins(b"\xef\xbb\xbf")
+        || begins(b"\xff\xfe")
+        || begins(b"\xfe\xff")
+        || file.iter().any(|byte| matches!(byte, b'"' | b'\r' | b'#'))
+    {
         return None;
     }
     // A line above the header that tells the separator.

@@ -16,7 +16,7 @@ use crate::{
     our-a100:                # its name for --dedicated-price
       kind: dedicated        # paid whether used or not; or serverless
       model: A100            # may be left out, as provider may
-      machineHour: 18.40     # of a machine of so many gpus; or gpuHour, gpuSecond
+      machineHour: 18.40     # of a machine of so many gpus; or gpuHour
       gpus: 8
       currency: EUR
       asOf: 2026-11-22       # or 2026-11, or 2026

@@ -73,10 +73,10 @@ pub struct Changes {
     #[arg(long, value_name = "COUNT[xMODEL]", value_delimiter = ',')]
     pub remove: Vec<Lot>,
     /// What a dedicated GPU costs per hour then.
-    #[arg(long, value_name = "NUMBER", value_parser = price)]
+    #[arg(long, value_name = "NUMBER", value_parser = price, allow_negative_numbers = true)]
     pub new_dedicated_price: Option<f64>,
     /// What a serverless GPU costs per hour then.
-    #[arg(long, value_name = "NUMBER", value_parser = price)]
+    #[arg(long, value_name = "NUMBER", value_parser = price, allow_negative_numbers = true)]
     pub new_serverless_price: Option<f64>,
     /// By how much demand grows, or falls: 20%, -10%. Jobs come in so much less time; demand over time is so much more at any time.
     #[arg(long, value_name = "SHARE", value_parser = growth, allow_hyphen_values = true)]
@@ -108,6 +108,13 @@ fn moved(text: &str) -> Result<String, String> {
         Some((namespace, "serverless")) if !namespace.is_empty() => Ok(namespace.to_owned()),
         _ => Err("NAMESPACE=serverless was expected".to_owned()),
     }
+}
+
+/// What is to be said where new prices make renting no dearer than owning.
+fn no_dearer(dedicated: f64, serverless: f64, change: &Change) -> Option<String> {
+    let new = change.dedicated_per_gpu_hour.is_some() || change.serverless_per_gpu_hour.is_some();
+    (new && serverless <= dedicated)
+        .then(|| "then a rented GPU costs no more than an owned one: rent everything".to_owned())
 }
 
 /// Prints both sides.
@@ -166,6 +173,8 @@ impl Args {
         let (is, moved) = self.side(&jobs, change, after, &change.rates(&rates))?;
         let mut warnings = rates.warnings.clone();
         warnings.extend(jobs.warnings().iter().map(|warning| format!("trace: {warning}")));
+        let then = change.rates(&rates);
+        warnings.extend(no_dearer(then.dedicated_per_gpu_hour, then.serverless_per_gpu_hour, change));
         if !change.to_serverless.is_empty() && !moved {
             warnings.push("no job is of a namespace that moves: nothing moves".to_owned());
         }
@@ -233,13 +242,9 @@ impl Args {
         then.serverless_per_gpu_hour = price(then.serverless_per_gpu_hour, change.serverless_per_gpu_hour);
         let (was, found) = Side::of_demand(series, before, &question)?;
         let (is, _) = Side::of_demand(grown, after, &then)?;
-        Ok(WhatIf {
-            currency: question.currency,
-            changes: change.words(),
-            before: was,
-            after: is,
-            warnings: found.warnings,
-        })
+        let mut warnings = found.warnings;
+        warnings.extend(no_dearer(then.dedicated_per_gpu_hour, then.serverless_per_gpu_hour, change));
+        Ok(WhatIf { currency: question.currency, changes: change.words(), before: was, after: is, warnings })
     }
 
     /// Demand over time that is so much more at any time.
@@ -283,6 +288,16 @@ mod tests {
     }
 
     #[test]
+    fn renting_that_becomes_no_dearer_is_told() {
+        let found = compared("--gpus 1 --ratio 3 --new-serverless-price 0.5");
+        assert!(
+            found.warnings.iter().any(|warning| warning.contains("rent everything")),
+            "{:?}",
+            found.warnings
+        );
+    }
+
+    #[test]
     fn changes_of_all_kinds_go_together() {
         // a runs on the only machine, b beside it is rented, then the next of b runs: 3 hours, of which one is rented.
         // Then a is rented, b runs on one of two machines, and the next of b comes an hour sooner.
@@ -297,6 +312,7 @@ mod tests {
             };
             assert_eq!(sides.map(told), ["1 + 1, 67 % used", "2 + 1, 50 % used"], "{pool}");
             assert_eq!(found.changes.len(), 4);
+            assert!(!found.warnings.iter().any(|warning| warning.contains("rent everything")));
         }
     }
 }

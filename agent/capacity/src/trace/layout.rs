@@ -48,6 +48,8 @@ pub(super) struct Columns {
     pub(super) labelled: bool,
     /// Each column but the time is a series, of which the sum counts.
     pub(super) wide: bool,
+    /// Nobody said so.
+    pub(super) wide_assumed: bool,
     /// Pending GPUs count.
     pub(super) counted: Counted,
     /// The last column that a row must have.
@@ -133,7 +135,8 @@ impl Layout {
             Some(preset) => preset,
             None => header.recognise()?,
         };
-        let columns = header.columns_of(preset, counted)?;
+        let mut columns = header.columns_of(preset, counted)?;
+        columns.wide_assumed = columns.wide && chosen.is_none();
         if preset == Preset::Jobs && chosen.is_none() && !columns.tells_gpus() {
             header.check_gpus(&columns)?;
         }
@@ -287,6 +290,7 @@ impl<'a> Header<'a> {
             units,
             labelled,
             wide,
+            wide_assumed: false,
             counted,
             last,
             width,

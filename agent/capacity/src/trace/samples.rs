@@ -67,14 +67,14 @@ impl Samples {
     ) -> Result<Self, Error> {
         let mut begun = Vec::new();
         for (rows, columns) in files {
-            if columns.wide && rows.header.len() > 2 {
+            if columns.wide_assumed {
                 reading.reports.warn(Kind::Assumed, &rows.file, rows.header_line(), || {
                     let series = (0..rows.header.len()).filter(|at| columns.of(Key::At) != Some(*at));
                     let names: Vec<String> =
                         series.take(SHOWN).map(|at| shown(rows.header[at].as_bytes())).collect();
                     let more = if rows.header.len() - 1 > SHOWN { ", …" } else { "" };
                     format!(
-                        "each column counts GPUs, and their sum is the demand: {}{more}",
+                        "each column counts GPUs, and their sum is the demand, as --preset grafana says: {}{more}",
                         names.join(", ")
                     )
                 })?;

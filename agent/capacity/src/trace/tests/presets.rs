@@ -189,9 +189,14 @@ fn grafanas_series_are_summed() {
     assert!(told[0].contains("vision (GPUs), {namespace=\"nlp\"}"), "{told:?}");
     assert_eq!((warnings.count(Kind::Assumed), warnings.count(Kind::BadNumber)), (1, 2));
     assert!(told[1].contains("first 0.csv:5"), "{told:?}");
-    // One series is no assumption; one of several can be named.
-    let single = "Time,sum(gpus)\n2023-11-14 22:13:20,4\n";
-    assert_eq!(demand(&[single]), (vec![(1.7e9, 4.0)], Warnings::default()));
+    // Nothing is assumed where it was said, and one of several can be named.
+    let single = b"Time,sum(gpus)\n2023-11-14 22:13:20,4\n";
+    let warned = |preset| {
+        let (samples, warnings) = demand_of(&Args { preset, ..Args::default() }, &[single]).unwrap();
+        assert_eq!(samples, [(1.7e9, 4.0)]);
+        warnings.count(Kind::Assumed)
+    };
+    assert_eq!((warned(None), warned(Some(crate::trace::Preset::Grafana))), (1, 0));
     let args = Args { columns: Some("gpus=b".parse().unwrap()), ..Args::default() };
     let (samples, warnings) = demand_of(&args, &[b"time,a,b\n60,1,7\n"]).unwrap();
     assert_eq!((samples, warnings), (vec![(60.0, 7.0)], Warnings::default()));
