@@ -182,7 +182,7 @@ impl Asked {
     pub(super) fn question(&self) -> anyhow::Result<Question> {
         let rates = self.rates()?;
         let (dedicated_per_gpu_hour, serverless_per_gpu_hour) =
-            (rates.dedicated_per_gpu_hour, rates.serverless_per_gpu_hour);
+            (rates.dedicated_per_gpu_hour, rates.least_serverless_per_gpu_hour());
         let (currency, notes) = (self.currency(&rates), rates.warnings);
         Ok(Question {
             currency,
@@ -384,9 +384,9 @@ fn prices_in_words(found: &Optimization, rates: &Rates) -> Option<String> {
         prices.push(format!("any other {}", number(rates.serverless_per_gpu_hour, 2)));
     }
     let mut words = format!(
-        "serverless prices differ by model ({}): replays pay for each job that of the cheapest model that will do; the bound, its curve and r are reckoned with {}",
+        "serverless prices differ by model ({}): replays pay for each job that of the cheapest model that will do; the bound, its curve and r are reckoned with the least of them, {}",
         prices.join(", "),
-        number(rates.serverless_per_gpu_hour, 2)
+        number(rates.least_serverless_per_gpu_hour(), 2)
     );
     let without = found.by_model.iter().filter(|class| {
         let models: Vec<Arc<str>> = class.models.iter().map(|model| Arc::from(model.as_str())).collect();

@@ -257,8 +257,9 @@ pub(super) fn by_model(
             question.shapes = fit;
         }
         let price = rates.serverless_of(&wanted);
-        if let Some(Some(at)) = price {
-            question.serverless_per_gpu_hour = rates.serverless_by_model[at].per_gpu_hour;
+        if let Some(of) = price {
+            let own = of.map(|at| rates.serverless_by_model[at].per_gpu_hour);
+            question.serverless_per_gpu_hour = own.unwrap_or(rates.serverless_per_gpu_hour);
         }
         let found = optimize(series?, &question)?;
         Ok(Class {

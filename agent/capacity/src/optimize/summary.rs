@@ -335,12 +335,15 @@ impl Flat {
 
 impl FlatWaits {
     fn in_words(self) -> String {
+        let (tried, within) = (self.tried, percent(self.within));
+        let (from, to) = (time(self.from_s), time(self.to_s));
+        if from == to {
+            return format!(
+                "of {tried} waits tried, no other than {from} costs within {within} of the least"
+            );
+        }
         format!(
-            "of {} waits tried, {} to {}, each with its own best machines, cost within {} of the least",
-            self.tried,
-            time(self.from_s),
-            time(self.to_s),
-            percent(self.within)
+            "of {tried} waits tried, {from} to {to}, each with its own best machines, cost within {within} of the least"
         )
     }
 }

@@ -115,7 +115,7 @@ impl Entry {
     /// `6.30,H100=9.80`: at most one without a model.
     fn parse(text: &str) -> Result<Vec<Self>, Error> {
         let wrong = |what: String| Error::Flag { flag: SERVERLESS, given: text.to_owned(), what };
-        let mut entries: BTreeMap<Option<String>, String> = BTreeMap::new();
+        let mut entries: BTreeMap<Option<String>, Self> = BTreeMap::new();
         for part in text.split(',') {
             let (model, price) = match part.split_once('=') {
                 Some((model, price)) => (Some(model.trim()), price.trim()),
@@ -129,24 +129,25 @@ impl Entry {
                 let of = model.map_or("models without one of their own".to_owned(), str::to_owned);
                 return Err(wrong(format!("two prices of {of}: give one")));
             }
-            entries.insert(key, price.to_owned());
+            entries.insert(key, Self { model: model.map(str::to_owned), price: price.to_owned() });
         }
-        Ok(entries.into_iter().map(|(model, price)| Self { model, price }).collect())
+        Ok(entries.into_values().collect())
     }
 }
 
 impl Prices {
     /// The cheapest serverless price of each model that has one.
     fn by_model(&self) -> Vec<Entry> {
-        let mut models: BTreeMap<String, &str> = BTreeMap::new();
+        let mut models = BTreeMap::new();
         for price in self.of_gpus(Kind::Serverless) {
             if let Some(model) = &price.model
                 && let Some(least) = self.of_model(Kind::Serverless, model)
             {
-                models.insert(model.to_ascii_lowercase(), &least.name);
+                let entry = Entry { model: Some(model.clone()), price: least.name.clone() };
+                models.insert(model.to_ascii_lowercase(), entry);
             }
         }
-        models.into_iter().map(|(model, name)| Entry { model: Some(model), price: name.to_owned() }).collect()
+        models.into_values().collect()
     }
 }
 
@@ -167,6 +168,13 @@ impl Rates {
         self.serverless_per_gpu_hour = per_gpu_hour;
         self.serverless_by_model.clear();
         self.serverless_of_others = true;
+    }
+
+    /// The least that a serverless GPU of any model costs.
+    pub fn least_serverless_per_gpu_hour(&self) -> f64 {
+        let by_model = self.serverless_by_model.iter().map(|price| price.per_gpu_hour);
+        let others = self.serverless_of_others.then_some(self.serverless_per_gpu_hour);
+        by_model.chain(others).fold(f64::INFINITY, f64::min)
     }
 
     /// Which serverless price is paid where one of `models` will do, or any where it is empty: the cheapest, as a place in [`Self::serverless_by_model`], or none for that of all other models. Nothing where none of them has
@@ -240,6 +248,8 @@ mod tests {
         let rates = rates("6.3,H100=9.8").unwrap();
         assert_eq!(paid(&rates, &["V100"]), Some(6.3));
         assert_eq!(paid(&rates, &["H100"]), Some(9.8));
+        assert!((rates.least_serverless_per_gpu_hour() - 6.3).abs() < 1e-12);
+        assert_eq!(rates.serverless_by_model[0].model, "H100", "as it was written");
         let mut single = rates;
         single.set_serverless(4.0);
         assert_eq!(paid(&single, &["H100"]), Some(4.0));
