@@ -164,7 +164,7 @@ async fn watch(args: &Telling, global: &Global) -> anyhow::Result<Outcome> {
 
 /// With colours where a terminal is that shows them.
 fn told(report: &Report, format: Format) -> anyhow::Result<Vec<u8>> {
-    let tables = report.tables();
+    let tables = if format == Format::Table { report.brief_tables() } else { report.tables() };
     let mut text = Vec::new();
     output::print_within(&mut text, format, report, &tables, terminal::columns())
         .context("can't print the report")?;

@@ -87,6 +87,12 @@ impl Obstacles<'_> {
         self.short.is_empty() && self.only_short()
     }
 
+    /// It could go there if enough were free, and if other pods were elsewhere.
+    pub(super) fn minds_others(&self) -> bool {
+        let others = self.port.is_some() || self.apart.is_some() || self.lonely || self.uneven;
+        others && Obstacles { port: None, apart: None, lonely: false, uneven: false, ..*self }.only_short()
+    }
+
     /// Nothing but what the admin has set keeps it off: a cordon, or a taint.
     pub(super) fn only_kept_off(&self) -> bool {
         (self.cordoned || self.taint.is_some()) && Obstacles { cordoned: false, taint: None, ..*self }.none()

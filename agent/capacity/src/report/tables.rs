@@ -1,24 +1,29 @@
 //! The report as tables.
 
+use std::collections::HashMap;
+
 use super::{
-    Holder, Pool, Report, VirtualNode, Waiting,
+    Holder, Pool, Report, Stranded, VirtualNode, Waiting,
     pools::float,
     quantity::{bytes, cores},
-    words::lasting,
+    words::{few, lasting},
 };
 use crate::output::{Column, Table};
 
 impl Report {
     /// What an admin should see first stands first; what is empty is left out.
     pub fn tables(&self) -> Vec<Table> {
-        let tables = [
-            self.pools(),
-            self.virtual_nodes(),
-            self.holders(),
-            self.strandings(),
-            self.waits(),
-            self.gaps(),
-        ];
+        self.tables_with(self.strandings())
+    }
+
+    /// The same, with machines alike in one line.
+    pub fn brief_tables(&self) -> Vec<Table> {
+        self.tables_with(self.brief_strandings())
+    }
+
+    fn tables_with(&self, strandings: Table) -> Vec<Table> {
+        let tables =
+            [self.pools(), self.virtual_nodes(), self.holders(), strandings, self.waits(), self.gaps()];
         tables.into_iter().filter(|table| !table.rows.is_empty()).collect()
     }
 
@@ -113,6 +118,32 @@ impl Report {
                 })
                 .collect(),
         }
+    }
+
+    fn brief_strandings(&self) -> Table {
+        let mut alike: Vec<Vec<&Stranded>> = Vec::new();
+        let mut places: HashMap<_, usize> = HashMap::new();
+        for one in &self.stranded {
+            let key = (&one.resource, one.devices, one.free, &one.why);
+            let place = *places.entry(key).or_insert(alike.len());
+            if place == alike.len() {
+                alike.push(Vec::new());
+            }
+            alike[place].push(one);
+        }
+        let row = |all: Vec<&Stranded>| {
+            let sum = |of: fn(&Stranded) -> i64| all.iter().map(|one| of(one)).fold(0, i64::saturating_add);
+            let first = all.first()?;
+            let why = if all.len() > 1 { format!("on each: {}", first.why) } else { first.why.clone() };
+            Some(vec![
+                few(all.iter().map(|one| one.node.as_str())),
+                first.resource.clone(),
+                sum(|one| one.devices).to_string(),
+                sum(|one| one.free).to_string(),
+                why,
+            ])
+        };
+        Table { rows: alike.into_iter().filter_map(row).collect(), ..self.strandings() }
     }
 
     fn gaps(&self) -> Table {

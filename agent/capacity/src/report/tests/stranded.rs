@@ -91,6 +91,23 @@ status:
     );
 }
 
+#[test]
+fn machines_alike_are_one_line_where_people_read() {
+    let scene = Scene::new()
+        .machine("gpu-1", 2, "")
+        .machine("gpu-2", 2, "")
+        .pod("a", "gpu-1", "nvidia.com/gpu: 1", "")
+        .pod("b", "gpu-2", "nvidia.com/gpu: 1", "")
+        .pod("waits", "", "nvidia.com/gpu: 2", "");
+    let report = scene.report();
+    let mut brief = Vec::new();
+    output::print(&mut brief, Format::Csv, &report, &report.brief_tables()).unwrap();
+    let brief = String::from_utf8(brief).unwrap();
+    let line = "\ngpu-1 and gpu-2,nvidia.com/gpu,2,2,\"on each: 1 free on this machine, and pods that wait ask for 2\"\n";
+    assert!(brief.contains(line), "{brief}");
+    assert_eq!(report.stranded.len(), 2);
+}
+
 /// A machine of eight whose free GPUs are in groups, and a pod that asks for so many and may not start yet.
 fn grouped(groups: &str, taken: u32, asks: u32) -> Scene {
     let machine = format!(

@@ -194,6 +194,15 @@ fn of_several_affinities_one_pod_has_to_fit_all() {
 }
 
 #[test]
+fn machines_that_other_pods_forbid_are_not_among_those_that_are_full() {
+    let apart = "  affinity: {podAntiAffinity: {requiredDuringSchedulingIgnoredDuringExecution: [{topologyKey: kubernetes.io/hostname, labelSelector: {matchLabels: {app: holder}}}]}}";
+    let why = scattered().pod("waits", "", "nvidia.com/gpu: 2", apart).why();
+    let told =
+        "asks for 2 GPUs: 1 of 4 is free; what it says of other pods, or they of it, allows 1 of 2 machines";
+    assert!(why.starts_with(told), "{why}");
+}
+
+#[test]
 fn pods_that_start_together_are_told_how_many_fit() {
     let gang = |running: i64, said: Option<&str>| {
         let mut scene = scattered().pod("waits", "", "nvidia.com/gpu: 1", "  schedulerName: volcano");

@@ -428,16 +428,7 @@ impl Question<'_> {
             };
             (Reason::Full, format!("asks for {what}: {none} of {all} {verb} free"))
         };
-        if !own.is_empty() && spots.iter().any(|(machine, found)| found.unselected && !machine.is_virtual()) {
-            why = format!(
-                "{why}; its node selector or affinity allows only {}",
-                few(own.iter().map(|(machine, _)| &*machine.node.name))
-            );
-        }
-        if spots.iter().any(|(_, found)| found.unreached) {
-            let reached = own.iter().map(|(machine, _)| &*machine.node.name);
-            why = format!("{why}; what it claims can only be reached from {}", few(reached));
-        }
+        why.push_str(&narrowed(&own, spots));
         for (machine, found) in &rented {
             let short = found
                 .short
@@ -470,6 +461,28 @@ impl Question<'_> {
         }
         Answer { reason, why, starts_if }
     }
+}
+
+/// Why only these machines are looked at, where there are more.
+fn narrowed(own: &[&&Spot<'_>], spots: &[Spot<'_>]) -> String {
+    let mut told = String::new();
+    let names = || few(own.iter().map(|(machine, _)| &*machine.node.name));
+    let others = || spots.iter().filter(|(machine, _)| !machine.is_virtual());
+    if !own.is_empty() && others().any(|(_, found)| found.unselected) {
+        told = format!("; its node selector or affinity allows only {}", names());
+    }
+    if spots.iter().any(|(_, found)| found.unreached) {
+        told = format!("{told}; what it claims can only be reached from {}", names());
+    }
+    let barred = others().filter(|(_, found)| found.minds_others()).count();
+    if barred > 0 && !own.is_empty() {
+        let all = own.len() + barred;
+        told = format!(
+            "{told}; what it says of other pods, or they of it, allows {} of {all} machines",
+            own.len()
+        );
+    }
+    told
 }
 
 fn amount_of(resource: ResourceId, free: i64) -> String {
