@@ -334,7 +334,8 @@ impl Flat {
 }
 
 impl FlatWaits {
-    fn in_words(self) -> String {
+    /// Behind what it is called.
+    pub(crate) fn in_words(self) -> String {
         let (tried, within) = (self.tried, percent(self.within));
         let (from, to) = (time(self.from_s), time(self.to_s));
         if from == to {

@@ -99,7 +99,7 @@ fn facts(found: &Simulation) -> Vec<Fact> {
             format!(
                 "{}on average; p95 {}, longest {}",
                 beside(found.wait.mean_error_s, time),
-                time(found.wait.p95_s),
+                sure(found.wait.p95_s, found.wait.p95_error_s, time),
                 time(found.wait.max_s)
             ),
         ),
@@ -217,8 +217,12 @@ fn waits(found: &Simulation) -> Section {
     ];
     let at_once =
         found.wait_curve.first().filter(|point| point.wait_s <= 0.0).map_or(0.0, |point| point.share);
-    let row = |name: &str, of: fn(&Waits) -> f64| {
-        vec![name.to_owned(), time(of(&found.wait)), time(of(&found.waited))]
+    let row = |name: &str, of: fn(&Waits) -> (f64, Option<f64>)| {
+        let known = |waits: &Waits| {
+            let (wait_s, error_s) = of(waits);
+            sure(wait_s, error_s, time)
+        };
+        vec![name.to_owned(), known(&found.wait), known(&found.waited)]
     };
     Section {
         name: "How long jobs wait".to_owned(),
@@ -248,16 +252,12 @@ fn waits(found: &Simulation) -> Section {
                 Column::number("THOSE THAT WAITED"),
             ],
             rows: vec![
-                vec![
-                    "mean".to_owned(),
-                    sure(found.wait.mean_s, found.wait.mean_error_s, time),
-                    sure(found.waited.mean_s, found.waited.mean_error_s, time),
-                ],
-                row("median", |waits| waits.p50_s),
-                row("p90", |waits| waits.p90_s),
-                row("p95", |waits| waits.p95_s),
-                row("p99", |waits| waits.p99_s),
-                row("longest", |waits| waits.max_s),
+                row("mean", |waits| (waits.mean_s, waits.mean_error_s)),
+                row("median", |waits| (waits.p50_s, waits.p50_error_s)),
+                row("p90", |waits| (waits.p90_s, waits.p90_error_s)),
+                row("p95", |waits| (waits.p95_s, waits.p95_error_s)),
+                row("p99", |waits| (waits.p99_s, waits.p99_error_s)),
+                row("longest", |waits| (waits.max_s, None)),
             ],
         },
         ..Section::default()
@@ -429,7 +429,7 @@ fn policy(found: &Simulation) -> Section {
     Section {
         heading: "What was simulated".to_owned(),
         text: vec![
-            "The words are those of the command line; the same seed gives the same result again. What stands behind ± is one standard error: how far the mean of another such time may be off; twice that holds it 19 times in 20.".to_owned(),
+            "The words are those of the command line; the same seed gives the same result again. What stands behind ± is one standard error: how far the mean, or the percentile, of another such time may be off; twice that holds it 19 times in 20.".to_owned(),
         ],
         table: Table {
             title: String::new(),

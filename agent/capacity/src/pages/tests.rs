@@ -10,7 +10,7 @@ use super::{
 use crate::{
     demand,
     job::{Demand, Job, Request},
-    optimize::{Flat, Later, Objective, Question, Search, Shape, Trial},
+    optimize::{Flat, FlatWaits, Later, Objective, Question, Search, Shape, Trial},
     policy::{Burst, Policy},
     pool::Pool,
     price::{Currency, Rates},
@@ -157,7 +157,7 @@ fn a_search_by_replaying_jobs() {
         exact: true,
         best: Some(best.clone()),
         flat: Some(Flat { within: 0.01, from_gpus: 24, to_gpus: 32 }),
-        flat_waits: None,
+        flat_waits: Some(FlatWaits { within: 0.01, from_s: 600.0, to_s: 1800.0, tried: 4 }),
         stays_best: None,
         interval: None,
         later: Some(Later {
@@ -180,6 +180,7 @@ fn a_search_by_replaying_jobs() {
     assert_eq!(
         section.text,
         [
+            "Waits before bursting: of 4 waits tried, 10 min to 30 min, each with its own best machines, cost within 1 % of the least.",
             "Advised on the first half of the time, 24 GPUs cost 30.00 c_d/h in the second: 7 % more than the best there, 32 GPUs; 95 % of its jobs started within 9 min."
         ]
     );
@@ -205,7 +206,8 @@ fn a_search_by_replaying_jobs() {
     assert_eq!(rows[4], ["16", "all-wait", "–", "16.00", "no"]);
 
     // Nothing that was tried keeps to the limit: there is no plot, and the page still tells what was tried.
-    found.search = Some(Search { best: None, flat: None, today: None, later: None, ..search });
+    found.search =
+        Some(Search { best: None, flat: None, flat_waits: None, today: None, later: None, ..search });
     let page = optimize::page(&found, "jobs.csv", at());
     checked("optimize-search-nothing", &page);
     assert!(page.sections[0].heading.ends_with("nothing that was tried"), "{}", page.sections[0].heading);
@@ -236,12 +238,9 @@ fn replayed(jobs: u32, gpus: u32, burst: Burst) -> Simulation {
 
 #[test]
 fn a_simulation() {
-    let page = simulate::page(
-        &replayed(2400, 112, Burst::Wait),
-        "jobs.csv",
-        &["3 rows were left out".to_owned()],
-        at(),
-    );
+    let mut found = replayed(2400, 112, Burst::Wait);
+    found.wait.p95_error_s = Some(120.0);
+    let page = simulate::page(&found, "jobs.csv", &["3 rows were left out".to_owned()], at());
     let html = checked("simulate", &page);
     assert_eq!(page.sections.iter().filter(|section| section.plot.is_some()).count(), 4);
     assert!(html.contains("&lt;/script&gt;&lt;img") && html.contains("are free, but of no use"));
@@ -250,6 +249,9 @@ fn a_simulation() {
     assert!(page.facts[1].detail.starts_with("± "), "{}", page.facts[1].detail);
     let mean = &page.sections[1].table.rows[0];
     assert!(mean[1].contains(" ± ") && mean[2].contains(" ± "), "{mean:?}");
+    let p95 = &page.sections[1].table.rows[3];
+    assert_eq!((p95[0].as_str(), p95[1].as_str()), ("p95", "30 min ± 2 min"));
+    assert!(page.facts[1].detail.contains("p95 30 min ± 2 min"), "{}", page.facts[1].detail);
     let policy = &page.sections.last().unwrap().table.rows;
     let of = |name: &str| policy.iter().find(|row| row[0] == name).map(|row| row[1].as_str());
     assert_eq!(

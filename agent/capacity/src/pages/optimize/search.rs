@@ -114,7 +114,12 @@ pub(super) fn section(found: &Optimization, search: &Search) -> Section {
             Some(best) => format!("{}: {}", wanted(found, search), gpus(best.gpus)),
             None => format!("{}: nothing that was tried", wanted(found, search)),
         },
-        text: search.later.iter().map(|later| said_later(found, later)).collect(),
+        text: search
+            .flat_waits
+            .iter()
+            .map(|flat| format!("Waits before bursting: {}.", flat.in_words()))
+            .chain(search.later.iter().map(|later| said_later(found, later)))
+            .collect(),
         plot: best.map(|_| Plot {
             caption: "Cost per hour by number of GPUs owned and way of bursting, by replaying the jobs. What does not keep to the limit is in the table alone."
                 .to_owned(),
