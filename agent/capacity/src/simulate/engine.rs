@@ -51,6 +51,8 @@ pub(super) struct Engine<'a> {
     pub(super) rent: Rent,
     /// Jobs that would go to serverless machines, were there no cap.
     pub(super) held: BTreeSet<(Key, u32)>,
+    /// One of them started on dedicated machines: who was behind it may have its turn.
+    pub(super) passed: bool,
     pub(super) provider: Dice,
     pub(super) tally: Tally,
     pub(super) forecast: Option<Forecast>,
@@ -92,6 +94,7 @@ impl<'a> Engine<'a> {
             serverless_pods: 0,
             rent: Rent::new(pool, policy, rates),
             held: BTreeSet::new(),
+            passed: false,
             provider: Dice::new(options.seed, Stream::Provider),
             tally: Tally::new(options, rates),
             forecast: policy.any_burst(|burst| burst == Burst::ShortWait).then(|| Forecast::new(gpus)),
@@ -328,6 +331,7 @@ impl<'a> Engine<'a> {
             self.departures.push(Reverse((end_s.to_bits(), run, number)));
         }
         if self.jobs[id].waiting == 0 {
+            self.passed |= self.jobs[id].held && !is_rented && self.policy.backfill != Backfill::Greedy;
             self.leave_queue(id);
             if self.policy.preemption == Preemption::Off {
                 self.settle(id);

@@ -17,14 +17,20 @@ const LOOK_AHEAD: usize = 500;
 impl Engine<'_> {
     /// Looks at the queue until nothing more starts.
     pub(super) fn settle_queue(&mut self) {
-        while std::mem::take(&mut self.look) {
-            match self.policy.backfill {
-                Backfill::Greedy => self.greedy(),
-                Backfill::Never => {
-                    self.in_order();
+        loop {
+            while std::mem::take(&mut self.look) {
+                match self.policy.backfill {
+                    Backfill::Greedy => self.greedy(),
+                    Backfill::Never => {
+                        self.in_order();
+                    }
+                    Backfill::Easy => self.easy(),
                 }
-                Backfill::Easy => self.easy(),
             }
+            if !std::mem::take(&mut self.passed) {
+                break;
+            }
+            self.rent_to_held();
         }
         self.changed.clear();
     }

@@ -134,6 +134,23 @@ fn held_jobs_take_dedicated_machines_that_become_free() {
 }
 
 #[test]
+fn who_is_held_behind_a_job_that_starts_has_its_turn() {
+    let pods = |pods, job| Job { pods, ..job };
+    let pair = Job { gang: true, ..pods(2, job(4, 2.0, 50.0, 1)) };
+    let jobs = [
+        job(1, 0.0, 10.0, 2),
+        pods(2, job(2, 1.0, 100.0, 1)),
+        job(3, 1.0, 4.0, 1),
+        pair,
+        // It fits no machine here, and behind the pair there is no serverless one left for it.
+        job(5, 3.0, 1.0, 4),
+    ];
+    let policy = Policy { max_burst_pods: Some(3), backfill: Backfill::Never, ..Policy::default() };
+    let result = replay(jobs, &Pool::of_gpus(1, 2), &policy);
+    assert_eq!(waits(&result), [(4, 8.0), (5, 7.0)]);
+}
+
+#[test]
 fn a_provider_that_fails_is_asked_again() {
     let jobs: Vec<Job> = (1..=200).map(|line| single(line, 0.0, 10.0)).collect();
     let policy = Policy { failure_rate: 0.5, retry_s: 30.0, ..Policy::default() };
