@@ -8,6 +8,7 @@ mod capacity_history;
 mod capacity_pages;
 mod capacity_prometheus;
 mod capacity_reasons;
+mod capacity_waits;
 mod chart;
 mod clock;
 mod cluster;
@@ -96,6 +97,7 @@ fn main() -> ExitCode {
         capacity_prometheus::TESTS,
         capacity::TESTS,
         capacity_reasons::TESTS,
+        capacity_waits::TESTS,
         recovery::TESTS,
         vk_chaos::TESTS,
     ]

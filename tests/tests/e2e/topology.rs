@@ -8,6 +8,7 @@ use spillway_tests::standin::GpuStandin;
 
 use crate::{
     Test,
+    capacity_waits::{stranded, wants_two},
     harness::{DEDICATED, Namespace, Pool, replace_agent},
 };
 
@@ -135,6 +136,12 @@ fn aligned_or_refused(pool: &Pool) -> anyhow::Result<()> {
     namespace.wait_phase("torn", "Failed")?;
     let reason = namespace.field("pod", "torn", ".status.reason")?;
     ensure!(reason == "TopologyAffinityError", "two GPUs of two nodes: {reason}");
+    // A report reads the policy, and says what it makes of GPUs that nobody has.
+    wants_two(&namespace)?;
+    let why = stranded(pool, "numa", 2)?;
+    let expected = "at most 1 of 2 free are on one NUMA node, and the machine's kubelet refuses pods that need several (its Topology Manager's policy is single-numa-node)";
+    ensure!(why == expected, "{why}");
+    namespace.kubectl(&["delete", "pod", "pair"])?;
 
     pod(&namespace, "aligned", &on_second.len().to_string(), 1)?;
     namespace.wait_phase("aligned", "Running")?;
