@@ -1,4 +1,4 @@
-//! Bytes of a file or of standard input, decompressed by what they begin with, whatever the file is called.
+//! Bytes of a file or of standard input, decompressed by what they begin with, whatever the file is called, and made UTF-8.
 
 use std::{
     fs::File,
@@ -57,10 +57,9 @@ pub(super) fn decompress(bytes: impl Read + Send + 'static, file: &str) -> Resul
     let kind = Kind::of(&begin);
     let bytes = BufReader::with_capacity(BUFFER, Cursor::new(begin).chain(bytes));
     match kind {
-        Kind::Gzip => Ok(Box::new(MultiGzDecoder::new(bytes))),
-        Kind::Zstd => Ok(Box::new(Zstd::new(bytes))),
-        Kind::Plain => Ok(Box::new(bytes)),
-        Kind::Utf16 { little } => Ok(Box::new(Utf16 { bytes, little, text: Cursor::default() })),
+        Kind::Gzip => Ok(Box::new(Text::of(MultiGzDecoder::new(bytes)))),
+        Kind::Zstd => Ok(Box::new(Text::of(Zstd::new(bytes)))),
+        Kind::Plain => Ok(Box::new(Text::of(bytes))),
         Kind::Other(what) => format(what),
     }
 }
@@ -69,7 +68,6 @@ enum Kind {
     Plain,
     Gzip,
     Zstd,
-    Utf16 { little: bool },
     Other(&'static str),
 }
 
@@ -83,8 +81,6 @@ impl Kind {
             [b'B', b'Z', b'h', ..] => Self::Other("compressed with bzip2"),
             [0xfd, b'7', b'z', b'X', b'Z', ..] => Self::Other("compressed with xz"),
             [b'P', b'A', b'R', b'1', ..] => Self::Other("a Parquet file"),
-            [0xff, 0xfe, ..] => Self::Utf16 { little: true },
-            [0xfe, 0xff, ..] => Self::Utf16 { little: false },
             [b'S', b'Q', b'L', b'i', b't', b'e', ..] => Self::Other("an SQLite database"),
             [0x7f, b'E', b'L', b'F', ..] => Self::Other("a program"),
             _ => Self::Plain,
@@ -109,38 +105,52 @@ impl<R: Read> Read for Counted<R> {
     }
 }
 
-/// Text in UTF-16, as Excel and Windows' shell write it, in UTF-8. What isn't UTF-16 is replaced.
-struct Utf16<R> {
+/// Text in UTF-16, as Excel and Windows' shell write it, in UTF-8; all else as it is. What isn't UTF-16 is replaced.
+struct Text<R> {
     bytes: R,
-    little: bool,
+    begun: bool,
+    /// How it reads UTF-16.
+    unit: Option<fn([u8; 2]) -> u16>,
     /// What was read and not taken yet.
-    text: Cursor<Vec<u8>>,
+    ready: Cursor<Vec<u8>>,
 }
 
-impl<R: Read> Read for Utf16<R> {
+impl<R> Text<R> {
+    fn of(bytes: R) -> Self {
+        Self { bytes, begun: false, unit: None, ready: Cursor::default() }
+    }
+}
+
+impl<R: Read> Read for Text<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if !std::mem::replace(&mut self.begun, true) {
+            let mut begin = Vec::new();
+            (&mut self.bytes).take(2).read_to_end(&mut begin)?;
+            match begin[..] {
+                [0xff, 0xfe] => self.unit = Some(u16::from_le_bytes),
+                [0xfe, 0xff] => self.unit = Some(u16::from_be_bytes),
+                _ => self.ready = Cursor::new(begin),
+            }
+        }
         loop {
-            let length = self.text.read(buffer)?;
+            let length = self.ready.read(buffer)?;
             if length > 0 || buffer.is_empty() {
                 return Ok(length);
             }
+            let Some(unit) = self.unit else { return self.bytes.read(buffer) };
             let mut raw = Vec::new();
             (&mut self.bytes).take(BUFFER as u64).read_to_end(&mut raw)?;
             if raw.is_empty() {
                 return Ok(0);
             }
-            let unit = |pair: &[u8]| match *pair {
-                [first, second] if self.little => u16::from_le_bytes([first, second]),
-                [first, second] => u16::from_be_bytes([first, second]),
-                // Half a unit at the end of the file.
-                _ => 0xfffd,
-            };
+            // Half a unit may stand at the end of the file.
+            let unit = |pair: &[u8]| pair.try_into().map_or(0xfffd, unit);
             if raw.chunks(2).next_back().map(unit).is_some_and(|last| (0xd800..0xdc00).contains(&last)) {
                 (&mut self.bytes).take(2).read_to_end(&mut raw)?;
             }
             let characters = char::decode_utf16(raw.chunks(2).map(unit));
             let text: String = characters.map(|known| known.unwrap_or(char::REPLACEMENT_CHARACTER)).collect();
-            self.text = Cursor::new(text.into_bytes());
+            self.ready = Cursor::new(text.into_bytes());
         }
     }
 }

@@ -334,6 +334,9 @@ fn text_in_utf_16_is_read() {
         let encoded: Vec<u8> = bom.into_iter().chain(text.encode_utf16().flat_map(bytes)).collect();
         let (jobs, warnings) = jobs_of(&Args::default(), &[&encoded]).unwrap();
         assert_eq!((jobs.len(), &*jobs[0].owner, warnings), (1, "f\u{fc}r \u{1f600}", Warnings::default()));
+        let packed =
+            ruzstd::encoding::compress_to_vec(&*encoded, ruzstd::encoding::CompressionLevel::Fastest);
+        assert_eq!(jobs_of(&Args::default(), &[&packed]).unwrap().0, jobs);
         // Cut in the midst of a character.
         assert!(jobs_of(&Args::default(), &[&encoded[..encoded.len() - 7]]).is_ok());
     }
