@@ -1,11 +1,14 @@
 //! Tables as kubectl prints them, and the same values as JSON, YAML and CSV.
 
-use std::io::{self, BufWriter, StdoutLock, Write};
+use std::{
+    fmt::Write as _,
+    io::{self, BufWriter, IsTerminal as _, StdoutLock, Write},
+};
 
 use serde::Serialize;
 use unicode_width::UnicodeWidthStr as _;
 
-use crate::terminal::printable;
+use crate::terminal::{is_unsafe, printable};
 
 /// `-o`: how a result is printed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -136,12 +139,12 @@ pub fn print_within(
 ) -> io::Result<()> {
     match format {
         Format::Json => {
-            serde_json::to_writer_pretty(&mut *out, value)?;
-            writeln!(out)?;
+            let text = serde_json::to_string_pretty(value)?;
+            writeln!(out, "{}", escaped(&text))?;
         }
         Format::Yaml => {
             let text = serde_saphyr::to_string(value).map_err(io::Error::other)?;
-            out.write_all(text.as_bytes())?;
+            for_eyes_or_machines(out, &text)?;
         }
         Format::Table | Format::Wide => {
             for (index, table) in tables.iter().enumerate() {
@@ -152,15 +155,43 @@ pub fn print_within(
             }
         }
         Format::Csv => {
+            let mut text = Vec::new();
             for (index, table) in tables.iter().enumerate() {
                 if index > 0 {
-                    writeln!(out)?;
+                    writeln!(text)?;
                 }
-                comma_separated(out, table)?;
+                comma_separated(&mut text, table)?;
             }
+            for_eyes_or_machines(out, &String::from_utf8_lossy(&text))?;
         }
     }
     out.flush()
+}
+
+/// Machines get a text as it is; a terminal gets no control character but the ends of lines.
+fn for_eyes_or_machines(out: &mut dyn Write, text: &str) -> io::Result<()> {
+    let shown = if io::stdout().is_terminal() { visible(text) } else { text.to_owned() };
+    out.write_all(shown.as_bytes())
+}
+
+fn visible(text: &str) -> String {
+    text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
+}
+
+/// JSON in which no control character is left, and none that changes the direction of text: it means the same.
+fn escaped(json: &str) -> String {
+    let mut escaped = String::with_capacity(json.len());
+    for character in json.chars() {
+        if character != '\n' && is_unsafe(character) {
+            let mut units = [0; 2];
+            for unit in character.encode_utf16(&mut units) {
+                let _ = write!(escaped, "\\u{unit:04x}");
+            }
+        } else {
+            escaped.push(character);
+        }
+    }
+    escaped
 }
 
 /// Between columns, as kubectl has it.
@@ -280,7 +311,7 @@ fn inert(cell: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Column, Format, Table, alone, print, print_within};
+    use super::{Column, Format, Table, alone, print, print_within, visible};
 
     fn table() -> Table {
         Table {
@@ -338,6 +369,17 @@ mod tests {
         assert!(within(60).contains("NAME             MODEL"), "{}", within(60));
         // No place at all is no reason to say nothing.
         assert!(within(0).contains("nvidia.com/gpu"));
+    }
+
+    #[test]
+    fn no_escape_code_passes_to_a_terminal() {
+        let mut out = Vec::new();
+        let name = "a\u{1b}[2J\u{9b}31m\u{202e}\n模";
+        print(&mut out, Format::Json, &name, &[]).unwrap();
+        let json = String::from_utf8(out).unwrap();
+        assert_eq!(json, "\"a\\u001b[2J\\u009b31m\\u202e\\n模\"\n");
+        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), name);
+        assert_eq!(visible("name\na\u{1b}[2J,8\n"), "name\na\\u{1b}[2J,8\n");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 pub fn printable(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
     for character in text.chars() {
-        if character.is_control() || changes_direction(character) {
+        if is_unsafe(character) {
             let _ = write!(clean, "\\u{{{:x}}}", u32::from(character));
         } else {
             clean.push(character);
@@ -21,8 +21,10 @@ pub fn printable(text: &str) -> String {
     clean
 }
 
-fn changes_direction(character: char) -> bool {
-    matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}')
+/// Whether a terminal does something else with it than to show it.
+pub fn is_unsafe(character: char) -> bool {
+    let turns = matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}');
+    character.is_control() || turns
 }
 
 /// How many columns standard output has; without end where it is no terminal.
