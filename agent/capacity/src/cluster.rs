@@ -143,8 +143,8 @@ pub fn namespaces(global: Global, within: Duration) -> Vec<String> {
 /// What is read.
 #[derive(Default)]
 pub struct Reading {
-    /// Whether to ask who uses what.
-    pub usage: bool,
+    /// Where to ask who uses what, if at all: [without retries](connect_without_retries), for a report can do without those who tell.
+    pub usage: Option<Client>,
     /// The namespace that matters, where one does: all are read where that is allowed, for the others hold machines, too.
     pub namespace: Option<String>,
     /// Who else is asked for use.
@@ -163,7 +163,7 @@ pub async fn read(client: &Client, reading: &Reading) -> Result<Snapshot, Error>
     snapshot.lists_s = begun.elapsed().as_secs_f64();
     let begun = Instant::now();
     causes::read(client, &mut snapshot, &may).await;
-    if reading.usage {
+    if let Some(client) = &reading.usage {
         usage::read(client, &mut snapshot, &sources, &may, reading.prometheus.as_ref()).await;
     }
     snapshot.beside_s = begun.elapsed().as_secs_f64();

@@ -85,7 +85,7 @@ pub async fn follow(
                 if asked.is_none_or(|asked| asked.elapsed() >= ASK_EVERY) {
                     snapshot.beside.not_seen.clone_from(&gaps.beside.not_seen);
                     causes::read(client, &mut snapshot, &may).await;
-                    if reading.usage {
+                    if let Some(client) = &reading.usage {
                         let all = state.sources.values().flat_map(Sources::iter).cloned().collect();
                         usage::read(client, &mut snapshot, &all, &may, reading.prometheus.as_ref()).await;
                     }

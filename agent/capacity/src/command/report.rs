@@ -123,7 +123,7 @@ impl Args {
 
     async fn reading(&self, global: &Global) -> anyhow::Result<Reading> {
         Ok(Reading {
-            usage: !self.no_usage,
+            usage: if self.no_usage { None } else { Some(cluster::connect_without_retries(global).await?) },
             namespace: global.namespace.clone(),
             prometheus: self.prometheus.transport(global).await?,
         })
