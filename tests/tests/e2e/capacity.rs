@@ -69,7 +69,7 @@ fn contains(text: &str, parts: &[&str]) -> anyhow::Result<()> {
 }
 
 /// Waits until both GPUs are there, and the pods of earlier tests have let go of them.
-fn free_gpus(pool: &Pool) -> anyhow::Result<()> {
+pub(crate) fn free_gpus(pool: &Pool) -> anyhow::Result<()> {
     wait_gpus(pool, 2)?;
     wait("the pods of earlier tests to let go of GPUs", || {
         let report = json(pool, &[])?;

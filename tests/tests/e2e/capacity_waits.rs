@@ -7,7 +7,7 @@ use spillway_tests::standin::GpuStandin;
 
 use crate::{
     Test,
-    capacity::json,
+    capacity::{free_gpus, json},
     harness::{DEDICATED, Namespace, Pool, replace_agent, wait, wait_gpus},
 };
 
@@ -75,7 +75,7 @@ fn says(found: &Value, why: &str) -> anyhow::Result<()> {
 }
 
 fn gangs(pool: &Pool) -> anyhow::Result<()> {
-    wait_gpus(pool, 2)?;
+    free_gpus(pool)?;
     let definitions: String = DEFINED.map(|(group, version, kind)| definition(group, version, kind)).concat();
     pool.cluster.apply(&definitions)?;
     let outcome = in_gangs(pool);
@@ -167,7 +167,7 @@ status: {conditions: [{type: QuotaReserved, status: 'False', reason: Pending, me
 }
 
 fn preempting(pool: &Pool) -> anyhow::Result<()> {
-    wait_gpus(pool, 2)?;
+    free_gpus(pool)?;
     let class = "apiVersion: scheduling.k8s.io/v1\nkind: PriorityClass\nmetadata: {name: spillway-test-first}\nvalue: 1000\n";
     pool.cluster.apply(class)?;
     let namespace = pool.namespace("preempting")?;
@@ -306,7 +306,7 @@ impl Drop for Linked<'_> {
 }
 
 fn unconnected(pool: &Pool) -> anyhow::Result<()> {
-    wait_gpus(pool, 2)?;
+    free_gpus(pool)?;
     let namespace = pool.namespace("unconnected")?;
     let gpus = GpuStandin::at(&pool.cluster.machine(DEDICATED)?.path("/opt/spillway-standin"));
     let (path, major, minor) = GpuStandin::device_node(2);

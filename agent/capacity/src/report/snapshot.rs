@@ -93,6 +93,8 @@ pub struct Pod {
     pub phase: Phase,
     /// Whether it was told to end.
     pub ending: bool,
+    /// Whether the scheduler told it so, for another of higher priority.
+    pub preempted: bool,
     /// When it was made.
     pub created: Option<Timestamp>,
     /// Since when it has its node.

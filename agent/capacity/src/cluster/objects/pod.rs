@@ -203,6 +203,11 @@ impl Pod {
         let group = self.pod_group().map(|name| names.word(&name));
         let claims = self.claims(names);
         let conditions = self.status.conditions.unwrap_or_default();
+        let preempted = conditions.iter().any(|condition| {
+            condition.kind == "DisruptionTarget"
+                && condition.status == "True"
+                && condition.reason.as_deref() == Some("PreemptionByScheduler")
+        });
         let scheduled = conditions.into_iter().find(|condition| condition.kind == "PodScheduled");
         let node = self.spec.node_name.as_deref().filter(|name| !name.is_empty());
         let node = node.map(|name| names.word(name));
@@ -225,6 +230,7 @@ impl Pod {
             node,
             phase,
             ending: metadata.deletion_timestamp.is_some(),
+            preempted,
             created: metadata.creation_timestamp.map(|time| time.0),
             requests,
             stands,

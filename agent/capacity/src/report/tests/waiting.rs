@@ -91,6 +91,26 @@ fn who_is_idle_is_asked_first_and_who_is_ending_even_before() {
 }
 
 #[test]
+fn only_those_that_the_scheduler_ends_are_preempted() {
+    let ending = |name: &str, conditions: &str| {
+        format!(
+            "metadata: {{name: {name}, namespace: team, deletionTimestamp: '2026-11-22T11:00:00Z'}}
+spec: {{nodeName: gpu-1, containers: [{{name: main, resources: {{requests: {{nvidia.com/gpu: 2}}}}}}]}}
+status: {{phase: Running, conditions: [{conditions}]}}
+"
+        )
+    };
+    let marked = "{type: DisruptionTarget, status: 'True', reason: PreemptionByScheduler}";
+    let first = "metadata: {name: first, namespace: team}
+spec: {priority: 1000, containers: [{name: main, resources: {requests: {nvidia.com/gpu: 2}}}]}
+status: {phase: Pending, nominatedNodeName: gpu-1}
+";
+    let scene = Scene::new().machine("gpu-1", 4, "").raw_pod(&ending("victim", marked));
+    let report = scene.raw_pod(&ending("leaves", "")).raw_pod(first).report();
+    assert_eq!(report.waiting[0].why, "team/victim, of lower priority, is being ended on gpu-1 for it");
+}
+
+#[test]
 fn what_is_claimed_and_not_there_is_the_reason() {
     use super::snapshot::{ClaimName, ClaimOf, ClaimState};
     let volume = "  volumes: [{name: data, persistentVolumeClaim: {claimName: data}}]";

@@ -85,7 +85,7 @@ impl Question<'_> {
     fn preempting(&self) -> Option<Answer> {
         let node = self.wish.nominated.as_ref()?;
         let machine = self.cluster.machines.iter().find(|machine| machine.node.name == *node);
-        let ending = machine.iter().flat_map(|machine| machine.pods.iter()).filter(|pod| pod.ending);
+        let ending = machine.iter().flat_map(|machine| machine.pods.iter()).filter(|pod| pod.preempted);
         let ending: Vec<_> = ending.map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
         let (who, are) = match ending.len() {
             // Where only its own namespace can be seen, they may be elsewhere.
