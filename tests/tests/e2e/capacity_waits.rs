@@ -8,7 +8,7 @@ use spillway_tests::standin::GpuStandin;
 use crate::{
     Test,
     capacity::{free_gpus, json},
-    harness::{DEDICATED, Namespace, Pool, replace_agent, wait, wait_gpus},
+    harness::{DEDICATED, Namespace, Pool, replace_agent, wait, wait_gpus_in_status},
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -316,10 +316,10 @@ fn unconnected(pool: &Pool) -> anyhow::Result<()> {
     linked.1.connect(0, 2, 4)?;
     let agents = ["-n", "spillway-system", "delete", "pod", "-l", "app.kubernetes.io/component=agent"];
     pool.cluster.kubectl(&agents)?;
-    wait_gpus(pool, 3)?;
+    wait_gpus_in_status(pool, 3)?;
     // Of the pair that has links one is gone: the two that are left are no pair.
     linked.1.set_lost(2, true)?;
-    wait_gpus(pool, 2)?;
+    wait_gpus_in_status(pool, 2)?;
     wants_two(&namespace)?;
     let why = stranded(pool, "nvlink", 2)?;
     ensure!(why.starts_with("at most 1 of 2 free reach each other by NVLink"), "{why}");

@@ -172,6 +172,15 @@ pub(crate) fn wait_gpus(pool: &Pool, count: usize) -> anyhow::Result<()> {
     .with_context(|| format!("last: {last:?}"))
 }
 
+/// Waits until the dedicated node's status says so many, which the kubelet writes a moment later.
+pub(crate) fn wait_gpus_in_status(pool: &Pool, count: usize) -> anyhow::Result<()> {
+    wait(&format!("{count} GPUs to be in the node's status"), || {
+        let path = "jsonpath={.status.allocatable.nvidia\\.com/gpu}";
+        let now = pool.cluster.kubectl(&["get", "node", DEDICATED, "-o", path])?;
+        Ok((now == count.to_string()).then_some(()))
+    })
+}
+
 /// Puts a new pod in the place of the agent's, and waits until its GPUs are offered. Unlike a container that has ended several times, a new
 /// pod starts at once.
 pub(crate) fn replace_agent(pool: &Pool) -> anyhow::Result<()> {

@@ -8,7 +8,10 @@ use spillway_tests::{cluster::machine::Machine, standin::GpuStandin};
 
 use crate::{
     Test,
-    harness::{DEDICATED, Frozen, Namespace, Pool, agent_log, metric, replace_agent, wait, wait_gpus},
+    harness::{
+        DEDICATED, Frozen, Namespace, Pool, agent_log, metric, replace_agent, wait, wait_gpus,
+        wait_gpus_in_status,
+    },
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -411,11 +414,7 @@ fn burst(pool: &Pool) -> anyhow::Result<()> {
     let shares = Shares::of(pool)?;
     let before = Leftovers::now(pool)?;
     // A scheduler that knows of fewer would only be slower.
-    wait("eight shares to be in the node's status", || {
-        let path = "jsonpath={.status.allocatable.nvidia\\.com/gpu}";
-        let now = pool.cluster.kubectl(&["get", "node", DEDICATED, "-o", path])?;
-        Ok((now == "8").then_some(()))
-    })?;
+    wait_gpus_in_status(pool, 8)?;
     namespace.apply(&format!(
         "apiVersion: batch/v1
 kind: Job
