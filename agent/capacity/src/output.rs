@@ -170,8 +170,11 @@ pub fn print_within(
 
 /// Machines get a text as it is; a terminal gets no control character but the ends of lines.
 fn for_eyes_or_machines(out: &mut dyn Write, text: &str) -> io::Result<()> {
-    let shown = if io::stdout().is_terminal() { visible(text) } else { text.to_owned() };
-    out.write_all(shown.as_bytes())
+    if io::stdout().is_terminal() {
+        out.write_all(visible(text).as_bytes())
+    } else {
+        out.write_all(text.as_bytes())
+    }
 }
 
 fn visible(text: &str) -> String {
